@@ -1,0 +1,128 @@
+"""The time rules: when an agent is late, degraded, or fine.
+
+Pure functions: they look at no clock and at no database. All datetimes are aware and in UTC.
+
+The words: an agent *promises* a heartbeat each interval, or at each slot of a cron schedule. An interval that passed
+without one is *missed*. An agent that missed `missed_limit` of them (two, unless set otherwise) is *degraded*.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from enum import StrEnum
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from fleetbeat_shared.schedules import slots_after
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+SCHEDULE_GRACE_SECONDS = 60.0
+"""How late a heartbeat on a cron schedule may be unless the agent says otherwise: cron itself starts each minute."""
+
+
+class State(StrEnum):
+    """What is known of an agent."""
+
+    PENDING = "pending"
+    """Registered, never seen."""
+    OK = "ok"
+    """Its heartbeats come as promised."""
+    LATE = "late"
+    """One interval missed. Derived when read, never stored."""
+    DEGRADED = "degraded"
+    """As many intervals missed as the limit allows."""
+    ENDED = "ended"
+    """It said goodbye, or another session took its name."""
+
+
+STORED_LIVE_STATES = (State.PENDING, State.OK, State.DEGRADED)
+"""The states in which heartbeats are expected, as far as they are stored."""
+
+
+@dataclass(frozen=True, slots=True)
+class Promise:
+    """How often an agent promised to beat: `interval_seconds`, or a cron `schedule` in a `time_zone`."""
+
+    interval_seconds: float | None
+    schedule: str | None
+    time_zone: str | None
+    grace_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Outage:
+    """A span of time in which nobody watched."""
+
+    started_at: datetime
+    ended_at: datetime
+
+
+def default_grace_seconds(interval_seconds: float | None) -> float:
+    """Return how much later than promised a heartbeat may come.
+
+    5% of the interval, at least 1 s and at most 60 s; 60 s for a cron schedule (no interval).
+    """
+    if interval_seconds is None:
+        return SCHEDULE_GRACE_SECONDS
+    return min(max(interval_seconds * 0.05, 1.0), 60.0)
+
+
+def deadline(promise: Promise, since: datetime, missed_limit: int) -> datetime:
+    """Return the moment at which an agent last seen at `since` becomes degraded, if it stays silent.
+
+    Interval: `since` + limit x interval + grace. Schedule: the limit-th slot after `since`, plus grace, where a
+    heartbeat within grace before a slot counts for that slot.
+    """
+    grace = timedelta(seconds=promise.grace_seconds)
+    if promise.interval_seconds is not None:
+        return since + timedelta(seconds=promise.interval_seconds * missed_limit) + grace
+    slots = slots_after(promise.schedule or "", promise.time_zone or "UTC", since + grace)
+    return next(islice(slots, missed_limit - 1, None)) + grace
+
+
+def extend_over_outages(deadline_at: datetime, since: datetime, outages: Iterable[Outage]) -> datetime:
+    """Return the deadline moved by the time after `since` in which nobody watched.
+
+    `outages` in the order of their start. An outage that began after the deadline had passed moves nothing: the agent
+    was silent for its whole time while it was watched.
+    """
+    for outage in outages:
+        if outage.started_at >= deadline_at:
+            break
+        if outage.ended_at > since:
+            deadline_at += outage.ended_at - max(outage.started_at, since)
+    return deadline_at
+
+
+def missed_intervals(
+    promise: Promise, since: datetime, deadline_at: datetime, as_of: datetime, missed_limit: int
+) -> int:
+    """Return how many intervals (or slots) an agent last seen at `since` has missed by `as_of`.
+
+    Counted back from the deadline, at which exactly `missed_limit` are missed, so that what moved the deadline (an
+    outage) moves the count too.
+    """
+    if promise.interval_seconds is not None:
+        past_deadline = (as_of - deadline_at).total_seconds()
+        return max(0, missed_limit + math.floor(past_deadline / promise.interval_seconds))
+    grace = timedelta(seconds=promise.grace_seconds)
+    moved = deadline_at - deadline(promise, since, missed_limit)
+    missed = 0
+    for slot in slots_after(promise.schedule or "", promise.time_zone or "UTC", since + grace):
+        if slot + grace + moved > as_of or missed == _MISSED_SHOWN:
+            break
+        missed += 1
+    return missed
+
+
+_MISSED_SHOWN = 1000
+"""Where the counting of missed slots stops: a schedule of every minute, forgotten for a year, has half a million."""
+
+
+def shown_state(stored: State, missed: int) -> State:
+    """Return the state to show for a stored one: an agent that is `ok` but missed an interval is late."""
+    return State.LATE if stored is State.OK and missed > 0 else stored

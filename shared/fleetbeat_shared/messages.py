@@ -1,0 +1,230 @@
+"""The messages that agents send, as they travel: JSON objects told apart by `kind`.
+
+A message enters Fleetbeat here, on either side, so this is where text is stripped of control characters and where every
+limit is held.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from enum import StrEnum
+from typing import Annotated, Any, Literal, Self
+from uuid import UUID  # noqa: TC003 - pydantic reads it at run time
+
+from pydantic import (
+    UUID7,
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
+
+from fleetbeat_shared.errors import InvalidMessage
+from fleetbeat_shared.identifiers import normalise_name
+from fleetbeat_shared.schedules import check_schedule, find_time_zone
+from fleetbeat_shared.text import clean
+
+MAX_MESSAGE_BYTES = 32 * 1024
+MAX_METADATA_BYTES = 4 * 1024
+MIN_INTERVAL_SECONDS = 1.0
+MAX_INTERVAL_SECONDS = 31 * 86_400.0
+MAX_BUFFERED_SECONDS = 366 * 86_400.0
+MAX_COUNT = 2**31 - 1  # what an SQL integer holds
+
+
+class Reason(StrEnum):
+    """Why a message was set aside in `rejected_messages`."""
+
+    TOO_LARGE = "too_large"
+    """More bytes than a message may have."""
+    NOT_JSON = "not_json"
+    """Not a JSON text."""
+    INVALID = "invalid"
+    """JSON, but not of a message's shape."""
+    UNKNOWN_SESSION = "unknown_session"
+    """No such session is registered."""
+    SESSION_ENDED = "session_ended"
+    """The session had ended before this was sent."""
+    UNKNOWN_PARENT = "unknown_parent"
+    """A delegate named a parent that isn't registered."""
+    DATABASE = "database"
+    """The database refused this message alone, while it took its neighbours."""
+    POISON = "poison"
+    """Three times running, a process died while it worked on this message alone."""
+
+
+def _clean_text(value: object) -> object:
+    return clean(value) if isinstance(value, str) else value
+
+
+def _check_name(name: str) -> str:
+    name = normalise_name(name)
+    if not name.isprintable():
+        message = "has characters that can't be printed"
+        raise ValueError(message)
+    return name
+
+
+def _check_time_zone(name: str) -> str:
+    find_time_zone(name)
+    return name
+
+
+_ESCAPED_CONTROL = re.compile(r"\\u(?:00[0189]|061c|20[0126]|feff|fff)", re.IGNORECASE)
+
+
+def _clean_metadata(value: dict[str, Any]) -> dict[str, Any]:
+    """Hold metadata to what every database stores and every terminal may see."""
+    try:
+        text = json.dumps(value, allow_nan=False)
+        size = len(json.dumps(value, ensure_ascii=False).encode())
+    except (ValueError, TypeError, RecursionError) as error:
+        message = f"is no JSON object: {error}"
+        raise ValueError(message) from error
+    if size > MAX_METADATA_BYTES:
+        message = f"is {size} bytes of JSON; at most {MAX_METADATA_BYTES} are allowed"
+        raise ValueError(message)
+    # \n, \t and the like have short escapes of their own in JSON, so both forms are looked for.
+    if _ESCAPED_CONTROL.search(text) or re.search(r"\\[bfnrt]", text):
+        cleaned: dict[str, Any] = _clean_json(value)
+        return cleaned
+    return value
+
+
+def _clean_json(value: Any) -> Any:  # noqa: ANN401 - JSON is what it is
+    if isinstance(value, str):
+        return clean(value)
+    if isinstance(value, dict):
+        return {clean(key): _clean_json(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_clean_json(item) for item in value]
+    return value
+
+
+Text = Annotated[str, BeforeValidator(_clean_text)]
+Progress = Annotated[Text, Field(max_length=500)]
+Metadata = Annotated[dict[str, Any], AfterValidator(_clean_metadata)]
+AgentName = Annotated[Text, Field(min_length=1, max_length=64), AfterValidator(_check_name)]
+Count = Annotated[int, Field(ge=0, le=MAX_COUNT)]
+
+
+class _Message(BaseModel):
+    """What all messages have."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    version: Literal[1] = 1
+    id: UUID7
+    """Made by the sender; the key under which the message is stored once, however often it is delivered."""
+    session_id: UUID
+    sent_at: AwareDatetime
+    """The sender's clock. Shown, never trusted."""
+
+    def to_wire(self) -> bytes:
+        """Return the message as it travels.
+
+        Raises InvalidMessage when it is larger than a message may be.
+        """
+        unsaid = {name for name in ("reply", "parallel") if getattr(self, name, None) is False}
+        wire = self.model_dump_json(exclude_none=True, exclude=unsaid).encode()
+        if len(wire) > MAX_MESSAGE_BYTES:
+            detail = f"the message is {len(wire)} bytes; at most {MAX_MESSAGE_BYTES} are allowed"
+            raise InvalidMessage(Reason.TOO_LARGE, detail)
+        return wire
+
+
+class Register(_Message):
+    """An agent makes itself known, or changes what it promised."""
+
+    kind: Literal["register"] = "register"
+    agent_name: AgentName
+    interval_seconds: Annotated[float, Field(ge=MIN_INTERVAL_SECONDS, le=MAX_INTERVAL_SECONDS)] | None = None
+    schedule: Annotated[Text, Field(max_length=100), AfterValidator(check_schedule)] | None = None
+    """A cron expression of five fields, instead of an interval."""
+    time_zone: Annotated[str, Field(max_length=64), AfterValidator(_check_time_zone)] | None = None
+    """IANA name; with a schedule only, UTC if absent."""
+    grace_seconds: Annotated[float, Field(ge=0, le=MAX_INTERVAL_SECONDS)] | None = None
+    project: Annotated[Text, Field(max_length=128)] | None = None
+    work: Annotated[Text, Field(max_length=500)] | None = None
+    """What the agent is about to do: its current work until it reports progress."""
+    parent_id: UUID | None = None
+    """The session that this one works for."""
+    metadata: Metadata | None = None
+    parallel: bool = False
+    """Whether other live sessions may have the same name."""
+
+    @model_validator(mode="after")
+    def _one_promise(self) -> Self:
+        if (self.interval_seconds is None) == (self.schedule is None):
+            message = "give either interval_seconds or schedule"
+            raise ValueError(message)
+        if self.time_zone is not None and self.schedule is None:
+            message = "time_zone goes with a schedule"
+            raise ValueError(message)
+        if self.parent_id == self.session_id:
+            message = "parent_id is the session itself"
+            raise ValueError(message)
+        return self
+
+
+class Heartbeat(_Message):
+    """A sign of life, with whatever the agent has to say. What is absent leaves what was there."""
+
+    kind: Literal["heartbeat"] = "heartbeat"
+    progress: Progress | None = None
+    work_item_id: Annotated[Text, Field(max_length=128)] | None = None
+    status: Annotated[Text, Field(max_length=32)] | None = None
+    """A word of the agent's own: ok, busy, blocked, error."""
+    summary: Annotated[Text, Field(max_length=500)] | None = None
+    error: Annotated[Text, Field(max_length=2000)] | None = None
+    """An empty text says that an earlier error is over."""
+    open_tasks: Count | None = None
+    stale_tasks: Count | None = None
+    metadata: Metadata | None = None
+    buffered_seconds: Annotated[float, Field(ge=0, le=MAX_BUFFERED_SECONDS)] | None = None
+    """How long the message waited before it was sent."""
+    reply: bool = False
+    """Whether the sender waits for an answer."""
+
+
+class Deregister(_Message):
+    """An agent says goodbye."""
+
+    kind: Literal["deregister"] = "deregister"
+    error: Annotated[Text, Field(max_length=2000)] | None = None
+    exit_status: Annotated[int, Field(ge=-MAX_COUNT, le=MAX_COUNT)] | None = None
+
+
+Message = Annotated[Register | Heartbeat | Deregister, Field(discriminator="kind")]
+
+_ADAPTER: TypeAdapter[Register | Heartbeat | Deregister] = TypeAdapter(Message)
+
+
+def parse_message(wire: bytes) -> Register | Heartbeat | Deregister:
+    """Return the message that some bytes of the inbox are.
+
+    Raises InvalidMessage, with a reason, and a detail of one line without control characters.
+    """
+    if len(wire) > MAX_MESSAGE_BYTES:
+        raise InvalidMessage(Reason.TOO_LARGE, f"{len(wire)} bytes; at most {MAX_MESSAGE_BYTES} are allowed")
+    try:
+        return _ADAPTER.validate_json(wire)
+    except ValidationError as error:
+        reason = Reason.NOT_JSON if error.errors(include_url=False)[0]["type"] == "json_invalid" else Reason.INVALID
+        raise InvalidMessage(reason, describe(error)) from error
+
+
+def describe(error: ValidationError) -> str:
+    """Return what pydantic found, in one line; field names and tags of the input may be in it, cleaned."""
+    found = []
+    for item in error.errors(include_url=False, include_input=False)[:5]:
+        place = ".".join(str(part) for part in item["loc"] if part not in {"register", "heartbeat", "deregister"})
+        what = item["msg"].removeprefix("Value error, ")
+        found.append(f"{place}: {what}" if place else what)
+    return clean("; ".join(found))[:500]

@@ -1,0 +1,32 @@
+"""The names that both sides agree on: Redis keys, the consumer group, the RQ queue."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from uuid import UUID
+
+INBOX = "fleetbeat:inbox"
+"""The Redis stream that agents add their messages to."""
+
+FIELD = "m"
+"""The one field of an inbox entry: the message as JSON. Short, because every queued heartbeat carries it."""
+
+GROUP = "fleetbeat"
+"""The consumer group through which the workers read the inbox."""
+
+QUEUE = "fleetbeat"
+"""The RQ queue of the jobs `ingest` and `sweep`. One queue only: with several, RQ pops in a way that loses a job
+when the worker dies."""
+
+DISPATCHER_LOCK = "fleetbeat:dispatcher"
+"""Held by the elected dispatcher."""
+
+REPLY_SECONDS = 60
+"""How long a worker's answer waits for the sender that asked for it."""
+
+
+def reply_key(message_id: UUID) -> str:
+    """Return the key of the list on which the answer to a message arrives."""
+    return f"fleetbeat:reply:{message_id}"

@@ -1,0 +1,59 @@
+"""Cron schedules with time zones.
+
+croniter is imported where it is used: an agent that beats on a plain interval never pays for it.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime
+from functools import lru_cache
+from typing import TYPE_CHECKING
+from zoneinfo import ZoneInfo
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@lru_cache(maxsize=1024)
+def find_time_zone(name: str) -> ZoneInfo:
+    """Return the time zone with this IANA name.
+
+    Raises ValueError when there is none.
+    """
+    try:
+        return ZoneInfo(name)
+    except (KeyError, OSError, ValueError) as error:
+        message = f"{name!r} is no time zone; write an IANA name such as UTC or Europe/Berlin"
+        raise ValueError(message) from error
+
+
+def check_schedule(expression: str) -> str:
+    """Return the cron expression with single spaces.
+
+    Raises ValueError when it is none of five fields, or names a time that never comes (30 February).
+    """
+    from croniter import CroniterError, croniter
+
+    expression = " ".join(expression.split())
+    try:
+        if not expression.startswith("@") and len(expression.split(" ")) != 5:  # noqa: PLR2004 - cron has five fields
+            message = "it needs five fields: minute, hour, day, month, day of the week"
+            raise ValueError(message)  # noqa: TRY301 - told together with what croniter finds
+        if re.search(r"\b[rh]\b", expression.lower()):
+            message = "R and H stand for a different time at each look"
+            raise ValueError(message)  # noqa: TRY301 - as above
+        croniter(expression, datetime.now(UTC)).get_next(datetime)
+    except (CroniterError, ValueError, TypeError, KeyError) as error:
+        message = f"{expression!r} is no cron expression: {error}"
+        raise ValueError(message) from error
+    return expression
+
+
+def slots_after(expression: str, time_zone: str, moment: datetime) -> Iterator[datetime]:
+    """Yield the schedule's times after a moment (aware), as UTC, without end."""
+    from croniter import croniter
+
+    slots = croniter(expression, moment.astimezone(find_time_zone(time_zone)))
+    while True:
+        yield slots.get_next(datetime).astimezone(UTC)

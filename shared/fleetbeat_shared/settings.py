@@ -1,0 +1,124 @@
+"""Every setting, as one typed object that is built once at the edge and passed down.
+
+A setting `name` is read from the variable `FLEETBEAT_NAME`, or from the file that `FLEETBEAT_NAME_FILE` names.
+pydantic alone does this: importing pydantic-settings would cost each agent 0.17 s more.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from fleetbeat_shared.errors import SettingsError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, MutableMapping
+
+PREFIX = "FLEETBEAT_"
+DEFAULT_REDIS_PORT = 6390
+"""The port of the embedded Valkey: not Redis's own 6379, so that nobody's other server is used by mistake."""
+
+
+class Settings(BaseModel):
+    """What can be set. Durations are in seconds."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    data_dir: Path = Field(default=Path("~/.fleetbeat"), description="Where `fleetbeat up` keeps its data.")
+    redis_url: str = Field(
+        default=f"redis://127.0.0.1:{DEFAULT_REDIS_PORT}/0",
+        description="The Redis or Valkey that agents and workers meet at (`redis://`, `rediss://` or `unix://`).",
+        repr=False,
+    )
+    redis_timeout_seconds: Annotated[float, Field(gt=0, le=60)] = Field(
+        default=1.0, description="How long an agent's call waits for Redis to connect or to answer."
+    )
+    database_url: str | None = Field(
+        default=None,
+        description="The SQL database, as an SQLAlchemy URL (`sqlite:///…` or `postgresql://…`); "
+        "unset: `fleetbeat.db` in the data directory.",
+        repr=False,
+    )
+    sweep_seconds: Annotated[float, Field(ge=0.1, le=3600)] = Field(
+        default=5.0, description="How often silent agents are looked for. It bounds how late a verdict can be."
+    )
+    missed_intervals: Annotated[int, Field(ge=1, le=100)] = Field(
+        default=2, description="How many intervals an agent may miss before it is degraded."
+    )
+    batch_size: Annotated[int, Field(ge=1, le=10_000)] = Field(
+        default=1000, description="How many messages one database transaction stores at most."
+    )
+    lease_seconds: Annotated[float, Field(ge=0.5, le=3600)] = Field(
+        default=30.0,
+        description="How long a worker may hold messages without a sign of life.",
+    )
+    linger_seconds: Annotated[float, Field(ge=0, le=60)] = Field(
+        default=1.0, description="How long an ingest job waits for another message before it ends."
+    )
+    stale_task_seconds: Annotated[float, Field(ge=1)] = Field(
+        default=86_400.0, description="How long an open task may stay untouched before it counts as stale."
+    )
+    log_level: Annotated[str, Field(pattern="^(DEBUG|INFO|WARNING|ERROR)$")] = Field(
+        default="INFO", description="DEBUG, INFO, WARNING or ERROR."
+    )
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str]) -> Settings:
+        """Return the settings that some environment variables give.
+
+        Raises SettingsError, with the variable's name, for an unknown or malformed one.
+        """
+        values: dict[str, str] = {}
+        for variable, value in environment.items():
+            if not variable.startswith(PREFIX):
+                continue
+            name = variable.removeprefix(PREFIX).lower()
+            text = value
+            if name not in cls.model_fields and name.endswith("_file"):
+                name = name.removesuffix("_file")
+                text = _read_file(variable, value)
+            if name not in cls.model_fields:
+                message = f"{variable} is no setting of Fleetbeat; docs/settings.md lists them all. Unset it."
+                raise SettingsError(message)
+            if name in values:
+                message = f"{PREFIX}{name.upper()} and {PREFIX}{name.upper()}_FILE are both set. Unset one."
+                raise SettingsError(message)
+            values[name] = text
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            # The value stays out of the text: it may be a URL with a password.
+            first = error.errors(include_input=False, include_url=False)[0]
+            message = f"{PREFIX}{str(first['loc'][0]).upper()} has a value that can't be used: {first['msg']}."
+            raise SettingsError(message) from None
+
+    def export(self, environment: MutableMapping[str, str]) -> None:
+        """Set the variables that give these settings, for processes that are started from here."""
+        for name in type(self).model_fields:
+            value = getattr(self, name)
+            variable = PREFIX + name.upper()
+            environment.pop(variable + "_FILE", None)
+            if value is None:
+                environment.pop(variable, None)
+            else:
+                environment[variable] = str(value)
+
+    @property
+    def sql_url(self) -> str:
+        """The database's SQLAlchemy URL, with the default filled in."""
+        return self.database_url or f"sqlite:///{self.data_path / 'fleetbeat.db'}"
+
+    @property
+    def data_path(self) -> Path:
+        """The data directory with `~` expanded."""
+        return self.data_dir.expanduser()
+
+
+def _read_file(variable: str, path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        message = f"{variable} names a file that can't be read: {path} ({type(error).__name__})."
+        raise SettingsError(message) from error
