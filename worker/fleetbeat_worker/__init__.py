@@ -1,0 +1,1 @@
+"""Everything that holds a database connection: ingest, sweep, dashboard, and the command `fleetbeat`."""

@@ -1,0 +1,145 @@
+"""Engines and transactions.
+
+An engine belongs to the process that made it: none is carried across a fork.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, NoSuchModuleError, OperationalError
+
+from fleetbeat_shared.errors import DatabaseUnavailable, SettingsError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+BUSY_SECONDS = 5.0
+"""How long a statement waits for another process's lock before we say so and try again."""
+
+_ROLLED_BACK = {"40001", "40P01"}
+"""PostgreSQL's serialization_failure and deadlock_detected: the transaction is gone, the next try will do."""
+
+
+def open_engine(url: str) -> Engine:
+    """Return an engine for `sqlite:///…` or `postgresql://…`; it connects at its first use.
+
+    Raises SettingsError when the URL is none of these, or the database's driver isn't installed.
+    """
+    try:
+        parsed = make_url(url)
+        if parsed.drivername in {"postgresql", "postgres"}:
+            parsed = parsed.set(drivername="postgresql+psycopg")
+        if parsed.drivername == "postgresql+psycopg":
+            return _open_postgresql(parsed)
+        if parsed.drivername in {"sqlite", "sqlite+pysqlite"}:
+            return _open_sqlite(parsed)
+    except ModuleNotFoundError as error:
+        message = 'The PostgreSQL driver is missing; install it with: pip install "fleetbeat[worker,postgres]".'
+        raise SettingsError(message) from error
+    except (ArgumentError, NoSuchModuleError, ValueError):
+        pass  # its text would repeat the URL, with the password
+    message = "FLEETBEAT_DATABASE_URL is no URL that works here; write sqlite:///path or postgresql://user@host/name."
+    raise SettingsError(message) from None
+
+
+def _open_postgresql(url: Any) -> Engine:  # noqa: ANN401 - SQLAlchemy's URL
+    milliseconds = int(BUSY_SECONDS * 1000)
+    return create_engine(
+        url,
+        pool_pre_ping=True,
+        connect_args={
+            "connect_timeout": 5,
+            "application_name": "fleetbeat",
+            "prepare_threshold": 2,
+            "options": f"-c lock_timeout={milliseconds} -c timezone=UTC",
+        },
+    )
+
+
+def _open_sqlite(url: Any) -> Engine:  # noqa: ANN401 - SQLAlchemy's URL
+    in_memory = url.database in {None, "", ":memory:"}
+    if not in_memory:
+        # Only the directory of the data is ours to make; a file: URI is taken as it is.
+        Path(url.database).expanduser().parent.mkdir(parents=True, exist_ok=True)
+    engine = create_engine(url, connect_args={"timeout": BUSY_SECONDS, "check_same_thread": False})
+    event.listen(engine, "connect", _prepare_sqlite)
+    event.listen(engine, "begin", _begin_sqlite)
+    return engine
+
+
+def _prepare_sqlite(connection: Any, _record: object) -> None:  # noqa: ANN401 - the driver's connection
+    connection.isolation_level = None  # we begin transactions ourselves, see _begin_sqlite
+    connection.execute("PRAGMA journal_mode = WAL")
+    # FULL, not NORMAL: what was committed is acknowledged to Redis and gone there, so it must outlive a power cut.
+    connection.execute("PRAGMA synchronous = FULL")
+    connection.execute("PRAGMA foreign_keys = ON")
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    # A deferred transaction that turns into a write fails at once when another writes, whatever the time-out is.
+    connection.exec_driver_sql(connection.get_execution_options().get("sqlite_begin", "BEGIN"))
+
+
+@contextmanager
+def writing(engine: Engine) -> Iterator[Connection]:
+    """Open a transaction that writes; it commits at the end, or rolls back when an exception passes.
+
+    Raises DatabaseUnavailable.
+    """
+    with database_errors(engine), engine.execution_options(sqlite_begin="BEGIN IMMEDIATE").begin() as connection:
+        yield connection
+
+
+@contextmanager
+def reading(engine: Engine) -> Iterator[Connection]:
+    """Open a transaction that sees one state of the database throughout, and writes nothing.
+
+    Raises DatabaseUnavailable.
+    """
+    with database_errors(engine), engine.connect() as opened:
+        connection = opened
+        if engine.dialect.name == "postgresql":
+            connection = opened.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+        with connection.begin():
+            yield connection
+
+
+@contextmanager
+def database_errors(engine: Engine) -> Iterator[None]:
+    """Turn what trying again may mend into DatabaseUnavailable; a fault of the data or the program stays what it is."""
+    try:
+        yield
+    except (OperationalError, InterfaceError) as error:
+        message = f"The database at {place(engine)} can't be used now ({reason(error)}). Trying again may help."
+        raise DatabaseUnavailable(message) from error
+    except DBAPIError as error:
+        if error.connection_invalidated:
+            message = f"The connection to the database at {place(engine)} broke off. Trying again may help."
+            raise DatabaseUnavailable(message) from error
+        raise
+
+
+def rolled_back_by_conflict(error: DatabaseUnavailable) -> bool:
+    """Return whether the transaction lost against another and can be tried again at once."""
+    cause = error.__cause__
+    return isinstance(cause, DBAPIError) and getattr(cause.orig, "sqlstate", None) in _ROLLED_BACK
+
+
+def reason(error: DBAPIError) -> str:
+    """Return the first line of what the driver says; neither driver repeats passwords in it."""
+    lines = str(error.orig).strip().splitlines()
+    return lines[0].rstrip(".") if lines else type(error.orig).__name__
+
+
+def place(engine: Engine) -> str:
+    """Return where the database is, without user and password."""
+    url = engine.url
+    if url.get_backend_name() == "sqlite":
+        return f"sqlite:///{url.database or ':memory:'}"
+    port = f":{url.port}" if url.port else ""
+    return f"postgresql://{url.host or 'localhost'}{port}/{url.database or ''}"

@@ -1,0 +1,248 @@
+"""The tables. Migrations make them; this module is what the code knows of them."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import BigInteger, ForeignKey, Index, Integer, LargeBinary, MetaData, Text, text
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from fleetbeat_worker.column_types import Identifier, Instant, JsonObject
+
+BIG_KEY = BigInteger().with_variant(Integer, "sqlite")  # SQLite counts up by itself only in an INTEGER key
+
+
+class EventType(StrEnum):
+    """What changed."""
+
+    REGISTERED = "registered"
+    """A session was registered, or registered again."""
+    HEARTBEAT = "heartbeat"
+    """A heartbeat brought progress text."""
+    DEGRADED = "degraded"
+    """An agent missed as many intervals as the limit allows."""
+    RECOVERED = "recovered"
+    """A degraded agent was heard again."""
+    DEREGISTERED = "deregistered"
+    """A session ended: its agent said goodbye, or another session took its name."""
+    OUTAGE = "outage"
+    """Nobody watched for a time."""
+
+
+class TaskState(StrEnum):
+    """How far a task is."""
+
+    OPEN = "open"
+    """To be done."""
+    IN_PROGRESS = "in_progress"
+    """A session works on it; when the session ends it is open again."""
+    DONE = "done"
+    """Finished."""
+
+
+class Base(DeclarativeBase):
+    """What all tables share."""
+
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+    type_annotation_map = {  # noqa: RUF012 - SQLAlchemy reads it from the class
+        datetime: Instant,
+        UUID: Identifier,
+        dict[str, Any]: JsonObject,
+        str: Text,
+        bytes: LargeBinary,
+    }
+
+
+class Agent(Base):
+    """A session of an agent: what it promised and what it last said. Seldom written, unlike `liveness`."""
+
+    __tablename__ = "agents"
+    __table_args__ = (
+        # One live session to a name, unless it asked for company.
+        Index(
+            "uq_agents_live_name",
+            "agent_name",
+            unique=True,
+            sqlite_where=text("ended_at IS NULL AND NOT parallel"),
+            postgresql_where=text("ended_at IS NULL AND NOT parallel"),
+        ),
+        Index("ix_agents_agent_name", "agent_name"),
+    )
+
+    session_id: Mapped[UUID] = mapped_column(primary_key=True)
+    agent_name: Mapped[str]
+    interval_seconds: Mapped[float | None]
+    """The promise, unless it is a schedule."""
+    schedule: Mapped[str | None]
+    """A cron expression, in `time_zone`."""
+    time_zone: Mapped[str | None]
+    grace_seconds: Mapped[float]
+    """How much later than promised a heartbeat may come."""
+    project: Mapped[str | None]
+    parent_id: Mapped[UUID | None]
+    """The session that this one works for."""
+    parallel: Mapped[bool]
+    """Whether other live sessions may have the same name."""
+    metadata_: Mapped[dict[str, Any] | None] = mapped_column("metadata")
+    """What the agent last said of itself."""
+    registered_at: Mapped[datetime]
+    """When the session was opened; a second registration of a live session doesn't move it."""
+    ended_at: Mapped[datetime | None]
+    exit_status: Mapped[int | None]
+    lifecycle_entry: Mapped[int] = mapped_column(BigInteger)
+    """Position of the newest registration or end that was applied; older ones are ignored."""
+    current_work: Mapped[str | None]
+    """The latest progress, or what the registration said the agent was about to do."""
+    work_item_id: Mapped[str | None]
+    progress: Mapped[str | None]
+    status: Mapped[str | None]
+    summary: Mapped[str | None]
+    error: Mapped[str | None]
+    open_tasks: Mapped[int | None]
+    """As the agent reported."""
+    stale_tasks: Mapped[int | None]
+    """As the agent reported."""
+    reported_at: Mapped[datetime | None]
+    """`seen_at` of the newest heartbeat that said anything; an older one changes none of what is said here."""
+
+
+class Liveness(Base):
+    """When a session was last seen. Every heartbeat writes here, so it is narrow, and no index stands on what changes.
+
+    Measured with 1,000,000 agents: 61,600 updates/s on PostgreSQL, against 41,900 with one wide table.
+    """
+
+    __tablename__ = "liveness"
+    __table_args__ = {"postgresql_with": {"fillfactor": "70"}}  # noqa: RUF012 - room for HOT updates
+
+    session_id: Mapped[UUID] = mapped_column(ForeignKey("agents.session_id", ondelete="CASCADE"), primary_key=True)
+    state: Mapped[str]
+    """pending, ok, degraded or ended (`fleetbeat_shared.liveness.State`)."""
+    state_changed_at: Mapped[datetime]
+    last_seen_at: Mapped[datetime | None]
+    """Moves forward only."""
+    deadline_at: Mapped[datetime]
+    """When the agent becomes degraded, if it stays silent."""
+
+
+class StoredHeartbeat(Base):
+    """A heartbeat. On PostgreSQL partitioned by day, by ranges of the id."""
+
+    __tablename__ = "heartbeats"
+    __table_args__ = {"sqlite_with_rowid": False}  # noqa: RUF012 - ids grow with time: one tree, appended to
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    """The message's id (UUIDv7): a replay finds itself stored."""
+    session_id: Mapped[UUID]
+    received_at: Mapped[datetime]
+    """Redis's time when it arrived."""
+    seen_at: Mapped[datetime]
+    """`received_at` less the time that it waited to be sent."""
+    sent_at: Mapped[datetime]
+    """The agent's clock."""
+    progress: Mapped[str | None]
+    work_item_id: Mapped[str | None]
+    status: Mapped[str | None]
+    summary: Mapped[str | None]
+    error: Mapped[str | None]
+    open_tasks: Mapped[int | None]
+    stale_tasks: Mapped[int | None]
+    metadata_: Mapped[dict[str, Any] | None] = mapped_column("metadata")
+
+
+class Event(Base):
+    """Something that changed."""
+
+    __tablename__ = "events"
+    __table_args__ = (Index(None, "session_id", "id"),)
+
+    id: Mapped[int] = mapped_column(BIG_KEY, primary_key=True)
+    type: Mapped[str]
+    """One of `EventType`."""
+    occurred_at: Mapped[datetime]
+    session_id: Mapped[UUID | None]
+    """Absent where the whole fleet is meant."""
+    agent_name: Mapped[str | None]
+    message_id: Mapped[UUID | None] = mapped_column(unique=True)
+    """The message that caused it, if it can be delivered twice: then the event is stored once all the same."""
+    text: Mapped[str | None]
+    """The progress text of a heartbeat."""
+    detail: Mapped[dict[str, Any] | None]
+    """More, by type."""
+
+
+class Task(Base):
+    """A work item of an agent, by the agent's name: tasks outlive sessions."""
+
+    __tablename__ = "tasks"
+    __table_args__ = (Index(None, "agent_name", "state"),)
+
+    id: Mapped[int] = mapped_column(BIG_KEY, primary_key=True)
+    agent_name: Mapped[str]
+    title: Mapped[str]
+    state: Mapped[str]
+    """One of `TaskState`."""
+    created_at: Mapped[datetime]
+    updated_at: Mapped[datetime]
+    """An open task that nobody touched for long is stale."""
+
+
+class RejectedMessage(Base):
+    """A message that couldn't be accepted, kept with the reason."""
+
+    __tablename__ = "rejected_messages"
+    __table_args__ = (
+        # For the heartbeat that overtook its own registration.
+        Index(
+            "ix_rejected_messages_unknown",
+            "session_id",
+            sqlite_where=text("reason = 'unknown_session'"),
+            postgresql_where=text("reason = 'unknown_session'"),
+        ),
+        Index(None, "received_at"),
+    )
+
+    id: Mapped[int] = mapped_column(BIG_KEY, primary_key=True)
+    entry_id: Mapped[str] = mapped_column(unique=True)
+    """The inbox entry's id, so that a replay is set aside once."""
+    received_at: Mapped[datetime]
+    reason: Mapped[str]
+    """One of `fleetbeat_shared.messages.Reason`."""
+    detail: Mapped[str]
+    """What exactly is wrong."""
+    session_id: Mapped[UUID | None]
+    """If the message could be read."""
+    raw: Mapped[bytes]
+    """The message's bytes, up to the size that a message may have."""
+
+
+class OutageRow(Base):
+    """A span in which nobody watched: no sweep ran."""
+
+    __tablename__ = "outages"
+
+    id: Mapped[int] = mapped_column(BIG_KEY, primary_key=True)
+    started_at: Mapped[datetime]
+    ended_at: Mapped[datetime] = mapped_column(index=True)
+
+
+class Pipeline(Base):
+    """One row: what the pipeline last knew of itself."""
+
+    __tablename__ = "pipeline"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    watermark: Mapped[datetime | None]
+    """Everything received before it was in SQL at the last sweep. Never goes back."""
+    last_sweep_at: Mapped[datetime | None]
+    """Redis's time at the last sweep."""
