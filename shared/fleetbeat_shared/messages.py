@@ -76,7 +76,7 @@ def _check_time_zone(name: str) -> str:
     return name
 
 
-_ESCAPED_CONTROL = re.compile(r"\\u(?:00[0189]|061c|20[0126]|feff|fff)", re.IGNORECASE)
+_ESCAPED_CONTROL = re.compile(r"\\u(?:00[0189]|007f|061c|20[0126]|feff|fff)", re.IGNORECASE)
 
 
 def _clean_metadata(value: dict[str, Any]) -> dict[str, Any]:
@@ -107,10 +107,11 @@ def _clean_json(value: Any) -> Any:  # noqa: ANN401 - JSON is what it is
     return value
 
 
-Text = Annotated[str, BeforeValidator(_clean_text)]
+# Strict, as bytes would pass the cleaning by.
+Text = Annotated[str, Field(strict=True), BeforeValidator(_clean_text)]
 Progress = Annotated[Text, Field(max_length=500)]
 Metadata = Annotated[dict[str, Any], AfterValidator(_clean_metadata)]
-AgentName = Annotated[Text, Field(min_length=1, max_length=64), AfterValidator(_check_name)]
+AgentName = Annotated[Text, AfterValidator(_check_name), Field(min_length=1, max_length=64)]
 Count = Annotated[int, Field(ge=0, le=MAX_COUNT)]
 
 
@@ -225,6 +226,6 @@ def describe(error: ValidationError) -> str:
     found = []
     for item in error.errors(include_url=False, include_input=False)[:5]:
         place = ".".join(str(part) for part in item["loc"] if part not in {"register", "heartbeat", "deregister"})
-        what = item["msg"].removeprefix("Value error, ")
+        what = re.sub(r" item(s?) after validation", r" character\1", item["msg"].removeprefix("Value error, "))
         found.append(f"{place}: {what}" if place else what)
     return clean("; ".join(found))[:500]

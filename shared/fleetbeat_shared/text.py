@@ -13,7 +13,8 @@ _LINE_BREAKS = re.compile(r"[\t\n\v\f\r\x1c-\x1f\x85\u2028\u2029]+")
 _UNSAFE = re.compile(
     r"[\x00-\x1f\x7f-\x9f"  # C0 and C1 controls
     r"\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"  # bidirectional overrides: they make text look like other text
-    r"\u2028\u2029\ufeff\ufff9-\ufffb]"  # line and paragraph separators, the byte order mark, annotations
+    r"\u2028\u2029\ufeff\ufff9-\ufffb"  # line and paragraph separators, the byte order mark, annotations
+    r"\ud800-\udfff]"  # lone surrogates, as file names that are no UTF-8 have them: neither JSON nor SQL takes them
 )
 
 
