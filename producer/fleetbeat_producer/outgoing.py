@@ -11,7 +11,7 @@ from pydantic_core import PydanticSerializationError
 
 from fleetbeat_shared.errors import InvalidMessage
 from fleetbeat_shared.identifiers import new_message_id, stable_session_id
-from fleetbeat_shared.messages import AgentName, Deregister, Heartbeat, Reason, Register, describe
+from fleetbeat_shared.messages import AgentName, Deregister, Heartbeat, Reason, Register, describe, parse_message
 
 _Kind = TypeVar("_Kind", Register, Heartbeat, Deregister)
 
@@ -29,10 +29,12 @@ def compose(kind: type[_Kind], session_id: UUID | str, **fields: object) -> _Kin
         message = kind.model_validate(
             {"id": new_message_id(), "session_id": session_id, "sent_at": datetime.now(UTC), **fields}
         )
-        message.to_wire()  # so that what is too large, or can't be written as JSON, is known at once
+        parse_message(message.to_wire())  # what the workers would set aside is refused here, at once
     except ValidationError as error:
         raise refused(describe(error), _CALLED[kind]) from error
-    except PydanticSerializationError as error:
+    except InvalidMessage as error:
+        raise refused(error.detail, _CALLED[kind], error.reason) from error
+    except (PydanticSerializationError, TypeError) as error:
         why = f"it can't be written as JSON ({error})"
         raise refused(why, _CALLED[kind]) from error
     return message
@@ -67,6 +69,6 @@ def session_to_register(agent_name: str, *, stable: bool, parallel: bool, sessio
     return stable_session(agent_name)[1]
 
 
-def refused(why: str, what: str) -> InvalidMessage:
+def refused(why: str, what: str, reason: str = Reason.INVALID) -> InvalidMessage:
     """Return the error for a message that can't be sent as it is."""
-    return InvalidMessage(Reason.INVALID, f"This {what} can't be sent: {why}.")
+    return InvalidMessage(reason, f"This {what} can't be sent: {why}.")
