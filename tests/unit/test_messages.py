@@ -1,0 +1,248 @@
+from __future__ import annotations
+
+import json
+import time
+import unicodedata
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+from hypothesis import given, strategies as st
+from pydantic import ValidationError
+
+from fleetbeat_shared.errors import InvalidMessage
+from fleetbeat_shared.identifiers import new_message_id, stable_session_id
+from fleetbeat_shared.messages import (
+    MAX_MESSAGE_BYTES,
+    MAX_METADATA_BYTES,
+    Deregister,
+    Heartbeat,
+    Reason,
+    Register,
+    parse_message,
+)
+
+SESSION = UUID("3d6f6917-efad-4b03-b9bf-d8e124b2e8bb")
+
+
+def head() -> dict[str, Any]:
+    return {"id": new_message_id(), "session_id": SESSION, "sent_at": datetime.now(UTC)}
+
+
+def wire(**fields: Any) -> bytes:
+    """Return a heartbeat as a stranger might send it."""
+    plain = {"version": 1, "kind": "heartbeat", **{name: str(value) for name, value in head().items()}}
+    return json.dumps(plain | fields).encode()
+
+
+def registration(**fields: Any) -> Register:
+    return Register(**head(), **{"agent_name": "hint", "interval_seconds": 30} | fields)
+
+
+def heartbeat(**fields: Any) -> Heartbeat:
+    return Heartbeat(**head(), **fields)
+
+
+FULL = [
+    registration(
+        schedule="15 8 * * *", interval_seconds=None, time_zone="Europe/Berlin", grace_seconds=5, parallel=True
+    ),
+    registration(project="p", work="w", parent_id=uuid4(), metadata={"a": [1, None, {"b": "ü"}]}),
+    heartbeat(),
+    heartbeat(progress="x", work_item_id="W-1", status="busy", summary="s", error="", open_tasks=3, stale_tasks=0),
+    heartbeat(metadata={"a": None}, buffered_seconds=1.5, reply=True),
+    Deregister(**head(), error="e", exit_status=-9),
+]
+
+
+@pytest.mark.parametrize("message", FULL, ids=lambda message: message.kind)
+def test_messages_survive_the_wire(message: Register | Heartbeat | Deregister) -> None:
+    """What is sent is what is read, of every kind and with every field."""
+    assert parse_message(message.to_wire()) == message
+
+
+def test_a_plain_heartbeat_is_small() -> None:
+    """What isn't said isn't sent: a typical heartbeat has at most 250 bytes on the wire."""
+    assert len(heartbeat(progress="reading the inbox", work_item_id="W-12").to_wire()) <= 250
+
+
+BAD = {
+    "empty": (b"", Reason.NOT_JSON),
+    "not JSON": (b"hello", Reason.NOT_JSON),
+    "half a message": (wire()[:-5], Reason.NOT_JSON),
+    "not UTF-8": (wire(progress="@").replace(b"@", b"\xff\xfe"), Reason.NOT_JSON),
+    "too large": (wire(progress="x" * 10_000_000), Reason.TOO_LARGE),
+    "one byte too large": (wire() + b" " * (MAX_MESSAGE_BYTES + 1 - len(wire())), Reason.TOO_LARGE),
+    "deep lists": (b"[" * 30_000, Reason.NOT_JSON),
+    "deep metadata": (wire(metadata="@").replace(b'"@"', b'{"a":' * 1000 + b"1" + b"}" * 1000), Reason.NOT_JSON),
+    "lone surrogate": (wire(progress="\ud800"), Reason.NOT_JSON),
+    "lone surrogate in metadata": (wire(metadata={"a": "\udcff"}), Reason.NOT_JSON),
+    "NaN": (wire(buffered_seconds=float("nan")), Reason.INVALID),
+    "infinity": (wire(buffered_seconds=float("inf")), Reason.INVALID),
+    "NaN in metadata": (wire(metadata={"a": float("nan")}), Reason.INVALID),
+    "number beyond floats in metadata": (wire(metadata="@").replace(b'"@"', b'{"a":1e999}'), Reason.INVALID),
+    "huge count": (wire(open_tasks=10**400), Reason.INVALID),
+    "count beyond SQL": (wire(open_tasks=2**31), Reason.INVALID),
+    "number of 5000 digits": (wire(open_tasks="@").replace(b'"@"', b"1" * 5000), Reason.NOT_JSON),
+    "negative count": (wire(stale_tasks=-1), Reason.INVALID),
+    "unknown field": (wire(surprise=1), Reason.INVALID),
+    "wrong version": (wire(version=2), Reason.INVALID),
+    "unknown kind": (wire(kind="shutdown"), Reason.INVALID),
+    "a kind's missing field": (wire(kind="register"), Reason.INVALID),
+    "no object": (b"[1, 2]", Reason.INVALID),
+    "null": (b"null", Reason.INVALID),
+    "id of another version": (wire(id=str(uuid4())), Reason.INVALID),
+    "session that is no UUID": (wire(session_id="hint"), Reason.INVALID),
+    "time without a zone": (wire(sent_at="2024-01-01T00:00:00"), Reason.INVALID),
+    "time beyond the calendar": (wire(sent_at=1e300), Reason.INVALID),
+    "text that is a number": (wire(progress=5), Reason.INVALID),
+    "text too long": (wire(progress="x" * 501), Reason.INVALID),
+    "metadata that is a list": (wire(metadata=[1]), Reason.INVALID),
+    "metadata too large": (wire(metadata={"a": "x" * MAX_METADATA_BYTES}), Reason.INVALID),
+}
+
+
+@pytest.mark.parametrize(("raw", "reason"), BAD.values(), ids=BAD)
+def test_bad_messages_are_refused_with_a_reason(raw: bytes, reason: Reason) -> None:
+    """Each kind of bad input gets its reason, and a detail of one short line that is safe to show."""
+    with pytest.raises(InvalidMessage) as caught:
+        parse_message(raw)
+    assert caught.value.reason == reason
+    assert 0 < len(caught.value.detail) <= 500
+    assert caught.value.detail.isprintable()
+
+
+@given(st.binary(max_size=200) | st.text().map(str.encode) | st.from_regex(rb'\{"kind": ?"(heartbeat|register)".*\}'))
+def test_any_bytes_are_a_message_or_refused(raw: bytes) -> None:
+    """Nothing but InvalidMessage ever comes out of bad bytes."""
+    with pytest.raises(InvalidMessage):
+        parse_message(raw)
+
+
+def test_field_names_of_strangers_are_cleaned_in_the_detail() -> None:
+    """An unknown field's name with escape sequences doesn't reach a terminal through the error."""
+    with pytest.raises(InvalidMessage) as caught:
+        parse_message(wire(**{"\x1b[31mred\n": 1}))
+    assert caught.value.detail.startswith("red")
+
+
+def test_text_is_cleaned_where_it_enters() -> None:
+    """Escape sequences, NUL and line breaks are gone from every text, on the wire as in Python."""
+    dirty = "\x1b[31mone\x00\r\ntwo\u202e"
+    names = ("progress", "work_item_id", "status", "summary", "error")
+    for message in (heartbeat(**dict.fromkeys(names, dirty)), parse_message(wire(**dict.fromkeys(names, dirty)))):
+        assert {getattr(message, name) for name in names} == {"one two"}
+
+
+def test_metadata_is_cleaned_in_keys_and_values() -> None:
+    """Controls hide neither in keys, nor deep down, nor behind JSON's escapes."""
+    dirty = {"k\x1b[1m\x00ey": ["a\x7fb", {"c": "d\ne", "n": 1}], "bidi\u202e": "x\u2066y", "c1": "\x9bz"}
+    clean = {"key": ["ab", {"c": "d e", "n": 1}], "bidi": "xy", "c1": "z"}
+    assert heartbeat(metadata=dirty).metadata == clean
+    assert parse_message(wire(metadata=dirty)).metadata == clean
+
+
+def test_bytes_are_no_text() -> None:
+    """Bytes would pass the cleaning by, so they are refused."""
+    with pytest.raises(ValidationError, match="valid string"):
+        heartbeat(progress=b"\x1b[31m")
+
+
+def test_lone_surrogates_in_python_texts_are_dropped() -> None:
+    """A file name that is no UTF-8 can be reported, and reaches the wire without what JSON can't carry."""
+    message = heartbeat(progress="reading caf\udce9.txt")
+    assert parse_message(message.to_wire()).progress == "reading caf.txt"
+
+
+@pytest.mark.parametrize("length", [MAX_METADATA_BYTES - 8, MAX_METADATA_BYTES - 7])
+def test_metadata_is_limited_in_bytes_of_json(length: int) -> None:
+    """4 KiB of JSON are accepted and one byte more is not; letters count with their UTF-8 bytes."""
+    for value in ("x" * length, "ü" * (length // 2) + "x" * (length % 2)):
+        metadata = {"a": value}
+        if len(json.dumps(metadata, ensure_ascii=False).encode()) <= MAX_METADATA_BYTES:
+            assert heartbeat(metadata=metadata).metadata == metadata
+        else:
+            with pytest.raises(ValidationError, match="at most 4096"):
+                heartbeat(metadata=metadata)
+
+
+@pytest.mark.parametrize("value", [{1, 2}, object(), datetime.now(UTC), float("nan"), b"x"])
+def test_metadata_is_json(value: object) -> None:
+    """What JSON doesn't know is refused when the message is made."""
+    with pytest.raises(ValidationError, match="is no JSON object"):
+        heartbeat(metadata={"a": value})
+
+
+def test_names_have_one_spelling() -> None:
+    """A name written with combining characters is the same agent as the composed one, with one stable id."""
+    composed = "Åse"
+    apart = unicodedata.normalize("NFD", composed)
+    assert apart != composed
+    assert registration(agent_name=f" {apart}\n").agent_name == composed
+    assert stable_session_id(apart) == stable_session_id(composed)
+
+
+def test_stable_ids_never_change() -> None:
+    """The id derived from a name is a UUIDv5 that is the same for ever, and differs from name to name."""
+    assert stable_session_id("hint") == UUID("ec5a595f-bd66-5fd5-97db-77340b94cf1c")
+    assert stable_session_id("hint").version == 5
+    assert stable_session_id("hint") != stable_session_id("Hint")
+
+
+@pytest.mark.parametrize("name", ["", " \n", "\x00", "a\u200bb", "x" * 65, "\u0958" * 40])
+def test_bad_names_are_refused(name: str) -> None:
+    """Empty, unprintable and too long names are refused; length counts in the normal form, which may be longer."""
+    with pytest.raises(ValidationError):
+        registration(agent_name=name)
+
+
+@given(st.text(max_size=70))
+def test_an_accepted_name_is_printable_and_its_own_normal_form(name: str) -> None:
+    """Whatever is accepted as a name has 1 to 64 printable characters and is accepted again unchanged."""
+    try:
+        accepted = registration(agent_name=name).agent_name
+    except ValidationError:
+        return
+    assert 1 <= len(accepted) <= 64
+    assert accepted.isprintable()
+    assert registration(agent_name=accepted).agent_name == accepted
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"interval_seconds": None},
+        {"schedule": "* * * * *"},
+        {"time_zone": "UTC"},
+        {"interval_seconds": 0.5},
+        {"interval_seconds": 31 * 86_400 + 1},
+        {"interval_seconds": float("inf")},
+        {"interval_seconds": None, "schedule": "* * *"},
+        {"interval_seconds": None, "schedule": "* * * * *", "time_zone": "Mars"},
+        {"grace_seconds": -1},
+        {"parent_id": SESSION},
+        {"metadata": {"a": "x" * 5000}},
+    ],
+    ids=str,
+)
+def test_a_promise_is_one_and_possible(fields: dict[str, Any]) -> None:
+    """A registration promises either an interval or a schedule, within the limits, and has no odd parent."""
+    with pytest.raises(ValidationError):
+        registration(**fields)
+
+
+def test_messages_do_not_change() -> None:
+    """A message is what was sent: its fields can't be set."""
+    with pytest.raises(ValidationError):
+        heartbeat().progress = "other"
+
+
+def test_message_ids_are_uuid7_of_now() -> None:
+    """An id starts with the time in milliseconds, has version and variant of UUIDv7, and isn't repeated."""
+    before = time.time_ns() // 1_000_000
+    ids = [new_message_id() for _ in range(1000)]
+    after = time.time_ns() // 1_000_000
+    assert all(before <= each.int >> 80 <= after for each in ids)
+    assert {(each.version, each.variant) for each in ids} == {(7, "specified in RFC 4122")}
+    assert len(set(ids)) == 1000

@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from itertools import takewhile
+from zoneinfo import ZoneInfo
+
+import pytest
+from hypothesis import given, settings, strategies as st
+
+from fleetbeat_shared.schedules import check_schedule, find_time_zone, slots_after
+
+MINUTE = timedelta(minutes=1)
+NIGHTS = [
+    ("UTC", datetime(2024, 3, 30, 18, tzinfo=UTC)),
+    ("Asia/Kolkata", datetime(2024, 3, 30, 18, tzinfo=UTC)),
+    ("Europe/Berlin", datetime(2024, 3, 30, 18, tzinfo=UTC)),  # clocks go from 2:00 to 3:00
+    ("America/New_York", datetime(2024, 3, 10, 0, tzinfo=UTC)),
+]
+LONG_NIGHTS = [
+    ("Europe/Berlin", datetime(2024, 10, 26, 18, tzinfo=UTC)),  # clocks go from 3:00 back to 2:00
+    ("America/New_York", datetime(2024, 11, 3, 0, tzinfo=UTC)),
+]
+
+
+def count_slowly(
+    minutes: set[int], hours: set[int] | None, time_zone: str, start: datetime, end: datetime
+) -> list[datetime]:
+    """Look at each minute's wall clock. A fixed hour that the clock skips comes when the clock goes on."""
+    zone, found = ZoneInfo(time_zone), []
+    moment = start.replace(second=0, microsecond=0) + MINUTE
+    while moment <= end:
+        wall = moment.astimezone(zone).replace(tzinfo=None)
+        walls = [wall]
+        skipped = (moment - MINUTE).astimezone(zone).replace(tzinfo=None) + MINUTE
+        while hours is not None and skipped < wall:
+            walls.append(skipped)
+            skipped += MINUTE
+        if any(each.minute in minutes and (hours is None or each.hour in hours) for each in walls):
+            found.append(moment)
+        moment += MINUTE
+    return found
+
+
+def expression_of(minutes: set[int], hours: set[int] | None) -> str:
+    hour = "*" if hours is None else ",".join(map(str, sorted(hours)))
+    return f"{','.join(map(str, sorted(minutes)))} {hour} * * *"
+
+
+MINUTES = st.sets(st.integers(0, 59), min_size=1, max_size=4)
+HOURS = st.sets(st.integers(0, 23), min_size=1, max_size=6)
+EVERY_HOUR = st.tuples(st.sampled_from(NIGHTS + LONG_NIGHTS), MINUTES, st.none())
+SOME_HOURS = st.tuples(st.sampled_from(NIGHTS), MINUTES, HOURS)
+
+
+@settings(max_examples=60, deadline=None)
+@given(EVERY_HOUR | SOME_HOURS, st.integers(0, 720 * 60))
+def test_slots_are_those_that_a_slow_count_finds(
+    case: tuple[tuple[str, datetime], set[int], set[int] | None], seconds: int
+) -> None:
+    """Slots equal a count over every minute of the wall clock, also in the nights in which the clocks change."""
+    (time_zone, evening), minutes, hours = case
+    start = evening + timedelta(seconds=seconds)
+    end = start + timedelta(hours=20)
+    slots = takewhile(lambda slot: slot <= end, slots_after(expression_of(minutes, hours), time_zone, start))
+    assert list(slots) == count_slowly(minutes, hours, time_zone, start, end)
+
+
+def test_slots_lie_after_the_moment_in_utc() -> None:
+    """A moment that is a slot isn't its own next one, and slots follow the zone's offset over the year."""
+    winter, summer = datetime(2024, 1, 15, 7, 15, tzinfo=UTC), datetime(2024, 7, 15, 6, 15, tzinfo=UTC)
+    for slot in (winter, summer):
+        before = next(slots_after("15 8 * * *", "Europe/Berlin", slot - MINUTE))
+        at = next(slots_after("15 8 * * *", "Europe/Berlin", slot))
+        assert before == slot
+        assert at == slot + timedelta(days=1)
+        assert before.tzinfo is UTC
+
+
+@pytest.mark.parametrize(
+    ("expression", "expected"),
+    [
+        ("15 8 * * *", "15 8 * * *"),
+        ("  */5   * * *  mon-fri ", "*/5 * * * mon-fri"),
+        ("@daily", "@daily"),
+        ("0 0 29 2 *", "0 0 29 2 *"),
+    ],
+)
+def test_good_schedules_are_taken_with_single_spaces(expression: str, expected: str) -> None:
+    """Five fields, names of days and the @ words are accepted."""
+    assert check_schedule(expression) == expected
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [
+        "",
+        "* * * *",
+        "* * * * * *",
+        "60 * * * *",
+        "* 24 * * *",
+        "*/0 * * * *",
+        "a b c d e",
+        "0 0 30 2 *",
+        "@reboot",
+        "R * * * *",
+        "H(0-5) * * * *",
+    ],
+)
+def test_bad_schedules_are_refused_where_they_are_given(expression: str) -> None:
+    """Wrong fields, times that never come and random ones raise a ValueError that says what they are."""
+    with pytest.raises(ValueError, match="is no cron expression"):
+        check_schedule(expression)
+
+
+@pytest.mark.parametrize("name", ["", "Mars/Olympus", "../../etc/passwd", "/etc/passwd", "a\x00b"])
+def test_unknown_time_zones_are_refused(name: str) -> None:
+    """What is no IANA name raises a ValueError that shows one."""
+    with pytest.raises(ValueError, match="Europe/Berlin"):
+        find_time_zone(name)
