@@ -1,0 +1,178 @@
+"""`fleetbeat agents`: list agents, show one."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+import click
+from rich.console import Group
+from rich.text import Text
+
+from fleetbeat_shared.durations import format_duration
+from fleetbeat_shared.errors import UnknownSession
+from fleetbeat_shared.identifiers import normalise_name
+from fleetbeat_shared.liveness import State
+from fleetbeat_worker.cli.dashboard import headline, heard_text, promise_text, state_text
+from fleetbeat_worker.cli.events import event_json, events_table
+from fleetbeat_worker.cli.options import States, common_options, example, json_option, open_database, open_redis
+from fleetbeat_worker.cli.output import ago, console, facts_table, plain_table, print_json, safe, stamp
+from fleetbeat_worker.fleet import LIVE_STATES, AgentReport, Selection, read_agent, read_fleet
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from rich.console import RenderableType
+
+    from fleetbeat_shared.settings import Settings
+    from fleetbeat_worker.fleet import FleetView
+
+
+@click.group()
+def agents() -> None:
+    """List agents, or show one in full."""
+
+
+@agents.command(
+    "list",
+    epilog=example("fleetbeat agents list", "fleetbeat agents list --state ok,late", "fleetbeat agents list --all"),
+)
+@click.option("--state", "states", type=States(), help="Only these: pending, ok, late, degraded, ended.")
+@click.option("--all", "show_all", is_flag=True, help="Ended sessions too.")
+@json_option
+@common_options
+def list_agents(*, settings: Settings, states: frozenset[State] | None, show_all: bool, as_json: bool) -> None:
+    """List the live agents, the newest heartbeat first."""
+    selection = Selection(states=states or (frozenset(State) if show_all else LIVE_STATES), newest_first=True)
+    with open_database(settings) as engine, open_redis(settings) as client:
+        view = read_fleet(settings, engine, client, selection)
+    if as_json:
+        print_json({"as_of": view.as_of, "held": view.pipeline.held, "agents": [a.to_json() for a in view.agents]})
+    else:
+        console().print(_list_text(view))
+
+
+def _list_text(view: FleetView) -> RenderableType:
+    if not view.agents:
+        return Text("No agents to show. Register one: fleetbeat-agent register --name NAME --every 30s")
+    table = plain_table()
+    table.add_column("State", no_wrap=True)
+    table.add_column("Agent", overflow="fold", max_width=24)
+    table.add_column("Last heard\n(UTC)", no_wrap=True)
+    table.add_column("Every", overflow="fold", max_width=16)
+    table.add_column("Project", overflow="fold", max_width=16)
+    table.add_column("Session", no_wrap=True)
+    for agent in view.agents:
+        table.add_row(
+            state_text(agent),
+            safe(agent.agent_name, "bold"),
+            heard_text(agent.last_seen_at, view.pipeline.now),
+            promise_text(agent),
+            safe(agent.project),
+            Text(str(agent.session_id)),
+        )
+    trouble = [safe(view.pipeline.trouble, "bold yellow")] if view.pipeline.trouble else []
+    return Group(headline(view), *trouble, Text(), table)
+
+
+@agents.command(
+    "show", epilog=example("fleetbeat agents show hint", "fleetbeat agents show 019c0d3e-0000-7000-8000-000000000000")
+)
+@click.argument("name_or_session")
+@click.option("--events", "event_limit", type=click.IntRange(min=0), default=10, help="How many of its last events.")
+@json_option
+@common_options
+def show_agent(*, settings: Settings, name_or_session: str, event_limit: int, as_json: bool) -> None:
+    """Show everything about an agent's newest session: by the agent's name or the session's id."""
+    asked: str | UUID = normalise_name(name_or_session)
+    with open_database(settings) as engine, open_redis(settings) as client:
+        report = read_agent(settings, engine, client, _session_id(name_or_session) or asked, event_limit)
+        if report is None:
+            report = read_agent(settings, engine, client, asked, event_limit)
+    if report is None:
+        message = f"No agent or session {name_or_session!r} was ever registered; see: fleetbeat agents list --all"
+        raise UnknownSession(message)
+    if as_json:
+        print_json(
+            {
+                "as_of": report.pipeline.as_of,
+                "held": report.pipeline.held,
+                "agent": report.agent.to_json(),
+                "tasks": {"open": report.tasks.open, "stale": report.tasks.stale},
+                "events": [event_json(event) for event in report.events],
+            }
+        )
+    else:
+        console().print(_report_text(report))
+
+
+def _session_id(text: str) -> UUID | None:
+    try:
+        return UUID(text)
+    except ValueError:
+        return None
+
+
+def _report_text(report: AgentReport) -> RenderableType:
+    parts: list[RenderableType] = []
+    if report.pipeline.trouble:
+        parts.append(safe(report.pipeline.trouble, "bold yellow"))
+    parts.append(facts_table({name: value for name, value in _facts(report).items() if value}))
+    if report.events:
+        parts += [Text(), events_table(report.events, report.pipeline.now, with_agent=False)]
+    return Group(*parts)
+
+
+def _facts(report: AgentReport) -> dict[str, Text]:
+    agent, now = report.agent, report.pipeline.now
+
+    def moment(value: datetime | None) -> Text:
+        return Text(f"{stamp(value)} UTC, {ago(value, now)}" if value is not None else "")
+
+    work = f"{agent.open_tasks} open, {agent.stale_tasks} stale"
+    if (report.tasks.open, report.tasks.stale) != (agent.open_tasks, agent.stale_tasks):
+        work += f" as it reported; {report.tasks.open} open, {report.tasks.stale} stale in fleetbeat tasks"
+    return {
+        "agent": safe(agent.agent_name, "bold"),
+        "session": Text(str(agent.session_id)),
+        "state": _state_fact(report),
+        "last heard": moment(agent.last_seen_at) or Text("never"),
+        "promise": _promise_fact(report),
+        "deadline": Text() if agent.ended_at else moment(agent.deadline_at),
+        "current work": safe(agent.current_work),
+        "work item": safe(agent.work_item_id),
+        "progress": safe(agent.progress),
+        "status": safe(agent.status),
+        "summary": safe(agent.summary),
+        "error": safe(agent.error, "red"),
+        "tasks": Text(work),
+        "project": safe(agent.project),
+        "works for": Text(str(agent.parent_id) if agent.parent_id else ""),
+        "parallel": Text("yes: other live sessions may have its name" if agent.parallel else ""),
+        "metadata": safe(_compact(agent.metadata)),
+        "registered": moment(agent.registered_at),
+        "ended": moment(agent.ended_at),
+        "exit status": Text("" if agent.exit_status is None else str(agent.exit_status)),
+    }
+
+
+def _state_fact(report: AgentReport) -> Text:
+    agent = report.agent
+    since = f" since {stamp(agent.state_changed_at)} UTC" if agent.state is not State.LATE else ""
+    missed = f", {agent.missed_intervals} missed" if agent.missed_intervals else ""
+    as_of = report.pipeline.as_of
+    held = f" (HELD as of {stamp(as_of)} UTC)" if report.pipeline.held and as_of else ""
+    return Text.assemble(state_text(agent), since, missed, held)
+
+
+def _promise_fact(report: AgentReport) -> Text:
+    agent = report.agent
+    grace = f", {format_duration(agent.grace_seconds)} grace"
+    if agent.interval_seconds is not None:
+        return Text(f"every {format_duration(agent.interval_seconds)}{grace}")
+    return Text.assemble("at ", safe(agent.schedule), " ", safe(agent.time_zone or "UTC"), grace)
+
+
+def _compact(value: dict[str, Any] | None) -> str:
+    return json.dumps(value, ensure_ascii=False) if value else ""

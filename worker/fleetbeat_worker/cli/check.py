@@ -1,0 +1,112 @@
+"""`fleetbeat check`: is all well? For scripts and health checks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import click
+
+from fleetbeat_shared.durations import format_duration
+from fleetbeat_shared.errors import FleetbeatError, SettingsError
+from fleetbeat_shared.identifiers import normalise_name
+from fleetbeat_shared.liveness import State
+from fleetbeat_shared.text import clean
+from fleetbeat_worker.cli.exit_codes import BEHIND, DONE, REFUSED
+from fleetbeat_worker.cli.options import common_options, example, json_option, open_database, open_redis
+from fleetbeat_worker.cli.output import ago, counted, print_json
+from fleetbeat_worker.fleet import Selection, read_fleet
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from fleetbeat_shared.settings import Settings
+    from fleetbeat_worker.fleet import AgentView, FleetView
+
+NAMED = 10
+"""How many degraded agents are named in the one line."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The answer."""
+
+    status: str
+    """ok, degraded, unknown (no live agent of that name) or pipeline."""
+    exit_status: int
+    text: str
+    degraded: tuple[str, ...] = ()
+    as_of: datetime | None = None
+
+
+@click.command(
+    epilog=example(
+        "fleetbeat check", "fleetbeat check --agent hint", "fleetbeat check || mail -s 'Fleet' ops < /dev/null"
+    )
+)
+@click.option("--agent", "agent_name", metavar="NAME", help="Only about the agent of this name; it must be live.")
+@json_option
+@common_options
+def check(*, settings: Settings, agent_name: str | None, as_json: bool) -> None:
+    """Say in one line whether all is well.
+
+    \b
+    Exit status:
+      0  all is well
+      1  some agent is degraded (with --agent: or no live agent has this name)
+      3  the pipeline is behind or away, so that nothing is known; this wins over 1
+    """  # noqa: D301 - \b is click's mark for lines that stay as they are
+    verdict = _ask(settings, normalise_name(agent_name) if agent_name is not None else None)
+    if as_json:
+        print_json(
+            {
+                "status": verdict.status,
+                "exit_status": verdict.exit_status,
+                "text": verdict.text,
+                "degraded": list(verdict.degraded),
+                "as_of": verdict.as_of,
+            }
+        )
+    else:
+        click.echo(verdict.text)
+    raise SystemExit(verdict.exit_status)
+
+
+def _ask(settings: Settings, agent_name: str | None) -> Verdict:
+    try:
+        with open_database(settings) as engine, open_redis(settings) as client:
+            view = read_fleet(settings, engine, client, Selection(agent_name=agent_name))
+    except SettingsError:
+        raise
+    except FleetbeatError as error:
+        return Verdict("pipeline", BEHIND, f"PIPELINE: {clean(str(error))}")
+    return judge(view, agent_name)
+
+
+def judge(view: FleetView, agent_name: str | None = None) -> Verdict:
+    """Return the answer for a fleet, all of it or the agents of one name."""
+    if view.pipeline.trouble:
+        return Verdict("pipeline", BEHIND, f"PIPELINE: {clean(view.pipeline.trouble)}", as_of=view.as_of)
+    if agent_name is not None and not view.agents:
+        return Verdict("unknown", REFUSED, f"UNKNOWN: no live agent is named {clean(agent_name)}.", as_of=view.as_of)
+    degraded = [agent for agent in view.agents if agent.degraded]
+    if not degraded:
+        return Verdict("ok", DONE, f"OK: {_summary(view)}", as_of=view.as_of)
+    now = view.pipeline.now
+    listed = ", ".join(_name(agent, now) for agent in degraded[:NAMED])
+    more = f" and {len(degraded) - NAMED:,} more" if len(degraded) > NAMED else ""
+    names = tuple(agent.agent_name for agent in degraded)
+    text = f"DEGRADED: {len(degraded):,} of {counted(len(view.agents), 'agent')}: {listed}{more}"
+    return Verdict("degraded", REFUSED, text, names, view.as_of)
+
+
+def _name(agent: AgentView, now: datetime) -> str:
+    heard = f"last heard {ago(agent.last_seen_at, now)}" if agent.last_seen_at else "never heard"
+    return f"{clean(agent.agent_name)} ({heard})"
+
+
+def _summary(view: FleetView) -> str:
+    others = [f"{view.counts[state]:,} {state}" for state in (State.LATE, State.PENDING) if state in view.counts]
+    agents = counted(len(view.agents), "agent") + (f" ({', '.join(others)})" if others else "")
+    lag = format_duration(view.pipeline.lag_seconds or 0.0)
+    return f"{agents}, none degraded; backlog {view.pipeline.backlog or 0:,}, lag {lag}."

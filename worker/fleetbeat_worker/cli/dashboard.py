@@ -1,0 +1,202 @@
+"""`fleetbeat dashboard`: every agent, and the pipeline below."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+from rich.console import Group
+from rich.text import Text
+
+from fleetbeat_shared.durations import format_duration
+from fleetbeat_shared.identifiers import normalise_name
+from fleetbeat_shared.liveness import State
+from fleetbeat_shared.text import clean
+from fleetbeat_worker.cli.options import States, common_options, example, json_option, open_database, open_redis
+from fleetbeat_worker.cli.output import ago, clock, console, counted, plain_table, print_json, safe, stamp
+from fleetbeat_worker.fleet import LIVE_STATES, Selection, read_fleet
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from rich.console import RenderableType
+    from rich.table import Table
+
+    from fleetbeat_shared.settings import Settings
+    from fleetbeat_worker.fleet import AgentView, FleetView
+    from fleetbeat_worker.pipeline_view import PipelineView
+
+TEXT_LIMIT = 100
+"""Characters of a text that the table shows; how many more there are is said in their place."""
+
+STYLES = {
+    State.DEGRADED: "bold red",
+    State.LATE: "yellow",
+    State.PENDING: "cyan",
+    State.OK: "green",
+    State.ENDED: "dim",
+}
+
+
+@click.command(
+    epilog=example(
+        "fleetbeat dashboard",
+        "fleetbeat dashboard --state late,degraded",
+        "fleetbeat dashboard --json | jq '.agents[] | select(.degraded) | .agent_name'",
+    )
+)
+@click.option("--state", "states", type=States(), help="Only these: pending, ok, late, degraded, ended.")
+@click.option("--agent", "agent_name", metavar="NAME", help="Only the agent of this name.")
+@click.option("--limit", type=click.IntRange(min=1), help="At most this many agents, the most urgent first.")
+@click.option("--all", "show_all", is_flag=True, help="Ended sessions too.")
+@json_option
+@common_options
+def dashboard(  # noqa: PLR0913 - one parameter per option
+    *,
+    settings: Settings,
+    states: frozenset[State] | None,
+    agent_name: str | None,
+    limit: int | None,
+    show_all: bool,
+    as_json: bool,
+) -> None:
+    """Show every live agent, the most urgent first, and the pipeline.
+
+    With Redis away it shows what the database knows, as of the last watermark.
+    """
+    selection = Selection(
+        states=states or (frozenset(State) if show_all else LIVE_STATES),
+        agent_name=normalise_name(agent_name) if agent_name is not None else None,
+        limit=limit,
+    )
+    with open_database(settings) as engine, open_redis(settings) as client:
+        view = read_fleet(settings, engine, client, selection)
+    if as_json:
+        print_json(view.to_json())
+    else:
+        console().print(render(view))
+
+
+def render(view: FleetView) -> RenderableType:
+    """Return the dashboard for a terminal of 100 columns or so."""
+    parts: list[RenderableType] = [headline(view)]
+    if view.pipeline.trouble:
+        parts.append(safe(view.pipeline.trouble, "bold yellow"))
+    parts.append(Text())
+    if view.agents:
+        parts.append(_agents_table(view))
+    else:
+        parts.append(Text("No agents to show. Register one: fleetbeat-agent register --name NAME --every 30s"))
+    hidden = sum(view.counts.values()) - len(view.agents)
+    if hidden:
+        parts.append(Text(f"… and {counted(hidden, 'more agent')}: raise --limit.", style="dim"))
+    if any(_is_cut(agent) for agent in view.agents):
+        parts.append(Text("(+N): N characters more; all of it: fleetbeat agents show NAME", style="dim"))
+    return Group(*parts, Text(), _pipeline_line(view.pipeline))
+
+
+def _headline(view: FleetView) -> Text:
+    total = counted(sum(view.counts.values()), "agent")
+    line = Text.assemble((total, "bold"))
+    for state in sorted(view.counts, key=list(STYLES).index):
+        line.append(", " if len(line) > len(total) else ": ")
+        line.append(f"{view.counts[state]:,} {state}", style=STYLES[state])
+    if view.as_of is None:
+        return line.append("  HELD: nothing is known of any time yet", style="bold yellow")
+    if not view.pipeline.held:
+        return line.append(f"  as of {stamp(view.as_of)} UTC", style="dim")
+    return line.append(
+        f"  HELD as of {stamp(view.as_of)} UTC, {ago(view.as_of, view.pipeline.now)}", style="bold yellow"
+    )
+
+
+def _agents_table(view: FleetView) -> Table:
+    table = plain_table()
+    table.add_column("State", no_wrap=True)
+    table.add_column("Agent", overflow="fold", max_width=14)
+    table.add_column("Last heard\n(UTC)", no_wrap=True)
+    table.add_column("Every,\nmissed", overflow="fold", max_width=16)
+    table.add_column("Tasks", no_wrap=True)
+    table.add_column("Current work", overflow="fold", ratio=1)
+    table.add_column("Summary, error", overflow="fold", ratio=1)
+    for agent in view.agents:
+        table.add_row(
+            state_text(agent),
+            safe(agent.agent_name, "bold"),
+            heard_text(agent.last_seen_at, view.pipeline.now),
+            Text.assemble(promise_text(agent), "\n", _missed_text(agent)),
+            _tasks_text(agent),
+            _work_text(agent),
+            _said_text(agent),
+        )
+    return table
+
+
+def state_text(agent: AgentView) -> Text:
+    """Return the state as a word; degraded ones shout even without colour."""
+    word = str(agent.state).upper() if agent.degraded else str(agent.state)
+    return Text(word, style=STYLES[agent.state])
+
+
+def heard_text(last_seen_at: datetime | None, now: datetime) -> Text:
+    """Return how long ago an agent was heard, and below it when."""
+    if last_seen_at is None:
+        return Text("never", style="dim")
+    return Text.assemble(ago(last_seen_at, now), "\n", (clock(last_seen_at, now).replace(" ", "\n"), "dim"))
+
+
+def promise_text(agent: AgentView) -> Text:
+    """Return how often an agent promised to beat."""
+    if agent.interval_seconds is not None:
+        return Text(format_duration(agent.interval_seconds))
+    return Text.assemble(safe(agent.schedule), "\n", safe(agent.time_zone or "UTC", "dim"))
+
+
+def _missed_text(agent: AgentView) -> Text:
+    if agent.missed_intervals is None:
+        return Text("? missed", style="dim")
+    return Text(f"{agent.missed_intervals:,} missed", style=STYLES[agent.state] if agent.missed_intervals else "dim")
+
+
+def _tasks_text(agent: AgentView) -> Text:
+    stale = (f"{agent.stale_tasks:,} stale", "yellow" if agent.stale_tasks else "dim")
+    return Text.assemble((f"{agent.open_tasks:,} open", "" if agent.open_tasks else "dim"), "\n", stale)
+
+
+def _work_text(agent: AgentView) -> Text:
+    work = safe(agent.current_work, limit=TEXT_LIMIT)
+    if not agent.work_item_id:
+        return work
+    item = safe(f"[{agent.work_item_id}]", "dim", limit=TEXT_LIMIT)
+    return Text("\n").join([work, item]) if work else item
+
+
+def _said_text(agent: AgentView) -> Text:
+    said = ": ".join(part for part in (clean(agent.status or ""), clean(agent.summary or "")) if part)
+    lines = [safe(said, limit=TEXT_LIMIT)] if said else []
+    if agent.error:
+        lines.append(safe(f"error: {clean(agent.error)}", "red", limit=TEXT_LIMIT))
+    return Text("\n").join(lines)
+
+
+def _is_cut(agent: AgentView) -> bool:
+    texts = (agent.current_work, f"{agent.status}: {agent.summary}", f"error: {agent.error}", agent.work_item_id)
+    return any(len(text or "") > TEXT_LIMIT for text in texts)
+
+
+def _pipeline_line(pipeline: PipelineView) -> Text:
+    line = Text.assemble(("Pipeline  ", "bold"))
+    if pipeline.backlog is None or pipeline.lag_seconds is None or pipeline.workers is None:
+        line.append("Redis away", style="bold yellow")
+    else:
+        late = "bold yellow" if pipeline.held else ""
+        line.append(f"backlog {pipeline.backlog:,}").append(", lag ")
+        line.append(format_duration(pipeline.lag_seconds), style=late).append(", ")
+        line.append(counted(pipeline.workers, "worker"), style="" if pipeline.workers else "bold yellow")
+    line.append(", last sweep ")
+    line.append("never" if pipeline.last_sweep_at is None else ago(pipeline.last_sweep_at, pipeline.now))
+    line.append(", ")
+    line.append(f"{pipeline.rejected:,} rejected", style="yellow" if pipeline.rejected else "")
+    if pipeline.rejected:
+        line.append(" (fleetbeat rejected list)", style="dim")
+    return line

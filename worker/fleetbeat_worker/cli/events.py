@@ -1,0 +1,98 @@
+"""`fleetbeat events`: what changed."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.text import Text
+
+from fleetbeat_shared.identifiers import normalise_name
+from fleetbeat_worker.cli.options import common_options, example, json_option, open_database
+from fleetbeat_worker.cli.output import clock, console, plain_table, print_json, safe
+from fleetbeat_worker.database import reading
+from fleetbeat_worker.store.events import latest_events
+from fleetbeat_worker.tables import EventType
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rich.table import Table
+    from sqlalchemy import Row
+
+    from fleetbeat_shared.settings import Settings
+
+_STYLES = {
+    EventType.DEGRADED: "bold red",
+    EventType.RECOVERED: "green",
+    EventType.OUTAGE: "yellow",
+    EventType.HEARTBEAT: "dim",
+}
+
+
+@click.command(
+    epilog=example(
+        "fleetbeat events",
+        "fleetbeat events --agent hint --limit 100",
+        "fleetbeat events --type degraded --type recovered",
+    )
+)
+@click.option("--agent", "agent_name", metavar="NAME", help="Only of the agent of this name.")
+@click.option(
+    "--type", "types", type=click.Choice([kind.value for kind in EventType]), multiple=True, help="May be repeated."
+)
+@click.option("--limit", type=click.IntRange(min=1), default=50, show_default=True, help="At most this many.")
+@json_option
+@common_options
+def events(*, settings: Settings, agent_name: str | None, types: tuple[str, ...], limit: int, as_json: bool) -> None:
+    """Show the latest events, the newest last."""
+    name = normalise_name(agent_name) if agent_name is not None else None
+    with open_database(settings) as engine, reading(engine) as connection:
+        found = latest_events(connection, limit, agent_name=name, types=types)
+    if as_json:
+        print_json({"events": [event_json(event) for event in found]})
+    elif found:
+        console().print(events_table(found, datetime.now(UTC)))
+    else:
+        click.echo("No events.")
+
+
+def event_json(event: Row[Any]) -> dict[str, Any]:
+    """Return an event's row as `--json` prints it."""
+    return {
+        "id": event.id,
+        "type": event.type,
+        "occurred_at": event.occurred_at,
+        "agent_name": event.agent_name,
+        "session_id": event.session_id,
+        "message_id": event.message_id,
+        "text": event.text,
+        "detail": event.detail,
+    }
+
+
+def events_table(found: Sequence[Row[Any]], now: datetime, *, with_agent: bool = True) -> Table:
+    """Return events (rows of `store.events`) as a table."""
+    table = plain_table()
+    table.add_column("When (UTC)", no_wrap=True)
+    table.add_column("Event", no_wrap=True)
+    if with_agent:
+        table.add_column("Agent", overflow="fold", max_width=24)
+    table.add_column("What", overflow="fold")
+    for event in found:
+        row = [Text(clock(event.occurred_at, now)), safe(event.type, _STYLES.get(event.type, ""))]
+        if with_agent:
+            row.append(safe(event.agent_name, "bold"))
+        table.add_row(*row, safe(_what(event)))
+    return table
+
+
+def _what(event: Row[Any]) -> str:
+    facts = ", ".join(
+        f"{name} {value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}"
+        for name, value in (event.detail or {}).items()
+        if value is not None
+    )
+    return " · ".join(part for part in (event.text, facts) if part)

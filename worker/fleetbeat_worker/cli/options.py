@@ -1,0 +1,125 @@
+"""What commands share: their options, and opening what the options name."""
+
+from __future__ import annotations
+
+import os
+from contextlib import contextmanager
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from fleetbeat_shared.errors import FleetbeatError
+from fleetbeat_shared.liveness import State
+from fleetbeat_shared.settings import Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from redis import Redis
+    from sqlalchemy import Engine
+
+T = TypeVar("T")
+
+
+def example(*lines: str) -> str:
+    """Return an epilog that shows how a command is used."""
+    return "\n".join(("\b", "Example:" if len(lines) == 1 else "Examples:", *(f"  {line}" for line in lines)))
+
+
+def common_options(command: Callable[..., T]) -> Callable[..., T]:
+    """Give a command `--redis-url` and `--database-url`, and call it with `settings`.
+
+    The settings are read from the environment here, at the edge; the options override them. Raises SettingsError.
+    """
+
+    @click.option(
+        "--redis-url",
+        envvar="FLEETBEAT_REDIS_URL",
+        show_envvar=True,
+        metavar="URL",
+        help="The Redis or Valkey that agents and workers meet at.",
+    )
+    @click.option(
+        "--database-url",
+        envvar="FLEETBEAT_DATABASE_URL",
+        show_envvar=True,
+        metavar="URL",
+        help="The SQL database: sqlite:///path or postgresql://user@host/name.",
+    )
+    @wraps(command)
+    def with_settings(*args: Any, redis_url: str | None, database_url: str | None, **kwargs: Any) -> T:  # noqa: ANN401
+        given = {"redis_url": redis_url, "database_url": database_url}
+        settings = Settings.from_environment(os.environ)
+        settings = settings.model_copy(update={name: value for name, value in given.items() if value})
+        return command(*args, settings=settings, **kwargs)
+
+    return with_settings
+
+
+def json_option(command: Callable[..., T]) -> Callable[..., T]:
+    """Give a command `--json`, as `as_json`."""
+    return click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")(command)
+
+
+class States(click.ParamType[frozenset[State]]):
+    """One or more states of agents, with commas between them."""
+
+    name = "STATES"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> frozenset[State]:  # noqa: ANN401
+        """Return the states that a text names."""
+        if isinstance(value, frozenset):
+            return value
+        try:
+            return frozenset(State(word.strip().lower()) for word in str(value).split(","))
+        except ValueError:
+            self.fail(f"{value!r} is no state; there are {', '.join(State)}.", param, ctx)
+
+
+@contextmanager
+def open_database(settings: Settings) -> Iterator[Engine]:
+    """Open the database, which must be there with this version's schema; an SQLite file is never made by looking.
+
+    Raises DatabaseUnavailable, SchemaOutdated, SettingsError; FleetbeatError when there is no data yet.
+    """
+    from fleetbeat_worker.database import open_engine
+    from fleetbeat_worker.schema import check
+
+    missing = _missing_file(settings.sql_url)
+    if missing is not None:
+        message = f"There is no data yet: {missing} does not exist. Begin with: fleetbeat up"
+        raise FleetbeatError(message)
+    engine = open_engine(settings.sql_url)
+    try:
+        check(engine)
+        yield engine
+    finally:
+        engine.dispose()
+
+
+def _missing_file(url: str) -> Path | None:
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import ArgumentError
+
+    try:
+        parsed = make_url(url)
+    except (ArgumentError, ValueError):
+        return None  # open_engine says what is wrong with it
+    name = parsed.database
+    if parsed.get_backend_name() != "sqlite" or not name or name == ":memory:" or name.startswith("file:"):
+        return None
+    return None if Path(name).exists() else Path(name)
+
+
+@contextmanager
+def open_redis(settings: Settings) -> Iterator[Redis]:
+    """Open a Redis client, which connects at its first command. Raises SettingsError."""
+    from fleetbeat_shared.connection import connect
+
+    client = connect(settings.redis_url, timeout_seconds=settings.redis_timeout_seconds)
+    try:
+        yield client
+    finally:
+        client.close()

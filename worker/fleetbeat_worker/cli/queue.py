@@ -1,0 +1,83 @@
+"""`fleetbeat queue`: what stands in Redis and RQ now."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+from rich.console import Group
+from rich.text import Text
+
+from fleetbeat_shared.connection import redis_errors
+from fleetbeat_shared.durations import format_duration
+from fleetbeat_worker.cli.options import common_options, example, json_option, open_redis
+from fleetbeat_worker.cli.output import ago, console, counted, plain_table, print_json, safe
+from fleetbeat_worker.queue_state import read_queue
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.table import Table
+
+    from fleetbeat_shared.settings import Settings
+    from fleetbeat_worker.queue_state import QueueState
+
+
+@click.command(epilog=example("fleetbeat queue", "fleetbeat queue --json | jq .backlog"))
+@json_option
+@common_options
+def queue(*, settings: Settings, as_json: bool) -> None:
+    """Show the backlog, who holds how much of it, the RQ jobs and the workers."""
+    with open_redis(settings) as client, redis_errors(settings.redis_url):
+        state = read_queue(client)
+    if as_json:
+        print_json(state.to_json())
+    else:
+        console().print(_text(state))
+
+
+def _text(state: QueueState) -> RenderableType:
+    horizon = state.horizon
+    lag = format_duration((horizon.now - horizon.watermark).total_seconds())
+    parts: list[RenderableType] = [
+        Text.assemble(("Inbox    ", "bold"), f"{counted(horizon.backlog, 'message')} not yet in SQL, lag {lag}"),
+        Text.assemble(
+            ("RQ jobs  ", "bold"),
+            f"{state.jobs_waiting:,} waiting, {state.jobs_started:,} started, ",
+            (f"{state.jobs_failed:,} failed", "bold yellow" if state.jobs_failed else ""),
+        ),
+    ]
+    if not state.workers:
+        parts.append(Text.assemble(("Workers  ", "bold"), ("none is running: fleetbeat worker", "bold yellow")))
+    else:
+        parts += [Text.assemble(("Workers  ", "bold"), f"{len(state.workers):,}"), Text(), _workers_table(state)]
+    holders = {name: number for name, number in state.pending.items() if name not in _names(state)}
+    parts += [
+        safe(f"{counted(number, 'message')} in the hands of {name}, which is no worker here; others take them over.")
+        for name, number in holders.items()
+    ]
+    return Group(*parts)
+
+
+def _names(state: QueueState) -> set[str]:
+    return {worker.name for worker in state.workers}
+
+
+def _workers_table(state: QueueState) -> Table:
+    table = plain_table()
+    table.add_column("Worker", overflow="fold")
+    table.add_column("State", no_wrap=True)
+    table.add_column("Holds", justify="right", no_wrap=True)
+    table.add_column("Job", overflow="fold")
+    table.add_column("Process", overflow="fold")
+    table.add_column("Last sign", no_wrap=True)
+    for worker in state.workers:
+        seen = worker.last_heartbeat_at
+        table.add_row(
+            safe(worker.name, "bold"),
+            safe(worker.state),
+            Text(f"{state.pending.get(worker.name, 0):,}"),
+            safe(worker.job_id),
+            safe(f"{worker.hostname or '?'}:{worker.pid or '?'}"),
+            Text(ago(seen, state.horizon.now) if seen is not None else "?"),
+        )
+    return table

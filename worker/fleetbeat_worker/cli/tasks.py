@@ -1,0 +1,181 @@
+"""`fleetbeat tasks`: the work items of agents. They belong to the agent's name, so they outlive its sessions."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import click
+from pydantic import TypeAdapter, ValidationError
+from rich.text import Text
+
+from fleetbeat_shared.durations import format_duration
+from fleetbeat_shared.errors import FleetbeatError
+from fleetbeat_shared.identifiers import normalise_name
+from fleetbeat_shared.messages import AgentName, describe
+from fleetbeat_shared.text import clean
+from fleetbeat_worker.cli.options import common_options, example, json_option, open_database
+from fleetbeat_worker.cli.output import ago, console, plain_table, print_json, safe
+from fleetbeat_worker.database import reading, writing
+from fleetbeat_worker.store.agents import name_is_known
+from fleetbeat_worker.store.tasks import TaskCounts, add_task, count_tasks, tasks_of, update_task
+from fleetbeat_worker.tables import TaskState
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rich.table import Table
+    from sqlalchemy import Row
+
+    from fleetbeat_shared.settings import Settings
+
+MAX_TITLE = 500
+"""As long as a progress text may be."""
+
+_STATE = click.Choice([state.value for state in TaskState])
+_NAME: TypeAdapter[str] = TypeAdapter(AgentName)
+
+
+class _Name(click.ParamType[str]):
+    """An agent's name, as a registration would take it."""
+
+    name = "AGENT"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:  # noqa: ANN401
+        """Return the one spelling of the name."""
+        try:
+            return _NAME.validate_python(normalise_name(str(value)))
+        except ValidationError as error:
+            self.fail(f"no agent can have this name: {describe(error)}", param, ctx)
+
+
+class _Title(click.ParamType[str]):
+    """A task's title: one line."""
+
+    name = "TITLE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:  # noqa: ANN401
+        """Return the title without control characters."""
+        title = clean(str(value))
+        if not 0 < len(title) <= MAX_TITLE:
+            self.fail(f"a title has 1 to {MAX_TITLE} characters; this one has {len(title)}.", param, ctx)
+        return title
+
+
+@click.group()
+def tasks() -> None:
+    """Keep the work items of agents; the dashboard shows how many are open, and how many stale."""
+
+
+@tasks.command(epilog=example('fleetbeat tasks add hint "Sort the inbox"'))
+@click.argument("agent", type=_Name())
+@click.argument("title", type=_Title())
+@json_option
+@common_options
+def add(*, settings: Settings, agent: str, title: str, as_json: bool) -> None:
+    """Add an open task for an agent."""
+    with open_database(settings) as engine, writing(engine) as connection:
+        task = add_task(connection, agent, title, datetime.now(UTC))
+        known = name_is_known(connection, agent)
+    if not known:
+        click.echo(f"Note: no agent named {agent} has registered yet.", err=True)
+    _tell(task, as_json=as_json)
+
+
+@tasks.command(
+    epilog=example("fleetbeat tasks update 7 --state in_progress", 'fleetbeat tasks update 7 --title "Sort all of it"')
+)
+@click.argument("task_id", type=int)
+@click.option("--state", type=_STATE, help="Its new state.")
+@click.option("--title", type=_Title(), help="Its new title.")
+@json_option
+@common_options
+def update(*, settings: Settings, task_id: int, state: str | None, title: str | None, as_json: bool) -> None:
+    """Change a task's state or title."""
+    if state is None and title is None:
+        message = "Nothing to change: give --state or --title."
+        raise click.UsageError(message)
+    _change(settings, task_id, TaskState(state) if state else None, title, as_json=as_json)
+
+
+@tasks.command(epilog=example("fleetbeat tasks done 7"))
+@click.argument("task_id", type=int)
+@json_option
+@common_options
+def done(*, settings: Settings, task_id: int, as_json: bool) -> None:
+    """Say that a task is done."""
+    _change(settings, task_id, TaskState.DONE, None, as_json=as_json)
+
+
+@tasks.command("list", epilog=example("fleetbeat tasks list hint", "fleetbeat tasks list hint --state open"))
+@click.argument("agent", type=_Name())
+@click.option("--state", type=_STATE, help="Only those in this state.")
+@json_option
+@common_options
+def list_tasks(*, settings: Settings, agent: str, state: str | None, as_json: bool) -> None:
+    """List an agent's tasks, the oldest first; those that are stale say so."""
+    with open_database(settings) as engine, reading(engine) as connection:
+        found = tasks_of(connection, agent, TaskState(state) if state else None)
+    if as_json:
+        print_json({"tasks": [_task_json(task) for task in found]})
+    elif found:
+        console().print(_tasks_table(found, settings, datetime.now(UTC)))
+    else:
+        click.echo(f"{agent} has no tasks{' in this state' if state else ''}.")
+
+
+@tasks.command(epilog=example("fleetbeat tasks counts hint"))
+@click.argument("agent", type=_Name())
+@json_option
+@common_options
+def counts(*, settings: Settings, agent: str, as_json: bool) -> None:
+    """Count an agent's tasks: open (not done), and of these stale (untouched for long)."""
+    before = datetime.now(UTC) - timedelta(seconds=settings.stale_task_seconds)
+    with open_database(settings) as engine, reading(engine) as connection:
+        found = count_tasks(connection, before, agent).get(agent, TaskCounts())
+    if as_json:
+        print_json({"agent_name": agent, "open": found.open, "stale": found.stale})
+    else:
+        long = format_duration(settings.stale_task_seconds)
+        click.echo(f"{agent}: {found.open} open, {found.stale} stale (untouched for {long})")
+
+
+def _change(settings: Settings, task_id: int, state: TaskState | None, title: str | None, *, as_json: bool) -> None:
+    with open_database(settings) as engine, writing(engine) as connection:
+        task = update_task(connection, task_id, datetime.now(UTC), state=state, title=title)
+    if task is None:
+        message = f"There is no task {task_id}; see: fleetbeat tasks list AGENT"
+        raise FleetbeatError(message)
+    _tell(task, as_json=as_json)
+
+
+def _tell(task: Row[Any], *, as_json: bool) -> None:
+    if as_json:
+        print_json(_task_json(task))
+    else:
+        click.echo(f"Task {task.id} of {clean(task.agent_name)} is {task.state}: {clean(task.title)}")
+
+
+def _task_json(task: Row[Any]) -> dict[str, Any]:
+    return {
+        "id": task.id,
+        "agent_name": task.agent_name,
+        "title": task.title,
+        "state": task.state,
+        "created_at": task.created_at,
+        "updated_at": task.updated_at,
+    }
+
+
+def _tasks_table(found: Sequence[Row[Any]], settings: Settings, now: datetime) -> Table:
+    table = plain_table()
+    table.add_column("Task", justify="right", no_wrap=True)
+    table.add_column("State", no_wrap=True)
+    table.add_column("Touched", no_wrap=True)
+    table.add_column("Title", overflow="fold")
+    for task in found:
+        silent_seconds = (now - task.updated_at).total_seconds()
+        stale = task.state != TaskState.DONE and silent_seconds > settings.stale_task_seconds
+        state = Text.assemble(str(task.state), (" (stale)", "yellow")) if stale else safe(task.state)
+        table.add_row(Text(str(task.id)), state, Text(ago(task.updated_at, now)), safe(task.title))
+    return table

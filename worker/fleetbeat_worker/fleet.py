@@ -1,0 +1,257 @@
+"""The fleet as people see it: every agent with its state, and how far the pipeline is.
+
+Redis is read first, then SQL in one transaction: what is committed in between is then only newer than the time that
+the verdicts are taken as of, never older.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, fields
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+from fleetbeat_shared.connection import redis_errors
+from fleetbeat_shared.errors import RedisUnavailable
+from fleetbeat_shared.liveness import Promise, State, missed_intervals, shown_state
+from fleetbeat_worker.database import reading
+from fleetbeat_worker.pipeline_view import PipelineView, view_pipeline
+from fleetbeat_worker.store.agents import newest_session, session, sessions
+from fleetbeat_worker.store.events import latest_events
+from fleetbeat_worker.store.pipeline import stored_pipeline
+from fleetbeat_worker.store.rejected import count_rejected
+from fleetbeat_worker.store.tasks import TaskCounts, count_tasks
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from redis import Redis
+    from sqlalchemy import Connection, Engine, Row
+
+    from fleetbeat_shared.settings import Settings
+    from fleetbeat_worker.inbox import Horizon
+
+LIVE_STATES = frozenset(State) - {State.ENDED}
+
+_URGENCY = {state: place for place, state in enumerate(("degraded", "late", "pending", "ok", "ended"))}
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which agents to show, and in which order."""
+
+    states: frozenset[State] = LIVE_STATES
+    agent_name: str | None = None
+    limit: int | None = None
+    newest_first: bool = False
+    """By the latest heartbeat, instead of the most urgent state first and then by name."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentView:
+    """A session of an agent, as of a moment."""
+
+    agent_name: str
+    session_id: UUID
+    state: State
+    degraded: bool
+    missed_intervals: int | None
+    """None when nothing is known of any moment: Redis is away, and no sweep ever ran."""
+    last_seen_at: datetime | None
+    interval_seconds: float | None
+    schedule: str | None
+    time_zone: str | None
+    grace_seconds: float
+    deadline_at: datetime
+    current_work: str | None
+    work_item_id: str | None
+    progress: str | None
+    status: str | None
+    summary: str | None
+    error: str | None
+    open_tasks: int
+    """As the agent reported, else as the tasks of its name are counted."""
+    stale_tasks: int
+    metadata: dict[str, Any] | None
+    project: str | None
+    parent_id: UUID | None
+    parallel: bool
+    registered_at: datetime
+    state_changed_at: datetime
+    ended_at: datetime | None
+    exit_status: int | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the agent as `--json` prints it."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+@dataclass(frozen=True, slots=True)
+class FleetView:
+    """The agents that were asked for, and the pipeline."""
+
+    pipeline: PipelineView
+    agents: tuple[AgentView, ...]
+    counts: Mapping[State, int]
+    """How many agents there are in each state, also of those beyond the limit."""
+
+    @property
+    def as_of(self) -> datetime | None:
+        """The moment that the states are taken as of."""
+        return self.pipeline.as_of
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what `fleetbeat dashboard --json` prints."""
+        return {
+            "as_of": self.as_of,
+            "pipeline": self.pipeline.to_json(),
+            "counts": dict(self.counts),
+            "agents": [agent.to_json() for agent in self.agents],
+        }
+
+
+def read_fleet(settings: Settings, engine: Engine, client: Redis, selection: Selection | None = None) -> FleetView:
+    """Return the fleet at this moment; with Redis away, what SQL knows, as of the last watermark.
+
+    Raises DatabaseUnavailable.
+    """
+    selection = selection or Selection()
+    readings = _read_redis(settings, client)
+    with reading(engine) as connection:
+        pipeline = _read_pipeline(settings, connection, *readings)
+        agents = _read_agents(settings, connection, pipeline, selection)
+    counts = Counter(agent.state for agent in agents)
+    return FleetView(
+        pipeline,
+        tuple(_in_order(agents, newest_first=selection.newest_first)[: selection.limit]),
+        {state: counts[state] for state in State if counts[state]},
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class AgentReport:
+    """All that is known of one session."""
+
+    pipeline: PipelineView
+    agent: AgentView
+    tasks: TaskCounts
+    """As counted, whatever the agent reported."""
+    events: Sequence[Row[Any]]
+    """The session's last events, the newest last: rows of `events`."""
+
+
+def read_agent(
+    settings: Settings, engine: Engine, client: Redis, asked: str | UUID, event_limit: int
+) -> AgentReport | None:
+    """Return a session by its id, or the newest session of a name; None when there is none.
+
+    Raises DatabaseUnavailable.
+    """
+    readings = _read_redis(settings, client)
+    with reading(engine) as connection:
+        row = session(connection, asked) if isinstance(asked, UUID) else newest_session(connection, asked)
+        if row is None:
+            return None
+        pipeline = _read_pipeline(settings, connection, *readings)
+        counted = count_tasks(connection, _stale_before(settings, pipeline), row.agent_name)
+        tasks = counted.get(row.agent_name, TaskCounts())
+        events = latest_events(connection, event_limit, session_id=row.session_id)
+    return AgentReport(pipeline, view_agent(row, tasks, pipeline.as_of, settings.missed_intervals), tasks, events)
+
+
+def _read_redis(settings: Settings, client: Redis) -> tuple[Horizon | None, int | None, str | None]:
+    from fleetbeat_worker.inbox import Inbox
+    from fleetbeat_worker.queue_state import count_workers
+
+    try:
+        with redis_errors(settings.redis_url):
+            return Inbox(client).horizon(), count_workers(client), None
+    except RedisUnavailable as error:
+        return None, None, str(error)
+
+
+def _read_pipeline(
+    settings: Settings, connection: Connection, horizon: Horizon | None, workers: int | None, away: str | None
+) -> PipelineView:
+    return view_pipeline(
+        settings,
+        stored_pipeline(connection),
+        horizon,
+        workers=workers,
+        rejected=sum(count_rejected(connection).values()),
+        away=away,
+        now=datetime.now(UTC),
+    )
+
+
+def _stale_before(settings: Settings, pipeline: PipelineView) -> datetime:
+    return pipeline.now - timedelta(seconds=settings.stale_task_seconds)
+
+
+def _read_agents(
+    settings: Settings, connection: Connection, pipeline: PipelineView, selection: Selection
+) -> list[AgentView]:
+    rows = sessions(
+        connection,
+        live=bool(selection.states & LIVE_STATES),
+        ended=State.ENDED in selection.states,
+        agent_name=selection.agent_name,
+    )
+    tasks = count_tasks(connection, _stale_before(settings, pipeline), selection.agent_name)
+    agents = (
+        view_agent(row, tasks.get(row.agent_name, TaskCounts()), pipeline.as_of, settings.missed_intervals)
+        for row in rows
+    )
+    return [agent for agent in agents if agent.state in selection.states]
+
+
+def view_agent(row: Row[Any], tasks: TaskCounts, as_of: datetime | None, missed_limit: int) -> AgentView:
+    """Return a session's row (of `store.agents`) as people see it at a moment."""
+    stored = State(row.state)
+    promise = Promise(row.interval_seconds, row.schedule, row.time_zone, row.grace_seconds)
+    missed: int | None = 0
+    if stored is not State.ENDED:
+        since = max(row.registered_at, row.last_seen_at or row.registered_at)
+        missed = None if as_of is None else missed_intervals(promise, since, row.deadline_at, as_of, missed_limit)
+    state = shown_state(stored, missed or 0)
+    return AgentView(
+        agent_name=row.agent_name,
+        session_id=row.session_id,
+        state=state,
+        degraded=state is State.DEGRADED,
+        missed_intervals=missed,
+        last_seen_at=row.last_seen_at,
+        interval_seconds=row.interval_seconds,
+        schedule=row.schedule,
+        time_zone=row.time_zone,
+        grace_seconds=row.grace_seconds,
+        deadline_at=row.deadline_at,
+        current_work=row.current_work,
+        work_item_id=row.work_item_id,
+        progress=row.progress,
+        status=row.status,
+        summary=row.summary,
+        error=row.error,
+        open_tasks=tasks.open if row.open_tasks is None else row.open_tasks,
+        stale_tasks=tasks.stale if row.stale_tasks is None else row.stale_tasks,
+        metadata=row.metadata,
+        project=row.project,
+        parent_id=row.parent_id,
+        parallel=row.parallel,
+        registered_at=row.registered_at,
+        state_changed_at=row.state_changed_at,
+        ended_at=row.ended_at,
+        exit_status=row.exit_status,
+    )
+
+
+def _in_order(agents: Iterable[AgentView], *, newest_first: bool) -> list[AgentView]:
+    if newest_first:
+        # Those that were never heard come last, the newest registration first.
+        return sorted(
+            agents,
+            key=lambda agent: (agent.last_seen_at is not None, agent.last_seen_at or agent.registered_at),
+            reverse=True,
+        )
+    return sorted(agents, key=lambda agent: (_URGENCY[agent.state], agent.agent_name, agent.registered_at))

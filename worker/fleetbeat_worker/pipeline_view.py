@@ -1,0 +1,120 @@
+"""How far the pipeline is, whether verdicts are held because of it, and what to do about it.
+
+Pure: what was read from Redis and SQL comes in, nothing is read here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from fleetbeat_shared.durations import format_duration
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from fleetbeat_shared.settings import Settings
+    from fleetbeat_worker.inbox import Horizon
+    from fleetbeat_worker.store.pipeline import StoredPipeline
+
+PATIENCE_SECONDS = 30.0
+"""A pipeline that is this late isn't just busy; with slow sweeps three sweep intervals, as for an outage."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PipelineView:
+    """How far the pipeline is."""
+
+    now: datetime
+    """Redis's time; with Redis away, this machine's."""
+    as_of: datetime | None
+    """The moment up to which anything is known; None if Redis is away and no sweep ever ran."""
+    backlog: int | None
+    lag_seconds: float | None
+    workers: int | None
+    last_sweep_at: datetime | None
+    rejected: int
+    held: bool
+    """Whether verdicts stand still at `as_of`, because the pipeline is behind or away."""
+    trouble: str | None
+    """What is wrong and what to do, in a sentence or two."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the pipeline as `--json` prints it."""
+        return {
+            "backlog": self.backlog,
+            "lag_seconds": self.lag_seconds,
+            "workers": self.workers,
+            "last_sweep_at": self.last_sweep_at,
+            "rejected": self.rejected,
+            "held": self.held,
+            "trouble": self.trouble,
+        }
+
+
+def patience_seconds(settings: Settings) -> float:
+    """Return how late the pipeline may be before it counts as behind."""
+    return max(PATIENCE_SECONDS, 3 * settings.sweep_seconds)
+
+
+def view_pipeline(  # noqa: PLR0913 - everything that the view is made of
+    settings: Settings,
+    stored: StoredPipeline,
+    horizon: Horizon | None,
+    *,
+    workers: int | None,
+    rejected: int,
+    away: str | None,
+    now: datetime,
+) -> PipelineView:
+    """Return how far the pipeline is.
+
+    `horizon` and `workers` are None when Redis is away, and `away` says why; `now` is this machine's time, for then.
+    """
+    if horizon is None:
+        return PipelineView(
+            now=now,
+            as_of=stored.watermark,
+            backlog=None,
+            lag_seconds=None,
+            workers=None,
+            last_sweep_at=stored.last_sweep_at,
+            rejected=rejected,
+            held=True,
+            trouble=away,
+        )
+    lag = max(0.0, (horizon.now - horizon.watermark).total_seconds())
+    behind = _lag_trouble(settings, lag, horizon.backlog, workers)
+    unwatched = _sweep_trouble(settings, stored.last_sweep_at, horizon.now)
+    as_of = max(horizon.watermark, stored.watermark or horizon.watermark)
+    unwatched_since = stored.watermark if unwatched is not None else None
+    if unwatched_since is not None:
+        # Nobody watched since: the next sweep moves every deadline by that time, so it can't count as silence here.
+        as_of = unwatched_since
+    return PipelineView(
+        now=horizon.now,
+        as_of=as_of,
+        backlog=horizon.backlog,
+        lag_seconds=round(lag, 3),
+        workers=workers,
+        last_sweep_at=stored.last_sweep_at,
+        rejected=rejected,
+        held=behind is not None or unwatched_since is not None,
+        trouble=behind or unwatched,
+    )
+
+
+def _lag_trouble(settings: Settings, lag_seconds: float, backlog: int, workers: int | None) -> str | None:
+    if lag_seconds <= patience_seconds(settings):
+        return None
+    message = f"The workers are {format_duration(round(lag_seconds))} behind ({backlog:,} messages wait). "
+    return message + ("Start more: fleetbeat worker -n 4" if workers else "None is running: fleetbeat worker")
+
+
+def _sweep_trouble(settings: Settings, last_sweep_at: datetime | None, now: datetime) -> str | None:
+    if last_sweep_at is None:
+        return "No sweep has run yet, so no silence is noticed. Start a worker: fleetbeat worker"
+    seconds = (now - last_sweep_at).total_seconds()
+    if seconds <= patience_seconds(settings):
+        return None
+    return f"The last sweep was {format_duration(round(seconds))} ago. Is a worker running (fleetbeat worker)?"

@@ -1,0 +1,131 @@
+"""What Redis and RQ hold at this moment: the backlog, the jobs, the workers. Read through RQ's public API."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from redis.exceptions import ResponseError
+from rq import Queue, Worker
+from rq.serializers import JSONSerializer
+
+from fleetbeat_shared.names import GROUP, INBOX, QUEUE
+from fleetbeat_worker.inbox import Inbox
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from redis import Redis
+
+    from fleetbeat_worker.inbox import Horizon
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerState:
+    """An RQ worker that takes part."""
+
+    name: str
+    state: str
+    """RQ's word: starting, started, idle, busy, suspended."""
+    hostname: str | None
+    pid: int | None
+    job_id: str | None
+    """The job that it is at."""
+    last_heartbeat_at: datetime | None
+    """By the worker's own clock."""
+
+
+@dataclass(frozen=True, slots=True)
+class QueueState:
+    """The inbox, the jobs and the workers."""
+
+    horizon: Horizon
+    pending: dict[str, int]
+    """Entries in the hands of each consumer, by its name; consumers without any are left out."""
+    jobs_waiting: int
+    jobs_started: int
+    jobs_failed: int
+    workers: tuple[WorkerState, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what `fleetbeat queue --json` prints."""
+        lag = (self.horizon.now - self.horizon.watermark).total_seconds()
+        return {
+            "now": self.horizon.now,
+            "watermark": self.horizon.watermark,
+            "backlog": self.horizon.backlog,
+            "lag_seconds": round(lag, 3),
+            "pending": [{"consumer": name, "entries": number} for name, number in self.pending.items()],
+            "jobs": {"waiting": self.jobs_waiting, "started": self.jobs_started, "failed": self.jobs_failed},
+            "workers": [
+                {
+                    "name": worker.name,
+                    "state": worker.state,
+                    "hostname": worker.hostname,
+                    "pid": worker.pid,
+                    "job_id": worker.job_id,
+                    "last_heartbeat_at": worker.last_heartbeat_at,
+                }
+                for worker in self.workers
+            ],
+        }
+
+
+def read_queue(client: Redis) -> QueueState:
+    """Return what stands in Redis now. Raises redis-py's errors."""
+    horizon = Inbox(client).horizon()
+    queue = _queue(client)
+    return QueueState(
+        horizon=horizon,
+        pending=_pending(client),
+        jobs_waiting=queue.count,
+        # Without cleanup: looking must not move jobs from one registry to another.
+        jobs_started=queue.started_job_registry.get_job_count(cleanup=False),
+        jobs_failed=queue.failed_job_registry.get_job_count(cleanup=False),
+        workers=tuple(
+            WorkerState(
+                name=worker.name,
+                state=str(worker.get_state()),
+                hostname=worker.hostname,
+                pid=worker.pid,
+                job_id=worker.get_current_job_id(),
+                last_heartbeat_at=worker.last_heartbeat,
+            )
+            for worker in sorted(_workers(queue), key=lambda worker: worker.name)
+        ),
+    )
+
+
+def count_workers(client: Redis) -> int:
+    """Return how many RQ workers listen to our queue. Raises redis-py's errors."""
+    return len(_workers(_queue(client)))
+
+
+def _queue(client: Redis) -> Queue:
+    return Queue(QUEUE, connection=client, serializer=JSONSerializer)
+
+
+def _workers(queue: Queue) -> list[Any]:
+    options = queue.connection.connection_pool.connection_kwargs
+    patience = options.get("socket_timeout")
+    try:
+        return list(Worker.all(queue=queue, serializer=JSONSerializer))
+    finally:
+        # To look at a worker RQ makes one, and that gives our client the seven minutes of a worker's patience.
+        options["socket_timeout"] = patience
+
+
+def _pending(client: Redis) -> dict[str, int]:
+    redis: Any = client  # redis-py's hints can't tell its sync answers from its async ones
+    try:
+        summary = redis.xpending(INBOX, GROUP)
+    except ResponseError as error:
+        if str(error).startswith("NOGROUP"):
+            return {}  # no worker has ever started here
+        raise
+    found = {_text(item["name"]): int(item["pending"]) for item in summary["consumers"] or ()}
+    return dict(sorted(found.items()))
+
+
+def _text(value: bytes | str) -> str:
+    return value.decode(errors="backslashreplace") if isinstance(value, bytes) else value

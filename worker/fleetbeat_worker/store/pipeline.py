@@ -1,0 +1,31 @@
+"""Reading what the pipeline last knew of itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from sqlalchemy import select
+
+from fleetbeat_worker.tables import Pipeline
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from sqlalchemy import Connection
+
+
+@dataclass(frozen=True, slots=True)
+class StoredPipeline:
+    """The row of `pipeline`, or nothing but None before the first sweep."""
+
+    watermark: datetime | None = None
+    """Everything received before it was in SQL at the last sweep."""
+    last_sweep_at: datetime | None = None
+    """Redis's time at the last sweep."""
+
+
+def stored_pipeline(connection: Connection) -> StoredPipeline:
+    """Return what the last sweep wrote down."""
+    row = connection.execute(select(Pipeline.watermark, Pipeline.last_sweep_at)).first()
+    return StoredPipeline(row.watermark, row.last_sweep_at) if row is not None else StoredPipeline()

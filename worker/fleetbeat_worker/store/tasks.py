@@ -1,0 +1,65 @@
+"""The work items of agents, by the agent's name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import case, func, insert, select, update
+
+from fleetbeat_worker.tables import Task, TaskState
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import datetime
+
+    from sqlalchemy import Connection, Row
+
+
+@dataclass(frozen=True, slots=True)
+class TaskCounts:
+    """How much work an agent has."""
+
+    open: int = 0
+    """Tasks that aren't done."""
+    stale: int = 0
+    """Those of them that nobody touched for long."""
+
+
+def add_task(connection: Connection, agent_name: str, title: str, now: datetime) -> Row[Any]:
+    """Add an open task and return it."""
+    values = {"agent_name": agent_name, "title": title, "state": TaskState.OPEN, "created_at": now, "updated_at": now}
+    return connection.execute(insert(Task).values(values).returning(Task.__table__)).one()
+
+
+def update_task(
+    connection: Connection, task_id: int, now: datetime, *, state: TaskState | None = None, title: str | None = None
+) -> Row[Any] | None:
+    """Change what is given, which also touches the task, and return it; None when there is no such task."""
+    values: dict[str, Any] = {"updated_at": now}
+    if state is not None:
+        values["state"] = state
+    if title is not None:
+        values["title"] = title
+    query = update(Task).where(Task.id == task_id).values(values).returning(Task.__table__)
+    return connection.execute(query).one_or_none()
+
+
+def tasks_of(connection: Connection, agent_name: str, state: TaskState | None = None) -> Sequence[Row[Any]]:
+    """Return an agent's tasks, the oldest first: all columns of `tasks`."""
+    query = select(Task.__table__).where(Task.agent_name == agent_name).order_by(Task.id)
+    if state is not None:
+        query = query.where(Task.state == state)
+    return connection.execute(query).all()
+
+
+def count_tasks(connection: Connection, stale_before: datetime, agent_name: str | None = None) -> dict[str, TaskCounts]:
+    """Return how much work each agent has, by name; an agent without any is absent.
+
+    A task is stale when it isn't done and was last touched before `stale_before`.
+    """
+    stale = func.sum(case((Task.updated_at < stale_before, 1), else_=0))
+    query = select(Task.agent_name, func.count(), stale).where(Task.state != TaskState.DONE).group_by(Task.agent_name)
+    if agent_name is not None:
+        query = query.where(Task.agent_name == agent_name)
+    return {name: TaskCounts(open=number, stale=int(old)) for name, number, old in connection.execute(query)}
