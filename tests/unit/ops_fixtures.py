@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
-from uuid import UUID
 
 from sqlalchemy import delete, insert
 
@@ -13,6 +12,8 @@ from fleetbeat_worker.database import writing
 from fleetbeat_worker.tables import Agent, Event, Liveness, Pipeline, RejectedMessage
 
 if TYPE_CHECKING:
+    from uuid import UUID
+
     from sqlalchemy import Engine
 
 NOON = datetime(2026, 1, 31, 12, 0, tzinfo=UTC)

@@ -95,7 +95,8 @@ def render(view: FleetView) -> RenderableType:
     return Group(*parts, Text(), _pipeline_line(view.pipeline))
 
 
-def _headline(view: FleetView) -> Text:
+def headline(view: FleetView) -> Text:
+    """Return how many agents there are in each state, and the moment that this is true of."""
     total = counted(sum(view.counts.values()), "agent")
     line = Text.assemble((total, "bold"))
     for state in sorted(view.counts, key=list(STYLES).index):
