@@ -53,8 +53,8 @@ class Reason(StrEnum):
     """The session had ended before this was sent."""
     UNKNOWN_PARENT = "unknown_parent"
     """A delegate named a parent that isn't registered."""
-    DATABASE = "database"
-    """The database refused this message alone, while it took its neighbours."""
+    FAILED = "failed"
+    """Storing this message failed when it was tried alone; its neighbours were stored."""
     POISON = "poison"
     """Three times running, a process died while it worked on this message alone."""
 

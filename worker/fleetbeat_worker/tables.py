@@ -202,12 +202,11 @@ class RejectedMessage(Base):
 
     __tablename__ = "rejected_messages"
     __table_args__ = (
-        # For the heartbeat that overtook its own registration.
         Index(
-            "ix_rejected_messages_unknown",
-            "session_id",
-            sqlite_where=text("reason = 'unknown_session'"),
-            postgresql_where=text("reason = 'unknown_session'"),
+            "ix_rejected_messages_awaits_session_id",
+            "awaits_session_id",
+            sqlite_where=text("awaits_session_id IS NOT NULL"),
+            postgresql_where=text("awaits_session_id IS NOT NULL"),
         ),
         Index(None, "received_at"),
     )
@@ -222,6 +221,8 @@ class RejectedMessage(Base):
     """What exactly is wrong."""
     session_id: Mapped[UUID | None]
     """If the message could be read."""
+    awaits_session_id: Mapped[UUID | None]
+    """The session that wasn't known: a heartbeat may overtake its own registration, a delegate its parent's."""
     raw: Mapped[bytes]
     """The message's bytes, up to the size that a message may have."""
 

@@ -124,15 +124,16 @@ def _create_the_rest() -> None:
         sa.Column("reason", sa.Text, nullable=False),
         sa.Column("detail", sa.Text, nullable=False),
         sa.Column("session_id", Identifier),
+        sa.Column("awaits_session_id", Identifier),
         sa.Column("raw", sa.LargeBinary, nullable=False),
     )
-    unknown = sa.text("reason = 'unknown_session'")
+    awaiting = sa.text("awaits_session_id IS NOT NULL")
     op.create_index(
-        "ix_rejected_messages_unknown",
+        "ix_rejected_messages_awaits_session_id",
         "rejected_messages",
-        ["session_id"],
-        sqlite_where=unknown,
-        postgresql_where=unknown,
+        ["awaits_session_id"],
+        sqlite_where=awaiting,
+        postgresql_where=awaiting,
     )
     op.create_index("ix_rejected_messages_received_at", "rejected_messages", ["received_at"])
     op.create_table(

@@ -1,0 +1,350 @@
+"""What a batch of messages changes, worked out in memory.
+
+A batch knows the agents that its messages name, as SQL has them, and applies the messages in the order of the stream.
+It touches no database and no clock: `store.batches` reads what it needs and writes what it found.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+from fleetbeat_shared.errors import InvalidMessage
+from fleetbeat_shared.liveness import Outage, Promise, State, deadline, default_grace_seconds, extend_over_outages
+from fleetbeat_shared.messages import MAX_MESSAGE_BYTES, Deregister, Heartbeat, Reason, Register, parse_message
+from fleetbeat_shared.replies import Reply
+from fleetbeat_worker.column_types import from_milliseconds, to_milliseconds
+from fleetbeat_worker.tables import EventType
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from uuid import UUID
+
+    from fleetbeat_worker.inbox import Entry
+
+Row = dict[str, Any]
+
+REPORTED = ("progress", "work_item_id", "status", "summary", "error", "open_tasks", "stale_tasks", "metadata")
+"""What a heartbeat may say of its agent; what it leaves out stays as it was."""
+
+
+@dataclass(slots=True)
+class AgentRecord:
+    """A session as SQL has it, and as the batch leaves it."""
+
+    session_id: UUID
+    agent_name: str
+    promise: Promise
+    parallel: bool
+    registered_at: datetime
+    ended_at: datetime | None
+    lifecycle_entry: int
+    reported_at: datetime | None
+    state: State
+    state_changed_at: datetime
+    last_seen_at: datetime | None
+    deadline_at: datetime
+    settings: Row = field(default_factory=dict)
+    """Columns of `agents` that a registration or an end changed."""
+    reports: Row = field(default_factory=dict)
+    """Columns of `agents` that heartbeats changed."""
+    is_new: bool = False
+    seen: bool = False
+    """Whether `liveness` changed."""
+
+    @property
+    def since(self) -> datetime:
+        """From when on silence counts: the last heartbeat, or the registration if that is newer."""
+        return self.registered_at if self.last_seen_at is None else max(self.registered_at, self.last_seen_at)
+
+    def set(self, **settings: Any) -> None:  # noqa: ANN401 - columns have many types
+        """Set columns of `agents`; what an earlier heartbeat of the batch reported for them is overruled."""
+        self.settings |= settings
+        for name in settings:
+            self.reports.pop(name, None)
+
+
+@dataclass(slots=True)
+class Facts:
+    """What a batch is judged by, beside its agents; read in the same transaction."""
+
+    now: datetime
+    """Redis's time when the batch was read."""
+    watermark: datetime | None
+    """As the last sweep left it."""
+    outages: list[Outage]
+    missed_limit: int
+
+
+@dataclass(slots=True)
+class Batch:
+    """The changes of one transaction."""
+
+    facts: Facts
+    agents: dict[UUID, AgentRecord]
+    heartbeats: list[Row] = field(default_factory=list)
+    events: list[Row] = field(default_factory=list)
+    rejected: list[Row] = field(default_factory=list)
+    idle_tasks_of: set[str] = field(default_factory=set)
+    """Names of agents whose tasks in progress are open again."""
+    replies: list[tuple[UUID, Reply]] = field(default_factory=list)
+
+    def apply(self, entry: Entry, message: Register | Heartbeat | Deregister) -> None:
+        """Apply one message."""
+        match message:
+            case Heartbeat():
+                self._beat(entry, message)
+            case Register():
+                self._register(entry, message)
+            case Deregister():
+                self._deregister(entry, message)
+
+    def reject(
+        self,
+        entry: Entry,
+        reason: Reason,
+        detail: str,
+        message: Register | Heartbeat | Deregister | None = None,
+        awaits: UUID | None = None,
+    ) -> None:
+        """Set a message aside, and tell the sender if it waits."""
+        self.rejected.append(
+            {
+                "entry_id": entry.id,
+                "received_at": entry.received_at(self.facts.now),
+                "reason": reason.value,
+                "detail": detail,
+                "session_id": message.session_id if message else None,
+                "awaits_session_id": awaits,
+                "raw": entry.wire[:MAX_MESSAGE_BYTES],
+            }
+        )
+        if isinstance(message, Heartbeat) and message.reply:
+            self.replies.append((message.id, Reply(ok=False, code=reason.value, session_id=message.session_id)))
+
+    def _beat(self, entry: Entry, message: Heartbeat) -> None:
+        agent = self.agents.get(message.session_id)
+        if agent is None:
+            detail = f"no session {message.session_id} is registered"
+            self.reject(entry, Reason.UNKNOWN_SESSION, detail, message, awaits=message.session_id)
+            return
+        if agent.ended_at is not None and entry.position(self.facts.now) > agent.lifecycle_entry:
+            detail = f"the session of {agent.agent_name} ended at {agent.ended_at.isoformat()}"
+            self.reject(entry, Reason.SESSION_ENDED, detail, message)
+            return
+        received_at = entry.received_at(self.facts.now)
+        seen_at = received_at
+        if message.buffered_seconds:
+            seen_at = from_milliseconds(to_milliseconds(received_at - timedelta(seconds=message.buffered_seconds)))
+        row = {name: getattr(message, name) for name in REPORTED}
+        self.heartbeats.append(
+            {
+                "id": message.id,
+                "session_id": message.session_id,
+                "received_at": received_at,
+                "seen_at": seen_at,
+                "sent_at": message.sent_at,
+                **row,
+            }
+        )
+        if message.progress:
+            self._event(EventType.HEARTBEAT, seen_at, agent, message_id=message.id, text=message.progress)
+        self._see(agent, seen_at)
+        if agent.reported_at is None or seen_at >= agent.reported_at:
+            self._report(agent, seen_at, row)
+        if message.reply:
+            answer = Reply(
+                ok=True,
+                session_id=message.session_id,
+                agent_name=agent.agent_name,
+                timestamp=seen_at,
+                progress=message.progress,
+            )
+            self.replies.append((message.id, answer))
+
+    def _see(self, agent: AgentRecord, seen_at: datetime) -> None:
+        """Move `last_seen_at` forward, and what hangs on it; an older heartbeat moves nothing."""
+        if agent.last_seen_at is not None and seen_at <= agent.last_seen_at:
+            return
+        before, agent.last_seen_at = agent.since, seen_at
+        agent.seen = True
+        if agent.state is State.ENDED:
+            return
+        agent.deadline_at = self._deadline(agent.promise, agent.since)
+        if agent.state is State.OK:
+            return
+        # A heartbeat that waited somewhere for long fills history, and revives nobody.
+        watermark = self.facts.watermark
+        if watermark is not None and self._deadline(agent.promise, seen_at) <= watermark:
+            return
+        if agent.state is State.DEGRADED:
+            detail = {"silent_seconds": round((seen_at - before).total_seconds(), 3)}
+            self._event(EventType.RECOVERED, seen_at, agent, detail=detail)
+        self._change_state(agent, State.OK, seen_at)
+
+    def _report(self, agent: AgentRecord, seen_at: datetime, row: Row) -> None:
+        reported = {name: value for name, value in row.items() if value is not None}
+        if not reported:
+            return
+        if reported.get("progress"):
+            reported["current_work"] = reported["progress"]
+        else:
+            reported.pop("progress", None)
+        agent.reports.update(reported)
+        agent.reported_at = agent.reports["reported_at"] = seen_at
+
+    def _register(self, entry: Entry, message: Register) -> None:
+        position, received_at = entry.position(self.facts.now), entry.received_at(self.facts.now)
+        agent = self.agents.get(message.session_id)
+        if agent is not None and position <= agent.lifecycle_entry:
+            return  # a replay, or overtaken by a newer registration or end
+        if message.parent_id is not None and message.parent_id not in self.agents:
+            detail = f"no session {message.parent_id} is registered that could be the parent"
+            self.reject(entry, Reason.UNKNOWN_PARENT, detail, message, awaits=message.parent_id)
+            return
+        promise = _promise(message)
+        if agent is None:
+            agent = self._new_agent(message, promise, received_at, position)
+        elif agent.ended_at is not None:
+            agent.registered_at, agent.ended_at = received_at, None
+            agent.set(registered_at=received_at, ended_at=None, exit_status=None, error=None)
+            self._change_state(agent, State.PENDING, received_at)
+        agent.agent_name, agent.promise, agent.parallel = message.agent_name, promise, message.parallel
+        agent.lifecycle_entry = position
+        agent.deadline_at = self._deadline(promise, agent.since)
+        agent.seen = True
+        agent.set(**_settings(message, promise, position))
+        promised = message.model_dump(
+            mode="json",
+            exclude_none=True,
+            include={"interval_seconds", "schedule", "time_zone", "project", "work", "parent_id"},
+        )
+        self._event(EventType.REGISTERED, received_at, agent, message_id=message.id, detail=promised)
+        if not message.parallel:
+            self._take_name(agent, received_at)
+
+    def _new_agent(self, message: Register, promise: Promise, received_at: datetime, position: int) -> AgentRecord:
+        agent = AgentRecord(
+            session_id=message.session_id,
+            agent_name=message.agent_name,
+            promise=promise,
+            parallel=message.parallel,
+            registered_at=received_at,
+            ended_at=None,
+            lifecycle_entry=position,
+            reported_at=None,
+            state=State.PENDING,
+            state_changed_at=received_at,
+            last_seen_at=None,
+            deadline_at=received_at,
+            settings={"registered_at": received_at, "ended_at": None},
+            is_new=True,
+        )
+        self.agents[message.session_id] = agent
+        return agent
+
+    def _take_name(self, agent: AgentRecord, received_at: datetime) -> None:
+        """Leave one live session to a name: the one that was registered last."""
+        for other in list(self.agents.values()):
+            same = other.agent_name == agent.agent_name and other is not agent
+            if not same or other.ended_at is not None or other.parallel:
+                continue
+            older, newer = sorted((other, agent), key=lambda record: record.lifecycle_entry)
+            detail = {"superseded_by": str(newer.session_id)}
+            self._end(older, received_at, newer.lifecycle_entry, detail)
+
+    def _deregister(self, entry: Entry, message: Deregister) -> None:
+        position, received_at = entry.position(self.facts.now), entry.received_at(self.facts.now)
+        agent = self.agents.get(message.session_id)
+        if agent is None:
+            detail = f"no session {message.session_id} is registered"
+            self.reject(entry, Reason.UNKNOWN_SESSION, detail, message, awaits=message.session_id)
+            return
+        if agent.ended_at is not None or position <= agent.lifecycle_entry:
+            return  # a replay, ended already, or overtaken by a newer registration
+        said: Row = {"error": message.error, "exit_status": message.exit_status}
+        said = {name: value for name, value in said.items() if value is not None}
+        agent.set(**said)
+        self._end(agent, received_at, position, said, message_id=message.id)
+
+    def _end(
+        self, agent: AgentRecord, ended_at: datetime, position: int, detail: Row, message_id: UUID | None = None
+    ) -> None:
+        agent.ended_at, agent.lifecycle_entry = ended_at, position
+        agent.set(ended_at=ended_at, lifecycle_entry=position)
+        self._change_state(agent, State.ENDED, ended_at)
+        self.idle_tasks_of.add(agent.agent_name)
+        detail = {"lived_seconds": round((ended_at - agent.registered_at).total_seconds(), 3), **detail}
+        self._event(EventType.DEREGISTERED, ended_at, agent, message_id=message_id, detail=detail)
+
+    def _change_state(self, agent: AgentRecord, state: State, changed_at: datetime) -> None:
+        agent.state, agent.state_changed_at, agent.seen = state, changed_at, True
+
+    def _deadline(self, promise: Promise, since: datetime) -> datetime:
+        return extend_over_outages(deadline(promise, since, self.facts.missed_limit), since, self.facts.outages)
+
+    def _event(  # noqa: PLR0913 - one argument for each column
+        self,
+        kind: EventType,
+        occurred_at: datetime,
+        agent: AgentRecord,
+        *,
+        message_id: UUID | None = None,
+        text: str | None = None,
+        detail: Row | None = None,
+    ) -> None:
+        self.events.append(
+            {
+                "type": kind.value,
+                "occurred_at": occurred_at,
+                "session_id": agent.session_id,
+                "agent_name": agent.agent_name,
+                "message_id": message_id,
+                "text": text,
+                "detail": detail,
+            }
+        )
+
+
+def understand(
+    entries: Iterable[Entry],
+) -> tuple[list[tuple[Entry, Register | Heartbeat | Deregister]], list[tuple[Entry, InvalidMessage]]]:
+    """Return the messages that entries hold, and what is wrong with those that hold none."""
+    messages, failures = [], []
+    for entry in entries:
+        try:
+            messages.append((entry, parse_message(entry.wire)))
+        except InvalidMessage as error:
+            failures.append((entry, error))
+    return messages, failures
+
+
+def _promise(message: Register) -> Promise:
+    grace = message.grace_seconds
+    return Promise(
+        interval_seconds=message.interval_seconds,
+        schedule=message.schedule,
+        time_zone=(message.time_zone or "UTC") if message.schedule else None,
+        grace_seconds=default_grace_seconds(message.interval_seconds) if grace is None else grace,
+    )
+
+
+def _settings(message: Register, promise: Promise, position: int) -> Row:
+    """Return the columns of `agents` that a registration sets; what it may leave out is kept if it does."""
+    settings = {
+        "agent_name": message.agent_name,
+        "interval_seconds": promise.interval_seconds,
+        "schedule": promise.schedule,
+        "time_zone": promise.time_zone,
+        "grace_seconds": promise.grace_seconds,
+        "parallel": message.parallel,
+        "lifecycle_entry": position,
+    }
+    optional = {
+        "project": message.project,
+        "parent_id": message.parent_id,
+        "metadata": message.metadata,
+        "current_work": message.work,
+    }
+    return settings | {name: value for name, value in optional.items() if value is not None}

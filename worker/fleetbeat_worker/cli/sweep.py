@@ -1,0 +1,37 @@
+"""`fleetbeat sweep`: one look for silent agents, now."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from fleetbeat_shared.connection import redis_errors
+from fleetbeat_shared.durations import format_duration
+from fleetbeat_shared.text import clean
+from fleetbeat_worker.cli.options import common_options, example, json_option, open_database, open_redis
+from fleetbeat_worker.cli.output import counted, print_json, stamp
+from fleetbeat_worker.sweep import sweep as run_sweep
+
+if TYPE_CHECKING:
+    from fleetbeat_shared.settings import Settings
+
+
+@click.command(epilog=example("fleetbeat sweep --dry-run"))
+@click.option("--dry-run", is_flag=True, help="Change nothing; say what a sweep would do.")
+@json_option
+@common_options
+def sweep(*, settings: Settings, dry_run: bool, as_json: bool) -> None:
+    """Look for silent agents now; workers do the same by themselves every few seconds."""
+    with open_database(settings) as engine, open_redis(settings) as client, redis_errors(settings.redis_url):
+        report = run_sweep(client, engine, settings, dry_run=dry_run)
+    if as_json:
+        print_json({**report.to_json(), "dry_run": dry_run})
+        return
+    would = "would be" if dry_run else "are now"
+    click.echo(f"As of {stamp(report.watermark)} UTC: {counted(len(report.degraded), 'agent')} {would} degraded.")
+    for name in report.degraded:
+        click.echo(f"  {clean(name)}")
+    if report.outage_seconds is not None:
+        moved = "would move" if dry_run else "moved"
+        click.echo(f"Nobody had watched for {format_duration(report.outage_seconds)}; that {moved} the deadlines.")

@@ -1,0 +1,113 @@
+"""`fleetbeat worker`: the processes that do the work."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from contextlib import closing
+from typing import TYPE_CHECKING
+
+import click
+
+from fleetbeat_shared.connection import connect, place
+from fleetbeat_shared.errors import DatabaseUnavailable
+from fleetbeat_worker import jobs, schema
+from fleetbeat_worker.cli.options import common_options, example
+from fleetbeat_worker.database import open_engine
+from fleetbeat_worker.inbox import Inbox
+from fleetbeat_worker.log import Complaint, logger, set_up
+from fleetbeat_worker.pool import Pool
+from fleetbeat_worker.sweep import sweep
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from fleetbeat_shared.settings import Settings
+
+LOOK_SECONDS = 1.0
+BURST_LOOK_SECONDS = 0.1
+
+
+@click.command(epilog=example("fleetbeat worker -n 2", "fleetbeat worker --burst"))
+@click.option("-n", "--workers", type=click.IntRange(1, 64), default=1, show_default=True, help="How many RQ workers.")
+@click.option("--burst", is_flag=True, help="Store what is in the inbox now, sweep once, and exit.")
+@common_options
+def worker(*, settings: Settings, workers: int, burst: bool) -> None:
+    """Run RQ workers and a dispatcher until Ctrl-C or SIGTERM.
+
+    Redis or the database may be away, at the start or later: the workers wait for them and say so.
+    """
+    set_up(settings.log_level)
+    settings.export(os.environ)  # for the jobs, which read their settings where they run
+    asked: list[int] = []
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda received, _frame: asked.append(received))
+    prepare_database(settings, lambda: bool(asked))
+    if not asked:
+        run_pool(settings, workers, burst=burst, asked=lambda: bool(asked))
+
+
+def prepare_database(settings: Settings, asked: Callable[[], bool]) -> None:
+    """Wait until the database can be used, and make sure of its schema.
+
+    Raises SchemaOutdated, SettingsError.
+    """
+    complaint = Complaint()
+    pause = 0.1
+    while not asked():
+        engine = open_engine(settings.sql_url)
+        try:
+            schema.prepare(engine)
+        except DatabaseUnavailable as error:
+            complaint.trouble(f"{error} Workers wait for it.")
+            time.sleep(pause)
+            pause = min(pause * 2, 5.0)
+        else:
+            complaint.over("The database is there.")
+            return
+        finally:
+            engine.dispose()
+
+
+def run_pool(settings: Settings, workers: int, *, burst: bool, asked: Callable[[], bool]) -> None:
+    """Run a pool until asked to stop, or until the inbox is drained."""
+    pool = Pool(settings, workers)
+    pool.start()
+    logger.info("Workers run", extra={"workers": workers, "redis": place(settings.redis_url)})
+    drained = _drained(settings) if burst else lambda: False
+    while not asked() and not drained():
+        pool.look_after(BURST_LOOK_SECONDS if burst else LOOK_SECONDS)
+    pool.stop()
+    if burst and not asked():
+        _sweep_once(settings)
+    logger.info("Workers ended")
+
+
+def _drained(settings: Settings) -> Callable[[], bool]:
+    """Return what tells whether the inbox is empty through the last message that stood in it at the first look."""
+    last_id: list[str | None] = []
+
+    def drained() -> bool:
+        from redis.exceptions import RedisError
+
+        try:
+            # A client for each look: the pool may fork between two.
+            with closing(connect(settings.redis_url, timeout_seconds=jobs.WORKER_TIMEOUT_SECONDS)) as client:
+                inbox = Inbox(client)
+                if not last_id:
+                    last_id.append(inbox.last_id())
+                return last_id[0] is None or not inbox.holds_through(last_id[0])
+        except (RedisError, OSError):
+            return False  # the dispatcher tells about it
+
+    return drained
+
+
+def _sweep_once(settings: Settings) -> None:
+    engine = open_engine(settings.sql_url)
+    try:
+        with closing(connect(settings.redis_url, timeout_seconds=jobs.WORKER_TIMEOUT_SECONDS)) as client:
+            sweep(client, engine, settings)
+    finally:
+        engine.dispose()

@@ -1,0 +1,206 @@
+"""The dispatcher: looks at the inbox and at the clock, and enqueues RQ jobs.
+
+Each pool of workers has one, as a process of its own. They elect one by a Redis lock with a short life; if that one
+dies, another takes over within seconds. When Redis is too full for RQ, which needs memory to enqueue, each dispatcher
+does the work itself, elected or not: reading and acknowledging need no memory.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from typing import TYPE_CHECKING
+
+from redis.exceptions import LockError, OutOfMemoryError, RedisError, ResponseError
+from rq import Queue, Worker
+from rq.utils import now as rq_now
+
+from fleetbeat_shared.connection import connect, place, reason
+from fleetbeat_shared.errors import DatabaseUnavailable
+from fleetbeat_shared.names import DISPATCHER_LOCK, QUEUE
+from fleetbeat_worker import jobs
+from fleetbeat_worker.database import open_engine
+from fleetbeat_worker.inbox import Demand, Inbox, is_missing
+from fleetbeat_worker.ingest import Ingest
+from fleetbeat_worker.log import Complaint, logger
+from fleetbeat_worker.sweep import sweep
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from redis import Redis
+
+    from fleetbeat_shared.settings import Settings
+
+LOCK_SECONDS = 5.0
+"""How long a dispatcher that died is still believed to be there."""
+RENEW_SECONDS = 1.0
+POLL_SECONDS = 0.1
+"""How often the inbox is looked at while somebody reads it; while nobody does, an arrival wakes the dispatcher."""
+SCALE_SECONDS = 1.0
+"""How often further ingest jobs are added to a backlog."""
+FAILED_JOB_SECONDS = 3600
+"""How long a failed job can be looked at. RQ's year would keep one for every sweep that failed."""
+SWEEP_TIMEOUT_SECONDS = 300
+INGEST_TIMEOUT_SECONDS = 600
+"""Beyond its slice: a job can wait long for a lock, but not for ever."""
+IDLE_WORKER_SECONDS = 25.0
+"""An idle worker says at least every 15 s that it lives."""
+
+
+class Dispatcher:
+    """One dispatcher, in its own process."""
+
+    def __init__(self, client: Redis, settings: Settings, stop: Callable[[], bool]) -> None:
+        """Use a client of its own; `stop` is asked again and again whether to end."""
+        self._client = client
+        self._settings = settings
+        self._stop = stop
+        self._inbox = Inbox(client)
+        self._queue = Queue(QUEUE, connection=client, serializer="json")
+        self._lock = client.lock(DISPATCHER_LOCK, timeout=LOCK_SECONDS, blocking=False, thread_local=False)
+        self._leads = False
+        self._renew_at = 0.0
+        self._sweep_at = 0.0
+        self._scale_at = 0.0
+        self._redis_trouble = Complaint()
+        self._full = Complaint()
+        self._database_trouble = Complaint()
+
+    def run(self) -> None:
+        """Dispatch until asked to stop, whatever happens to Redis."""
+        pause = POLL_SECONDS
+        while not self._stop():
+            try:
+                self._step()
+            except OutOfMemoryError:
+                self._work_directly()
+            except (RedisError, OSError) as error:
+                where = place(self._settings.redis_url)
+                self._redis_trouble.trouble(
+                    f"Redis at {where} can't be used ({reason(error)}). Workers wait for it; agents may go on."
+                )
+                self._leads = False
+                time.sleep(pause)
+                pause = min(pause * 2, 5.0)
+            else:
+                pause = POLL_SECONDS
+        self._resign()
+
+    def _step(self) -> None:
+        if not self._elected():
+            time.sleep(RENEW_SECONDS)
+            return
+        if time.monotonic() >= self._sweep_at:
+            self._enqueue_sweep()
+            self._sweep_at = time.monotonic() + self._settings.sweep_seconds
+        demand = self._demand()
+        self._enqueue_ingest(demand)
+        self._full.over("Redis has room again; RQ goes on.")
+        until_sweep = max(0.0, self._sweep_at - time.monotonic())
+        if demand.readers or demand.undelivered:
+            time.sleep(min(POLL_SECONDS, until_sweep))
+        elif until_sweep:
+            self._inbox.wait_for_entry(min(RENEW_SECONDS, until_sweep))
+
+    def _elected(self) -> bool:
+        now = time.monotonic()
+        if self._leads and now < self._renew_at:
+            return True
+        try:
+            self._leads = self._lock.reacquire() if self._leads else self._lock.acquire()
+        except LockError:  # ours ran out: this process, or Redis, stood still for too long
+            self._leads = False
+        if self._leads:
+            self._renew_at = now + RENEW_SECONDS
+        self._redis_trouble.over("Redis is there again; work goes on.")
+        return self._leads
+
+    def _resign(self) -> None:
+        if self._leads:
+            try:
+                self._lock.release()
+            except (RedisError, OSError) as error:
+                logger.debug("The lock runs out by itself: %s", type(error).__name__)
+
+    def _demand(self) -> Demand:
+        try:
+            return self._inbox.demand(self._settings.lease_seconds)
+        except ResponseError as error:
+            if not is_missing(error):
+                raise
+            self._inbox.create_group()
+            return self._inbox.demand(self._settings.lease_seconds)
+
+    def _enqueue_sweep(self) -> None:
+        if not self._waiting("sweep"):
+            # The id carries the tick, so that a failed sweep stands in the way of no later one.
+            self._enqueue(jobs.sweep, f"sweep-{time.time_ns() // 1_000_000}", SWEEP_TIMEOUT_SECONDS, at_front=True)
+
+    def _enqueue_ingest(self, demand: Demand) -> None:
+        wanted = 0
+        if demand.readers == 0 and (demand.undelivered or demand.expired):
+            wanted = 1
+        batches = demand.undelivered // self._settings.batch_size
+        if batches > 1 and time.monotonic() >= self._scale_at:
+            self._scale_at = time.monotonic() + SCALE_SECONDS
+            wanted = max(wanted, min(batches, self._idle_workers()))
+        if wanted:
+            wanted -= self._waiting("ingest")
+        timeout = int(self._settings.sweep_seconds) + INGEST_TIMEOUT_SECONDS
+        for number in range(wanted):
+            self._enqueue(jobs.ingest, f"ingest-{time.time_ns() // 1_000_000}-{number}", timeout)
+
+    def _enqueue(
+        self, function: Callable[[], object], job_id: str, timeout_seconds: int, *, at_front: bool = False
+    ) -> None:
+        self._queue.enqueue_call(
+            f"{function.__module__}.{function.__name__}",
+            job_id=job_id,
+            timeout=timeout_seconds,
+            result_ttl=0,
+            failure_ttl=FAILED_JOB_SECONDS,
+            at_front=at_front,
+        )
+
+    def _waiting(self, kind: str) -> int:
+        """Return how many jobs of a kind wait in the queue."""
+        return sum(job_id.startswith(f"{kind}-") for job_id in self._queue.get_job_ids(0, 100))
+
+    def _idle_workers(self) -> int:
+        workers = Worker.all(queue=self._queue)
+        return sum(
+            worker.get_state() == "idle"
+            and worker.last_heartbeat is not None
+            and (rq_now() - worker.last_heartbeat).total_seconds() < IDLE_WORKER_SECONDS
+            for worker in workers
+        )
+
+    def _work_directly(self) -> None:
+        """Ingest and sweep in this process."""
+        where = place(self._settings.redis_url)
+        self._full.trouble(
+            f"Redis at {where} is full, so RQ can't enqueue; the inbox is drained without it. Give Redis more memory."
+        )
+        engine = open_engine(self._settings.sql_url)
+        try:
+            consumer = f"direct-{socket.gethostname()}-{os.getpid()}"
+            Ingest(self._client, engine, self._settings, consumer, self._stop).run(self._settings.sweep_seconds)
+            if time.monotonic() >= self._sweep_at:
+                self._sweep_at = time.monotonic() + self._settings.sweep_seconds
+                sweep(self._client, engine, self._settings)
+        except DatabaseUnavailable as error:
+            self._database_trouble.trouble(str(error))
+            time.sleep(POLL_SECONDS)
+        except (RedisError, OSError) as error:
+            self._redis_trouble.trouble(f"Redis at {where} can't be used ({reason(error)}). Workers wait for it.")
+            time.sleep(POLL_SECONDS)
+        finally:
+            engine.dispose()
+
+
+def run_dispatcher(settings: Settings, stop: Callable[[], bool]) -> None:
+    """Dispatch until asked to stop."""
+    client = connect(settings.redis_url, timeout_seconds=jobs.WORKER_TIMEOUT_SECONDS, name="fleetbeat-dispatcher")
+    Dispatcher(client, settings, stop).run()

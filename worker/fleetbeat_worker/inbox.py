@@ -1,0 +1,229 @@
+"""The inbox: the Redis stream that agents write to, read by the workers through one consumer group.
+
+What is in the stream is what is not yet in SQL: an entry is acknowledged and deleted, in one MULTI, after the commit of
+the transaction that stored it. An entry that was delivered to a consumer and not acknowledged is *pending*. Its
+delivery count tells how many of its holders died: it is one when an entry is read, and rises by one each time that it
+is taken over from a holder that died, never otherwise.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from redis.exceptions import ResponseError
+
+from fleetbeat_shared.names import FIELD, GROUP, INBOX
+from fleetbeat_worker.column_types import from_milliseconds, to_milliseconds
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from datetime import datetime
+
+    from redis import Redis
+
+READ_BYTES = 16 * 1024 * 1024
+"""About how many bytes of entries are read at once at most: a flood of large messages can't fill the memory."""
+
+READER_SECONDS = 1.0
+"""A consumer that asked for entries within this time is there and will take the next ones."""
+
+_SEQUENCE_BITS = 20
+_SEQUENCE_MAX = (1 << _SEQUENCE_BITS) - 1
+
+# A consumer with pending entries must stay: deleting it would drop them. Only a script can look and delete in one step.
+_LEAVE = """
+local pending = redis.pcall('XPENDING', KEYS[1], ARGV[1], '-', '+', 1, ARGV[2])
+if pending.err then return 1 end  -- no such group: nobody is in it
+if #pending > 0 then return 0 end
+return redis.call('XGROUP', 'DELCONSUMER', KEYS[1], ARGV[1], ARGV[2]) + 1
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One entry of the stream."""
+
+    id: str
+    wire: bytes
+    """The message's bytes."""
+
+    @property
+    def milliseconds(self) -> int:
+        """When Redis received it, since 1970; a sender that gave an explicit id may have made it up."""
+        return int(self.id.partition("-")[0])
+
+    def received_at(self, now: datetime) -> datetime:
+        """When Redis received it, but not after `now`, whatever the id says."""
+        return min(from_milliseconds(min(self.milliseconds, 1 << 42)), now)
+
+    def position(self, now: datetime) -> int:
+        """Return where the entry stands in the order of the stream, as one integer that SQL can hold."""
+        milliseconds = to_milliseconds(self.received_at(now))
+        sequence = min(int(self.id.partition("-")[2]), _SEQUENCE_MAX)
+        return milliseconds << _SEQUENCE_BITS | sequence
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """An entry in some consumer's hands."""
+
+    id: str
+    deliveries: int
+
+
+@dataclass(frozen=True, slots=True)
+class Horizon:
+    """How far SQL can know, at one moment."""
+
+    now: datetime
+    """Redis's time."""
+    watermark: datetime
+    """All that was received before it is in SQL."""
+    backlog: int
+    """Entries that are not in SQL yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """What waits to be ingested, and who is there to do it."""
+
+    undelivered: int
+    readers: int
+    expired: bool
+    """Whether a dead consumer's entries wait to be taken over."""
+
+
+class Inbox:
+    """The stream, through one Redis client. Its methods raise redis-py's errors."""
+
+    def __init__(self, client: Redis) -> None:
+        self._client: Any = client  # redis-py's hints can't tell its sync answers from its async ones
+
+    def create_group(self) -> None:
+        """Make the stream and the group unless they are there; the group begins with the oldest entry."""
+        try:
+            self._client.xgroup_create(INBOX, GROUP, id="0", mkstream=True)
+        except ResponseError as error:
+            if not str(error).startswith("BUSYGROUP"):
+                raise
+
+    def read(self, consumer: str, count: int, block_seconds: float) -> list[Entry]:
+        """Take entries that nobody took, waiting for the first one for a time."""
+        answer = self._client.xreadgroup(
+            GROUP, consumer, {INBOX: ">"}, count=count, block=max(1, int(block_seconds * 1000))
+        )
+        return _entries(answer[0][1]) if answer else []
+
+    def count_for(self, size: int) -> int:
+        """Return how many entries to read at once: `size`, or fewer if they are large."""
+        with self._client.pipeline(transaction=False) as pipe:
+            pipe.memory_usage(INBOX, samples=5)
+            pipe.xlen(INBOX)
+            memory, length = pipe.execute()
+        if not memory or length < 1:
+            return size
+        return max(1, min(size, int(READ_BYTES * length // memory)))
+
+    def pending_of(self, consumer: str, count: int) -> list[Pending]:
+        """Return the oldest entries in a consumer's hands."""
+        return _pending(self._client.xpending_range(INBOX, GROUP, "-", "+", count, consumername=consumer))
+
+    def expired(self, lease_seconds: float, count: int) -> list[Pending]:
+        """Return the oldest entries whose holders gave no sign of life for the time of a lease."""
+        idle = int(lease_seconds * 1000)
+        return _pending(self._client.xpending_range(INBOX, GROUP, "-", "+", count, idle=idle))
+
+    def take_over(self, consumer: str, ids: Sequence[str], idle_seconds: float) -> list[Entry]:
+        """Take pending entries that were idle for a time; each one's delivery count rises by one.
+
+        Entries that another took first, or that are gone from the stream, are not in the answer.
+        """
+        return _entries(self._client.xclaim(INBOX, GROUP, consumer, int(idle_seconds * 1000), list(ids)))
+
+    def renew(self, consumer: str, ids: Sequence[str]) -> None:
+        """Say that the holder lives: the leases begin anew, the delivery counts stay."""
+        self._client.xclaim(INBOX, GROUP, consumer, 0, list(ids), idle=0, justid=True)
+
+    def release(self, consumer: str, ids: Sequence[str], lease_seconds: float, deliveries: int) -> None:
+        """Lay entries down for anybody to take at once, with the delivery count that they had before."""
+        idle = int(lease_seconds * 1000)
+        self._client.xclaim(INBOX, GROUP, consumer, 0, list(ids), idle=idle, retrycount=deliveries, justid=True)
+
+    def acknowledge(self, ids: Sequence[str]) -> None:
+        """Remove entries that are in SQL: acknowledged and deleted, or neither."""
+        with self._client.pipeline(transaction=True) as pipe:
+            pipe.xack(INBOX, GROUP, *ids)
+            pipe.xdel(INBOX, *ids)
+            pipe.execute()
+
+    def leave(self, consumer: str) -> bool:
+        """Remove a consumer unless entries are in its hands; return whether it is gone."""
+        return bool(self._client.eval(_LEAVE, 1, INBOX, GROUP, consumer))
+
+    def remove_idle_consumers(self, idle_seconds: float) -> None:
+        """Remove the consumers that dead workers left behind, as far as nothing is in their hands."""
+        for consumer in self._client.xinfo_consumers(INBOX, GROUP):
+            if consumer["pending"] == 0 and consumer["idle"] > idle_seconds * 1000:
+                self.leave(_text(consumer["name"]))
+
+    def horizon(self) -> Horizon:
+        """Return how far SQL can know. Read it before SQL: what was committed in between is then only newer.
+
+        The time is read first, so that whatever arrives after it is later than the watermark.
+        """
+        with self._client.pipeline(transaction=True) as pipe:
+            pipe.time()
+            pipe.xrange(INBOX, count=1)
+            pipe.xlen(INBOX)
+            (seconds, microseconds), oldest, backlog = pipe.execute()
+        now = from_milliseconds(seconds * 1000 + microseconds // 1000)
+        watermark = _entries(oldest)[0].received_at(now) if oldest else now
+        return Horizon(now=now, watermark=watermark, backlog=backlog)
+
+    def last_id(self) -> str | None:
+        """Return the id of the newest entry, or None if there is none."""
+        newest = self._client.xrevrange(INBOX, count=1)
+        return _text(newest[0][0]) if newest else None
+
+    def holds_through(self, entry_id: str) -> bool:
+        """Return whether an entry up to and including this one is still there."""
+        return bool(self._client.xrange(INBOX, max=entry_id, count=1))
+
+    def demand(self, lease_seconds: float) -> Demand:
+        """Return what waits and who reads."""
+        with self._client.pipeline(transaction=True) as pipe:
+            pipe.xlen(INBOX)
+            pipe.xpending(INBOX, GROUP)
+            pipe.xpending_range(INBOX, GROUP, "-", "+", 1, idle=int(lease_seconds * 1000))
+            pipe.xinfo_consumers(INBOX, GROUP)
+            length, summary, expired, consumers = pipe.execute()
+        readers = sum(consumer["idle"] < READER_SECONDS * 1000 for consumer in consumers)
+        return Demand(max(0, length - summary["pending"]), readers, bool(expired))
+
+    def wait_for_entry(self, seconds: float) -> None:
+        """Return when the stream has an entry, or after a time."""
+        self._client.xread({INBOX: "0-0"}, count=1, block=max(1, int(seconds * 1000)))
+
+
+def is_missing(error: ResponseError) -> bool:
+    """Return whether a command failed because the stream or the group isn't there: not yet, or not any more."""
+    return "NOGROUP" in str(error) or "no such key" in str(error)
+
+
+def _entries(answer: Iterable[Any]) -> list[Entry]:
+    return [Entry(_text(entry_id), _wire(fields)) for entry_id, fields in answer if fields is not None]
+
+
+def _wire(fields: dict[bytes, bytes]) -> bytes:
+    wire = fields.get(FIELD.encode())
+    # An entry without our field is no message; it is set aside with what it has.
+    return wire if wire is not None else b" ".join(name + b"=" + value for name, value in fields.items())
+
+
+def _pending(answer: Iterable[Any]) -> list[Pending]:
+    return [Pending(_text(item["message_id"]), item["times_delivered"]) for item in answer]
+
+
+def _text(value: bytes | str) -> str:
+    return value.decode() if isinstance(value, bytes) else value

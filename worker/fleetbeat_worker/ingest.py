@@ -1,0 +1,245 @@
+"""The job that moves messages from the inbox to SQL.
+
+It takes a batch, stores it in one transaction, acknowledges it, and so on until the inbox stayed empty for a while, its
+time is up, or other work waits. What a dead worker held is taken over in smaller and smaller units:
+
+    delivery count   who died with it                        taken
+    0                nobody: it was laid down in order        with others, as many as fit in a batch
+    1                a worker, with a whole batch             with a few others
+    2 to 4           a worker, with a few; then with it alone alone
+    5                three workers running, with it alone     not at all: set aside as poison
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+from threading import Event as ThreadEvent, Thread
+from typing import TYPE_CHECKING
+
+from redis.exceptions import (
+    ConnectionError as RedisConnectionError,
+    RedisError,
+    ResponseError,
+    TimeoutError as RedisTimeout,
+)
+from sqlalchemy import text
+
+from fleetbeat_shared.errors import DatabaseUnavailable
+from fleetbeat_shared.messages import Reason
+from fleetbeat_worker.database import reading
+from fleetbeat_worker.inbox import Entry, Inbox, is_missing
+from fleetbeat_worker.log import Complaint, logger
+from fleetbeat_worker.transactions import put_right, send_replies, set_aside, store_entries
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from datetime import datetime
+
+    from redis import Redis
+    from sqlalchemy import Engine
+
+    from fleetbeat_shared.settings import Settings
+    from fleetbeat_worker.inbox import Pending
+
+SUSPECTS_TOGETHER = 32
+"""How many entries are taken together after a whole batch died."""
+DIED_TOGETHER = 1
+DIED_ALONE_THRICE = 5
+
+BLOCK_SECONDS = 0.2
+"""How long one wait for messages lasts: between two, the job looks whether it should end."""
+PACE_SECONDS = 0.05
+"""Batches that aren't full follow each other no faster: twenty commits a second cost little, fifty cost twice that."""
+PUT_RIGHT_SECONDS = 1.0
+"""How long after a message of an unknown session the registration that it overtook is looked for again."""
+REDIS_PATIENCE_SECONDS = 60.0
+"""How long a stored batch waits to be acknowledged when Redis is away; afterwards it is delivered again, in vain."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """Entries that are stored and acknowledged together."""
+
+    entries: list[Entry]
+    deliveries: int
+    """The delivery count that they had before they were taken."""
+
+
+class Ingest:
+    """One run of the job, in one process."""
+
+    def __init__(
+        self, client: Redis, engine: Engine, settings: Settings, consumer: str, stop: Callable[[], bool] = lambda: False
+    ) -> None:
+        """Take from the inbox under the name `consumer`; `stop` is asked between batches whether to end early."""
+        self._client = client
+        self._inbox = Inbox(client)
+        self._engine = engine
+        self._settings = settings
+        self._consumer = consumer
+        self._stop = stop
+        self._held: list[str] = []
+        self._own_may_be_pending = True
+        self._look_for_expired_at = 0.0
+        self._put_right_at: float | None = None
+        self._last_commit_at = 0.0
+        self._complaint = Complaint()
+        self.stored = 0
+        """Entries that this run stored (or set aside) and acknowledged."""
+
+    def run(self, seconds: float) -> int:
+        """Work for some seconds at most; return how many entries were stored.
+
+        Raises redis-py's errors when Redis is away.
+        """
+        ends_at = time.monotonic() + seconds
+        quiet_since = time.monotonic()
+        with self._leases_renewed():
+            while time.monotonic() < ends_at and not self._stop():
+                unit = self._next_unit(min(BLOCK_SECONDS, max(0.0, ends_at - time.monotonic())))
+                if unit is not None:
+                    self._process(unit, ends_at)
+                    quiet_since = time.monotonic()
+                elif time.monotonic() - quiet_since >= self._settings.linger_seconds and self._put_right_at is None:
+                    break
+                self._put_right_when_due()
+        self._inbox.leave(self._consumer)
+        return self.stored
+
+    def _next_unit(self, block_seconds: float) -> Unit | None:
+        try:
+            return self._recovered_unit() or self._fresh_unit(block_seconds)
+        except ResponseError as error:
+            if not is_missing(error):
+                raise
+            # Redis came back without its data, or nobody has been here before.
+            self._inbox.create_group()
+            return None
+
+    def _recovered_unit(self) -> Unit | None:
+        """Return entries that this consumer's earlier life, or another that died, left behind."""
+        size = self._settings.batch_size
+        lease = self._settings.lease_seconds
+        while self._own_may_be_pending:
+            pending = self._inbox.pending_of(self._consumer, size)
+            if not pending:
+                self._own_may_be_pending = False
+            elif unit := self._take_over(pending, 0.0):
+                return unit
+        while time.monotonic() >= self._look_for_expired_at:
+            pending = self._inbox.expired(lease, size)
+            if not pending:
+                self._look_for_expired_at = time.monotonic() + lease / 3
+            elif unit := self._take_over(pending, lease):
+                return unit
+        return None
+
+    def _take_over(self, pending: Sequence[Pending], idle_seconds: float) -> Unit | None:
+        deliveries = pending[0].deliveries
+        size = {0: self._inbox.count_for(len(pending)), DIED_TOGETHER: SUSPECTS_TOGETHER}.get(deliveries, 1)
+        ids = [item.id for item in pending[:size] if item.deliveries == deliveries]
+        entries = self._inbox.take_over(self._consumer, ids, idle_seconds)
+        if deliveries:
+            logger.warning("Messages of a worker that died are taken over", extra={"count": len(entries)})
+        return Unit(entries, deliveries) if entries else None
+
+    def _fresh_unit(self, block_seconds: float) -> Unit | None:
+        time.sleep(max(0.0, min(PACE_SECONDS, self._last_commit_at + PACE_SECONDS - time.monotonic())))
+        count = self._inbox.count_for(self._settings.batch_size)
+        entries = self._inbox.read(self._consumer, count, block_seconds)
+        return Unit(entries, 0) if entries else None
+
+    def _process(self, unit: Unit, ends_at: float) -> None:
+        self._held = [entry.id for entry in unit.entries]
+        try:
+            self._store(unit)
+        except DatabaseUnavailable as error:
+            # That is no fault of the messages: they are laid down with the delivery count that they had.
+            held, self._held = self._held, []
+            self._inbox.release(self._consumer, held, self._settings.lease_seconds, unit.deliveries)
+            self._own_may_be_pending = True
+            self._wait_for_database(error, ends_at)
+        else:
+            self._patiently(lambda: self._inbox.acknowledge(self._held))
+            self.stored += len(unit.entries)
+            full = len(unit.entries) >= self._settings.batch_size
+            self._last_commit_at = 0.0 if full or unit.deliveries else time.monotonic()
+        finally:
+            self._held = []
+
+    def _store(self, unit: Unit) -> None:
+        now = self._now()
+        if unit.deliveries >= DIED_ALONE_THRICE:
+            detail = "three times running, a process died while it worked on this message alone"
+            batches = [set_aside(self._engine, entry, now, Reason.POISON, detail) for entry in unit.entries]
+        else:
+            batches = store_entries(self._engine, unit.entries, now, self._settings.missed_intervals)
+        for batch in batches:
+            send_replies(self._client, batch.replies)
+            if any(row["awaits_session_id"] for row in batch.rejected):
+                self._put_right_at = time.monotonic() + PUT_RIGHT_SECONDS
+            if any(agent.is_new for agent in batch.agents.values()):
+                self._put_right_at = time.monotonic()
+
+    def _put_right_when_due(self) -> None:
+        if self._put_right_at is None or time.monotonic() < self._put_right_at:
+            return
+        self._put_right_at = None
+        try:
+            put_right(self._engine, self._client, self._now(), self._settings.missed_intervals)
+        except DatabaseUnavailable as error:
+            logger.debug("Left to the next sweep: %s", error)
+
+    def _now(self) -> datetime:
+        return self._inbox.horizon().now
+
+    def _wait_for_database(self, error: DatabaseUnavailable, ends_at: float) -> None:
+        self._complaint.trouble(f"{error} Messages wait in the inbox.")
+        pause = 0.1
+        while time.monotonic() < ends_at and not self._stop():
+            time.sleep(min(pause, max(0.0, ends_at - time.monotonic())))
+            pause = min(pause * 2, 5.0)
+            try:
+                with reading(self._engine) as connection:
+                    connection.execute(text("SELECT 1"))
+            except DatabaseUnavailable as again:
+                self._complaint.trouble(f"{again} Messages wait in the inbox.")
+            else:
+                return
+
+    def _patiently(self, act: Callable[[], None]) -> None:
+        """Do something that Redis must hear, however long it takes to come back (within reason)."""
+        gives_up_at = time.monotonic() + REDIS_PATIENCE_SECONDS
+        pause = 0.1
+        while True:
+            try:
+                return act()
+            except (RedisConnectionError, RedisTimeout):
+                if time.monotonic() + pause > gives_up_at:
+                    raise
+                time.sleep(pause)
+                pause = min(pause * 2, 5.0)
+
+    @contextmanager
+    def _leases_renewed(self) -> Iterator[None]:
+        """Renew the leases of what is held, from a thread: a transaction may take longer than a lease."""
+        done = ThreadEvent()
+
+        def renew() -> None:
+            while not done.wait(self._settings.lease_seconds / 3):
+                held = self._held
+                if held:
+                    try:
+                        self._inbox.renew(self._consumer, held)
+                    except RedisError as error:
+                        logger.debug("Leases can't be renewed now: %s", type(error).__name__)
+
+        thread = Thread(target=renew, name="leases", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()

@@ -1,0 +1,85 @@
+"""The functions that RQ jobs may name. A job carries no arguments: settings come from the environment.
+
+This module is imported before a worker forks, and it imports what the jobs need, so that no job pays for imports.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from rq import Queue, get_current_job
+
+from fleetbeat_shared.connection import connect
+from fleetbeat_shared.errors import FleetbeatError
+from fleetbeat_shared.names import QUEUE
+from fleetbeat_shared.settings import Settings
+from fleetbeat_worker.database import open_engine
+from fleetbeat_worker.ingest import Ingest
+from fleetbeat_worker.sweep import sweep as run_sweep
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from redis import Redis
+    from sqlalchemy import Engine
+
+WORKER_TIMEOUT_SECONDS = 5.0
+"""How long a worker's command waits for Redis."""
+
+
+class RefusedJob(FleetbeatError):
+    """Somebody enqueued a job that isn't ours; it was not run."""
+
+    code = "refused_job"
+
+
+def ingest() -> int:
+    """Move messages from the inbox to SQL; return how many."""
+    with _tools() as (settings, client, engine), _asked_to_stop() as asked:
+        queue = Queue(QUEUE, connection=client, serializer="json")
+        job = get_current_job()
+        consumer = (job and job.worker_name) or f"process-{os.getpid()}"
+        run = Ingest(client, engine, settings, consumer, stop=lambda: asked() or queue.count > 0)
+        return run.run(settings.sweep_seconds)
+
+
+def sweep() -> dict[str, Any]:
+    """Flag the silent agents; return the report."""
+    with _tools() as (settings, client, engine), _asked_to_stop():
+        return run_sweep(client, engine, settings).to_json()
+
+
+def refuse(why: str) -> None:
+    """Stand in for a job that isn't ours, so that it fails where people look for failed jobs."""
+    raise RefusedJob(why)
+
+
+OURS = {f"{function.__module__}.{function.__name__}" for function in (ingest, sweep)}
+"""What a job may name."""
+
+
+@contextmanager
+def _tools() -> Iterator[tuple[Settings, Redis, Engine]]:
+    """Make what a job works with, in the process that it runs in."""
+    settings = Settings.from_environment(os.environ)
+    client = connect(settings.redis_url, timeout_seconds=WORKER_TIMEOUT_SECONDS)
+    engine = open_engine(settings.sql_url)
+    try:
+        yield settings, client, engine
+    finally:
+        engine.dispose()
+        client.close()
+
+
+@contextmanager
+def _asked_to_stop() -> Iterator[Callable[[], bool]]:
+    """Let SIGTERM set a flag that is looked at between batches, instead of killing the process in one."""
+    asked: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, _frame: asked.append(number))
+    try:
+        yield lambda: bool(asked)
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,42 @@
+"""Taking rejected messages up again."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from fleetbeat_shared.connection import redis_errors
+from fleetbeat_shared.messages import Reason
+from fleetbeat_worker.inbox import Inbox
+from fleetbeat_worker.transactions import apply_rejected
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from redis import Redis
+    from sqlalchemy import Engine
+
+    from fleetbeat_shared.settings import Settings
+
+STORED = "stored"
+
+
+def apply_again(settings: Settings, engine: Engine, client: Redis, ids: Sequence[int]) -> Iterator[tuple[int, str]]:
+    """Apply rejected messages again, each in a transaction of its own, as of the time at which it was received.
+
+    Not through the inbox: there it would be received anew, and an old heartbeat would make its agent look alive.
+
+    Yields each id with `stored`, or with the reason for which it stays rejected.
+
+    Raises RedisUnavailable, DatabaseUnavailable.
+    """
+    with redis_errors(settings.redis_url):
+        now = Inbox(client).horizon().now
+    for rejected_id in ids:
+        try:
+            batch = apply_rejected(engine, client, now, settings.missed_intervals, rejected_id)
+        except SQLAlchemyError:
+            yield rejected_id, Reason.FAILED.value
+        else:
+            yield rejected_id, batch.rejected[0]["reason"] if batch.rejected else STORED

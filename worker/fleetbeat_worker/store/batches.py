@@ -1,0 +1,220 @@
+"""Reading what a batch of messages needs to know, and writing what it changes."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import ARRAY, ColumnElement, any_, bindparam, delete, func, insert, select, text, update
+
+from fleetbeat_shared.liveness import Outage, Promise, State
+from fleetbeat_shared.messages import Heartbeat, Register
+from fleetbeat_worker.batch import REPORTED, AgentRecord, Batch, Facts
+from fleetbeat_worker.inbox import Entry
+from fleetbeat_worker.store import bulk
+from fleetbeat_worker.tables import (
+    Agent,
+    Event,
+    Liveness,
+    OutageRow,
+    Pipeline,
+    RejectedMessage,
+    StoredHeartbeat,
+    Task,
+    TaskState,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+    from datetime import datetime
+    from uuid import UUID
+
+    from sqlalchemy import Connection, Table
+
+    from fleetbeat_shared.messages import Deregister
+
+OVERTAKING_SECONDS = 60
+"""For how long a message waits for the registration that it overtook."""
+
+_REGISTRATION_LOCK = 0x626561740001  # one number for all batches with registrations on PostgreSQL
+
+_AGENTS: Table = Agent.__table__  # type: ignore[assignment]
+_LIVENESS: Table = Liveness.__table__  # type: ignore[assignment]
+_HEARTBEATS: Table = StoredHeartbeat.__table__  # type: ignore[assignment]
+_EVENTS: Table = Event.__table__  # type: ignore[assignment]
+_REJECTED: Table = RejectedMessage.__table__  # type: ignore[assignment]
+
+_REPORT_COLUMNS = ("session_id", "reported_at", "current_work", *REPORTED)
+_LIVENESS_COLUMNS = ("session_id", "state", "state_changed_at", "last_seen_at", "deadline_at")
+
+
+def open_batch(
+    connection: Connection,
+    messages: Sequence[tuple[Entry, Register | Heartbeat | Deregister]],
+    now: datetime,
+    missed_limit: int,
+) -> Batch:
+    """Lock and read the agents that messages name, and what they are judged by.
+
+    On PostgreSQL the rows are locked in the order of their keys, so that no two batches (or a batch and a sweep) ever
+    wait for each other in a circle. SQLite has one writer at a time.
+    """
+    ids = {message.session_id for _, message in messages}
+    registrations = [message for _, message in messages if isinstance(message, Register)]
+    if registrations:
+        ids |= {message.parent_id for message in registrations if message.parent_id is not None}
+        ids |= _live_namesakes(connection, {message.agent_name for message in registrations})
+    if connection.dialect.name == "postgresql":
+        lock = select(_LIVENESS.c.session_id).where(_among(connection, _LIVENESS.c.session_id, ids))
+        connection.execute(lock.order_by(_LIVENESS.c.session_id).with_for_update()).fetchall()
+    agents = _read_agents(connection, ids)
+    # Only now, under the locks: an outage that a sweep records between would be missed otherwise.
+    oldest = min((entry.received_at(now) - _buffered(message) for entry, message in messages), default=now)
+    return Batch(Facts(now, read_watermark(connection), _read_outages(connection, oldest), missed_limit), agents)
+
+
+def _live_namesakes(connection: Connection, names: Collection[str]) -> set[UUID]:
+    if connection.dialect.name == "postgresql":
+        # Two batches at once must not each find a name free. Registrations are rare: one batch with any at a time.
+        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _REGISTRATION_LOCK})
+    query = select(Agent.session_id).where(Agent.agent_name.in_(list(names)), Agent.ended_at.is_(None))
+    return set(connection.execute(query).scalars())
+
+
+def _among(connection: Connection, column: Any, values: Collection[UUID]) -> ColumnElement[bool]:  # noqa: ANN401
+    if connection.dialect.name == "postgresql":
+        array = bindparam(None, list(values), type_=ARRAY(column.type))
+        return column == any_(array)  # type: ignore[no-any-return]
+    return column.in_(list(values))  # type: ignore[no-any-return]
+
+
+def _read_agents(connection: Connection, ids: Collection[UUID]) -> dict[UUID, AgentRecord]:
+    query = (
+        select(
+            Agent.session_id,
+            Agent.agent_name,
+            Agent.interval_seconds,
+            Agent.schedule,
+            Agent.time_zone,
+            Agent.grace_seconds,
+            Agent.parallel,
+            Agent.registered_at,
+            Agent.ended_at,
+            Agent.lifecycle_entry,
+            Agent.reported_at,
+            Liveness.state,
+            Liveness.state_changed_at,
+            Liveness.last_seen_at,
+            Liveness.deadline_at,
+        )
+        .join(Liveness, Liveness.session_id == Agent.session_id)
+        .where(_among(connection, Agent.session_id, ids))
+    )
+    return {
+        row.session_id: AgentRecord(
+            session_id=row.session_id,
+            agent_name=row.agent_name,
+            promise=Promise(row.interval_seconds, row.schedule, row.time_zone, row.grace_seconds),
+            parallel=row.parallel,
+            registered_at=row.registered_at,
+            ended_at=row.ended_at,
+            lifecycle_entry=row.lifecycle_entry,
+            reported_at=row.reported_at,
+            state=State(row.state),
+            state_changed_at=row.state_changed_at,
+            last_seen_at=row.last_seen_at,
+            deadline_at=row.deadline_at,
+        )
+        for row in connection.execute(query)
+    }
+
+
+def read_watermark(connection: Connection) -> datetime | None:
+    """Return the watermark of the last sweep."""
+    return connection.execute(select(Pipeline.watermark)).scalar()
+
+
+def _read_outages(connection: Connection, since: datetime) -> list[Outage]:
+    query = select(OutageRow.started_at, OutageRow.ended_at).where(OutageRow.ended_at > since)
+    return [Outage(*row) for row in connection.execute(query.order_by(OutageRow.started_at))]
+
+
+def _buffered(message: object) -> timedelta:
+    seconds = message.buffered_seconds if isinstance(message, Heartbeat) else None
+    return timedelta(seconds=seconds or 0)
+
+
+def write_batch(connection: Connection, batch: Batch) -> None:
+    """Write everything that a batch changed."""
+    _write_agents(connection, batch)
+    bulk.insert(connection, _HEARTBEATS, batch.heartbeats)
+    bulk.insert(connection, _EVENTS, batch.events)
+    bulk.insert(connection, _REJECTED, batch.rejected)
+    if batch.idle_tasks_of:
+        connection.execute(
+            update(Task)
+            .where(Task.agent_name.in_(list(batch.idle_tasks_of)), Task.state == TaskState.IN_PROGRESS.value)
+            .values(state=TaskState.OPEN.value, updated_at=batch.facts.now)
+        )
+
+
+def _write_agents(connection: Connection, batch: Batch) -> None:
+    # The ended ones first: they make room for the live one of the same name.
+    changed = [agent for agent in batch.agents.values() if agent.settings]
+    for agent in sorted(changed, key=lambda agent: agent.ended_at is None):
+        values = {_AGENTS.c[name]: value for name, value in agent.settings.items()}
+        if agent.is_new:
+            connection.execute(insert(_AGENTS).values({_AGENTS.c.session_id: agent.session_id, **values}))
+        else:
+            connection.execute(update(_AGENTS).where(_AGENTS.c.session_id == agent.session_id).values(values))
+    seen = [agent for agent in batch.agents.values() if agent.seen]
+    bulk.insert(connection, _LIVENESS, [_liveness(agent) for agent in seen if agent.is_new])
+    bulk.update(connection, _LIVENESS, [_liveness(agent) for agent in seen if not agent.is_new])
+    reporting = [agent for agent in batch.agents.values() if agent.reports]
+    rows = [{name: agent.reports.get(name) for name in _REPORT_COLUMNS} for agent in reporting]
+    for row, agent in zip(rows, reporting, strict=True):
+        row["session_id"] = agent.session_id
+    bulk.update(connection, _AGENTS, rows, keep_when_null=True)
+
+
+def _liveness(agent: AgentRecord) -> dict[str, Any]:
+    return {name: getattr(agent, name) for name in _LIVENESS_COLUMNS}
+
+
+def take_overtaken(connection: Connection, now: datetime) -> list[Entry]:
+    """Take out, in the order of the stream, the rejected messages whose awaited session is known by now.
+
+    Only those of the last minute, so that an old one isn't dug up by a registration of much later.
+    """
+    query = (
+        select(RejectedMessage.id, RejectedMessage.entry_id, RejectedMessage.raw)
+        .join(Agent, Agent.session_id == RejectedMessage.awaits_session_id)
+        .where(RejectedMessage.received_at > now - timedelta(seconds=OVERTAKING_SECONDS))
+        .order_by(RejectedMessage.received_at, RejectedMessage.id)
+    )
+    if connection.dialect.name == "postgresql":
+        query = query.with_for_update(of=RejectedMessage, skip_locked=True)
+    return _take_out(connection, connection.execute(query).fetchall())
+
+
+def take_rejected(connection: Connection, ids: Collection[int]) -> list[Entry]:
+    """Take out rejected messages by their ids, in the order of the stream."""
+    query = (
+        select(RejectedMessage.id, RejectedMessage.entry_id, RejectedMessage.raw)
+        .where(RejectedMessage.id.in_(list(ids)))
+        .order_by(RejectedMessage.received_at, RejectedMessage.id)
+    )
+    if connection.dialect.name == "postgresql":
+        query = query.with_for_update()
+    return _take_out(connection, connection.execute(query).fetchall())
+
+
+def _take_out(connection: Connection, rows: Sequence[Any]) -> list[Entry]:
+    if rows:
+        connection.execute(delete(RejectedMessage).where(RejectedMessage.id.in_([row.id for row in rows])))
+    return [Entry(row.entry_id, row.raw) for row in rows]
+
+
+def count_rejected(connection: Connection) -> int:
+    """Return how many messages are set aside."""
+    return connection.execute(select(func.count()).select_from(RejectedMessage)).scalar_one()

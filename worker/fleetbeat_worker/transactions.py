@@ -1,0 +1,133 @@
+"""Storing entries of the inbox in SQL: one transaction for a batch, and nothing of it if anything fails."""
+
+from __future__ import annotations
+
+import random
+import time
+from typing import TYPE_CHECKING
+
+from redis.exceptions import RedisError
+from rq.timeouts import BaseTimeoutException
+from sqlalchemy.exc import InternalError, NotSupportedError, ProgrammingError
+
+from fleetbeat_shared.errors import DatabaseUnavailable
+from fleetbeat_shared.messages import Reason
+from fleetbeat_shared.names import REPLY_SECONDS, reply_key
+from fleetbeat_shared.text import clean
+from fleetbeat_worker.batch import Batch, Facts, understand
+from fleetbeat_worker.database import rolled_back_by_conflict, writing
+from fleetbeat_worker.log import logger
+from fleetbeat_worker.store.batches import open_batch, take_overtaken, take_rejected, write_batch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Sequence
+    from datetime import datetime
+    from uuid import UUID
+
+    from redis import Redis
+    from sqlalchemy import Connection, Engine
+
+    from fleetbeat_shared.replies import Reply
+    from fleetbeat_worker.inbox import Entry
+
+CONFLICT_TRIES = 10
+"""How often a batch that lost against another transaction is tried again at once."""
+
+_OUR_FAULT = (ProgrammingError, InternalError, NotSupportedError, BaseTimeoutException)
+"""What no message can cause: a missing table, a broken database, the end of the job's time."""
+
+
+def store_entries(engine: Engine, entries: Sequence[Entry], now: datetime, missed_limit: int) -> list[Batch]:
+    """Store entries; return what was changed: one batch, or one for each entry if they had to be tried alone.
+
+    When something in a batch can't be stored, each entry is tried alone, and the one that fails again is set aside.
+
+    Raises DatabaseUnavailable; then nothing of the failing transaction is stored.
+    """
+    try:
+        return [_store(engine, lambda _: entries, now, missed_limit)]
+    except (DatabaseUnavailable, *_OUR_FAULT):
+        raise
+    except Exception as error:  # noqa: BLE001 - whatever it is, the neighbours shall not suffer for it
+        if len(entries) > 1:
+            return [batch for entry in entries for batch in store_entries(engine, [entry], now, missed_limit)]
+        logger.warning("A message can't be stored and is set aside", extra={"entry_id": entries[0].id}, exc_info=error)
+        return [set_aside(engine, entries[0], now, Reason.FAILED, _what_failed(error))]
+
+
+def set_aside(engine: Engine, entry: Entry, now: datetime, reason: Reason, detail: str) -> Batch:
+    """Store an entry as rejected, without looking into it.
+
+    Raises DatabaseUnavailable.
+    """
+    batch = Batch(Facts(now=now, watermark=None, outages=[], missed_limit=1), agents={})
+    batch.reject(entry, reason, detail)
+    with writing(engine) as connection:
+        write_batch(connection, batch)
+    return batch
+
+
+def put_right(engine: Engine, client: Redis, now: datetime, missed_limit: int) -> int:
+    """Apply the messages that overtook the registration which they needed; return how many.
+
+    Raises DatabaseUnavailable.
+    """
+    count = 0
+    # A delegate's registration that is put right may be what its heartbeats waited for: look again until all is done.
+    while True:
+        batch = _store(engine, lambda connection: take_overtaken(connection, now), now, missed_limit)
+        applied = len(batch.heartbeats) + sum(agent.is_new for agent in batch.agents.values())
+        count += applied
+        send_replies(client, batch.replies)
+        if not applied:
+            return count
+
+
+def apply_rejected(engine: Engine, client: Redis, now: datetime, missed_limit: int, rejected_id: int) -> Batch:
+    """Apply a rejected message again, as of the time at which it was received.
+
+    Raises DatabaseUnavailable.
+    """
+    batch = _store(engine, lambda connection: take_rejected(connection, [rejected_id]), now, missed_limit)
+    send_replies(client, batch.replies)
+    return batch
+
+
+def _store(engine: Engine, take: Callable[[Connection], Sequence[Entry]], now: datetime, missed_limit: int) -> Batch:
+    for attempt in range(1, CONFLICT_TRIES + 1):
+        try:
+            with writing(engine) as connection:
+                messages, failures = understand(take(connection))
+                batch = open_batch(connection, messages, now, missed_limit)
+                for entry, message in messages:
+                    batch.apply(entry, message)
+                for entry, error in failures:
+                    batch.reject(entry, Reason(error.reason), error.detail)
+                write_batch(connection, batch)
+        except DatabaseUnavailable as error:
+            if attempt == CONFLICT_TRIES or not rolled_back_by_conflict(error):
+                raise
+            time.sleep(random.uniform(0, 0.05))  # noqa: S311 - only to step out of each other's way
+        else:
+            return batch
+    raise AssertionError  # the last attempt returned or raised
+
+
+def _what_failed(error: Exception) -> str:
+    lines = str(getattr(error, "orig", None) or error).splitlines()
+    return clean(f"{type(error).__name__}: {lines[0] if lines else ''}")[:500]
+
+
+def send_replies(client: Redis, replies: Collection[tuple[UUID, Reply]]) -> None:
+    """Answer the senders that wait. They give up by themselves, so Redis's trouble is no reason to stop."""
+    if not replies:
+        return
+    try:
+        with client.pipeline(transaction=False) as pipe:
+            for message_id, reply in replies:
+                key = reply_key(message_id)
+                pipe.rpush(key, reply.model_dump_json())
+                pipe.expire(key, REPLY_SECONDS)
+            pipe.execute()
+    except RedisError as error:
+        logger.warning("Answers can't be sent: %s", type(error).__name__, extra={"count": len(replies)})
