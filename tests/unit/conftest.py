@@ -18,8 +18,25 @@ def _no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def redis() -> Iterator[FakeRedis]:
+def redis_server() -> FakeServer:
+    """Return a Redis in memory; a test may take it away with `connected = False`."""
+    return FakeServer()
+
+
+@pytest.fixture
+def redis(redis_server: FakeServer) -> Iterator[FakeRedis]:
     """Return a client of an empty Redis in memory, of this test alone."""
-    client = FakeRedis(server=FakeServer())
+    client = FakeRedis(server=redis_server)
     yield client
     client.close()
+
+
+@pytest.fixture
+def producer_redis(redis: FakeRedis, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeRedis]:
+    """Let the producer's calls reach the Redis in memory, whatever URL they are given."""
+    from fleetbeat_producer import transport
+
+    monkeypatch.setattr(transport, "connect", lambda _url, **_options: redis)
+    transport._transport_of.cache_clear()  # noqa: SLF001 - each test is a process of its own
+    yield redis
+    transport._transport_of.cache_clear()  # noqa: SLF001 - as above

@@ -1,0 +1,317 @@
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+import sys
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+import pytest
+from click.testing import CliRunner, Result
+
+from fleetbeat_producer import transport
+from fleetbeat_producer.cli import main
+from fleetbeat_shared import names
+from fleetbeat_shared.identifiers import stable_session_id
+from fleetbeat_shared.messages import parse_message
+from fleetbeat_shared.replies import Reply
+
+if TYPE_CHECKING:
+    from fakeredis import FakeRedis, FakeServer
+
+    from fleetbeat_shared.messages import Message
+
+SESSION = "3d6f6917-efad-4b03-b9bf-d8e124b2e8bb"
+SEEN = datetime(2024, 6, 1, 12, 0, 0, 250_000, tzinfo=UTC)
+
+
+def run(*arguments: str) -> Result:
+    result = CliRunner().invoke(main, arguments)
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result
+
+
+def run_json(*arguments: str) -> tuple[int, dict[str, Any]]:
+    result = run(*arguments, "--json")
+    assert result.stderr == ""
+    assert result.stdout.count("\n") == 1
+    return result.exit_code, json.loads(result.stdout)
+
+
+def sent(redis: FakeRedis) -> list[Message]:
+    return [parse_message(entry[names.FIELD.encode()]) for _, entry in redis.xrange(names.INBOX)]
+
+
+@pytest.fixture
+def answered(producer_redis: FakeRedis, monkeypatch: pytest.MonkeyPatch) -> FakeRedis:
+    """Let each message be answered as it arrives: stored for SESSION, and unknown for every other session."""
+    monkeypatch.setattr("fleetbeat_producer.replies.UNKNOWN_SESSION_SECONDS", 0.1)
+    add = producer_redis.xadd
+
+    def add_and_answer(key: str, fields: dict[str, bytes]) -> object:
+        message = parse_message(fields[names.FIELD])
+        known = message.session_id in {UUID(SESSION), stable_session_id("hint")}
+        reply = (
+            Reply(ok=True, session_id=message.session_id, agent_name="hint", timestamp=SEEN, progress="as stored")
+            if known
+            else Reply(ok=False, code="unknown_session", session_id=message.session_id)
+        )
+        producer_redis.rpush(names.reply_key(message.id), reply.model_dump_json())
+        return add(key, fields)
+
+    monkeypatch.setattr(producer_redis, "xadd", add_and_answer)
+    return producer_redis
+
+
+def test_register_prints_one_object_and_sends_what_it_says(producer_redis: FakeRedis) -> None:
+    """Every option of a registration reaches the inbox and the answer."""
+    parent = "0198c5a0-6b1e-4e0e-9d53-5d0f4f1a7c11"
+    options = ["--name", "hint", "--every", "1h30m", "--grace", "10s", "--project", "p", "--work", "w"]
+    options += ["--parent", parent, "--metadata", '{"model": "small"}', "--parallel", "--session", SESSION]
+    code, told = run_json("register", *options)
+    (message,) = sent(producer_redis)
+    assert code == 0
+    assert told == {
+        "ok": True,
+        "message_id": str(message.id),
+        "session_id": SESSION,
+        "agent_name": "hint",
+        "timestamp": message.sent_at.isoformat().replace("+00:00", "Z"),
+        "sent_at": told["timestamp"],
+        "progress": None,
+        "interval_seconds": 5400,
+        "grace_seconds": 10,
+        "project": "p",
+        "work": "w",
+        "parent_id": parent,
+        "metadata": {"model": "small"},
+        "parallel": True,
+    }
+    assert (message.interval_seconds, message.grace_seconds, message.parallel) == (5400, 10, True)
+
+
+def test_register_takes_a_cron_line(producer_redis: FakeRedis) -> None:
+    """--cron and --time-zone become the schedule, --stable the id of the name."""
+    code, told = run_json("register", "--name", "nightly", "--cron", "15 8 * * *", "--time-zone", "UTC", "--stable")
+    (message,) = sent(producer_redis)
+    assert (code, told["session_id"]) == (0, str(stable_session_id("nightly")))
+    assert (message.schedule, message.time_zone) == ("15 8 * * *", "UTC")
+
+
+def test_heartbeat_prints_what_was_sent(producer_redis: FakeRedis) -> None:
+    """Without --wait the answer holds the sender's time and no name, as only SQL knows it."""
+    options = ["--progress", "reading\nmail", "--work-item", "W-1", "--status", "busy", "--summary", "s"]
+    options += ["--error", "", "--open-tasks", "3", "--stale-tasks", "0", "--metadata", "{}"]
+    code, told = run_json("heartbeat", "--session", SESSION, *options)
+    (message,) = sent(producer_redis)
+    assert code == 0
+    assert told == {
+        "ok": True,
+        "message_id": str(message.id),
+        "session_id": SESSION,
+        "agent_name": None,
+        "timestamp": told["sent_at"],
+        "sent_at": message.sent_at.isoformat().replace("+00:00", "Z"),
+        "progress": "reading mail",
+        "work_item_id": "W-1",
+        "status": "busy",
+        "summary": "s",
+        "error": "",
+        "open_tasks": 3,
+        "stale_tasks": 0,
+        "metadata": {},
+    }
+
+
+def test_an_agent_may_be_named(producer_redis: FakeRedis) -> None:
+    """--agent means the session of the name, for heartbeats and goodbyes, and the answer has the name."""
+    for command in (["heartbeat", "--progress", "x"], ["deregister", "--exit-status", "3", "--error", "e"]):
+        code, told = run_json(*command, "--agent", " hint ")
+        assert (code, told["agent_name"], told["session_id"]) == (0, "hint", str(stable_session_id("hint")))
+    _, goodbye = sent(producer_redis)
+    assert (goodbye.kind, goodbye.exit_status, goodbye.error) == ("deregister", 3, "e")
+
+
+@pytest.mark.usefixtures("answered")
+@pytest.mark.parametrize("who", [["--session", SESSION], ["--agent", "hint"]])
+def test_wait_prints_what_sql_says(who: list[str]) -> None:
+    """With --wait the name, the time and the progress are the worker's."""
+    code, told = run_json("heartbeat", *who, "--progress", "as sent", "--status", "ok", "--wait", "5")
+    assert (code, told["ok"], told["agent_name"], told["progress"]) == (0, True, "hint", "as stored")
+    assert told["timestamp"] == "2024-06-01T12:00:00.250000Z"
+    assert told["status"] == "ok"
+
+
+@pytest.mark.usefixtures("answered")
+def test_an_unknown_session_exits_1() -> None:
+    """A session that nobody registered is refused, not tried again."""
+    code, told = run_json("heartbeat", "--agent", "nobody", "--wait", "5")
+    assert (code, told["ok"], told["code"]) == (1, False, "unknown_session")
+    assert str(stable_session_id("nobody")) in told["error"]
+
+
+@pytest.mark.usefixtures("producer_redis")
+def test_silence_exits_75() -> None:
+    """No answer in time means: try again later."""
+    code, told = run_json("heartbeat", "--session", SESSION, "--wait", "0.1")
+    assert (code, told["ok"], told["code"]) == (75, False, "not_confirmed")
+
+
+@pytest.mark.usefixtures("producer_redis")
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["register", "--name", "hint", "--every", "5s"],
+        ["heartbeat", "--agent", "hint"],
+        ["deregister", "--agent", "hint"],
+    ],
+    ids=lambda command: command[0],
+)
+def test_redis_away_exits_75(redis_server: FakeServer, command: list[str]) -> None:
+    """Every command tells a Redis that is away as one sentence on stderr, or as one object."""
+    redis_server.connected = False
+    result = run(*command)
+    assert (result.exit_code, result.stdout) == (75, "")
+    assert result.stderr.startswith("Error: Redis at redis://127.0.0.1:6390/0 can't be used")
+    code, told = run_json(*command)
+    assert (code, told["ok"], told["code"]) == (75, False, "redis_unavailable")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["register", "--name", "hint"], "either --every or --cron"),
+        (["register", "--name", "hint", "--every", "5s", "--cron", "* * * * *"], "either --every or --cron"),
+        (["register", "--every", "5s"], "--name"),
+        (["register", "--name", "hint", "--every", "soon"], "'soon' is no duration"),
+        (["register", "--name", "hint", "--every", "0.1s"], "interval_seconds"),
+        (["register", "--name", "hint", "--cron", "whenever"], "'whenever' is no cron expression"),
+        (["register", "--name", "hint", "--every", "5s", "--time-zone", "UTC"], "time_zone goes with a schedule"),
+        (["register", "--name", "hint", "--cron", "* * * * *", "--time-zone", "Mars"], "'Mars' is no time zone"),
+        (["register", "--name", "hint", "--every", "5s", "--stable", "--parallel"], "stable and parallel"),
+        (["register", "--name", "", "--every", "5s", "--stable"], "agent_name"),
+        (["register", "--name", "hint", "--every", "5s", "--metadata", "{bad"], "no JSON object"),
+        (["register", "--name", "hint", "--every", "5s", "--metadata", "[" * 100_000], "no JSON object"),
+        (["heartbeat"], "either --session or --agent"),
+        (["heartbeat", "--session", SESSION, "--agent", "hint"], "either --session or --agent"),
+        (["heartbeat", "--session", "hint"], "session_id"),
+        (["heartbeat", "--session", SESSION, "--metadata", "[1]"], "no JSON object"),
+        (["heartbeat", "--session", SESSION, "--metadata", '{"a": NaN}'], "metadata"),
+        (["heartbeat", "--session", SESSION, "--open-tasks", "many"], "--open-tasks"),
+        (["heartbeat", "--session", SESSION, "--open-tasks", "-1"], "open_tasks"),
+        (["heartbeat", "--session", SESSION, "--progress", "x" * 501], "progress"),
+        (["heartbeat", "--session", SESSION, "--wait", "nan"], "wait_seconds"),
+        (["heartbeat", "--session", SESSION, "--wait", "0"], "wait_seconds"),
+        (["heartbeat", "--session", SESSION, "--surprise"], "--surprise"),
+        (["deregister"], "either --session or --agent"),
+        (["deregister", "--session", SESSION, "--exit-status", str(2**40)], "exit_status"),
+        (["shutdown"], "shutdown"),
+    ],
+    ids=lambda value: " ".join(value)[:60] if isinstance(value, list) else "",
+)
+def test_bad_usage_exits_2_and_sends_nothing(producer_redis: FakeRedis, arguments: list[str], says: str) -> None:
+    """What can't be sent is told with the option's or field's name: on stderr, or with --json as one object."""
+    plain = run(*arguments)
+    assert (plain.exit_code, plain.stdout) == (2, "")
+    assert says in plain.stderr
+    code, told = run_json(*arguments)
+    assert (code, told["ok"]) == (2, False)
+    assert says in told["error"]
+    assert told["code"] in {"usage", "invalid_message"}
+    assert sent(producer_redis) == []
+
+
+@pytest.mark.usefixtures("answered")
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (
+            ["register", "--name", "hint", "--every", "5s", "--session", SESSION],
+            f"Registered hint as session {SESSION}.",
+        ),
+        (["heartbeat", "--session", SESSION], f"Sent a heartbeat of session {SESSION}."),
+        (["heartbeat", "--agent", "hint"], "Sent a heartbeat of hint."),
+        (["heartbeat", "--agent", "hint", "--wait", "5"], "hint was seen at 2024-06-01T12:00:00.250000Z: as stored."),
+        (["deregister", "--agent", "hint"], "Deregistered hint."),
+        (["deregister", "--session", SESSION], f"Deregistered session {SESSION}."),
+    ],
+)
+def test_people_get_one_sentence(arguments: list[str], sentence: str) -> None:
+    """Without --json each command says in one sentence what it did."""
+    result = run(*arguments)
+    assert (result.exit_code, result.stdout, result.stderr) == (0, sentence + "\n", "")
+
+
+@pytest.mark.usefixtures("producer_redis")
+def test_what_steers_a_terminal_is_not_printed() -> None:
+    """Escape sequences, line breaks and bytes that are no text in a name reach neither output nor error."""
+    for dirty in ("\x1b[31mhi\nnt", "hi\udcff nt", "\u202ehi nt"):
+        assert run("heartbeat", "--agent", dirty).stdout == "Sent a heartbeat of hi nt.\n"
+        result = run("register", "--name", "x", "--every", dirty)
+        assert result.exit_code == 2
+        assert not {"\x1b", "\udcff", "\u202e"} & set(result.stderr)
+
+
+def test_the_url_is_found_by_option_variable_or_file(
+    redis: FakeRedis, monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
+    """The option wins over the environment, whose _FILE form works too."""
+    urls: list[str] = []
+    monkeypatch.setattr(transport, "connect", lambda url, **_options: urls.append(url) or redis)
+    (tmp_path / "url").write_text("redis://from-file/0\n")
+    monkeypatch.setenv("FLEETBEAT_REDIS_URL_FILE", str(tmp_path / "url"))
+    run("heartbeat", "--agent", "hint")
+    monkeypatch.delenv("FLEETBEAT_REDIS_URL_FILE")
+    monkeypatch.setenv("FLEETBEAT_REDIS_URL", "redis://from-variable/0")
+    run("heartbeat", "--agent", "hint")
+    run("heartbeat", "--agent", "hint", "--redis-url", "redis://from-option/0")
+    assert urls == ["redis://from-file/0", "redis://from-variable/0", "redis://from-option/0"]
+
+
+@pytest.mark.parametrize(
+    "url", ["redis://me:hunter2@127.0.0.1:1/0", "http://me:hunter2@127.0.0.1", "redis://:hunter2@[bad"]
+)
+def test_passwords_never_appear(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    """Neither an error nor --help shows the password of the URL, whether it comes as option or as variable."""
+    monkeypatch.setenv("FLEETBEAT_REDIS_TIMEOUT_SECONDS", "0.5")
+    by_option = run("heartbeat", "--agent", "hint", "--redis-url", url)
+    monkeypatch.setenv("FLEETBEAT_REDIS_URL", url)
+    by_variable = run("heartbeat", "--agent", "hint", "--json")
+    for result in (by_option, by_variable, run("heartbeat", "--help")):
+        assert "hunter2" not in result.output
+    assert by_option.exit_code == by_variable.exit_code
+    assert by_option.exit_code in {2, 75}
+
+
+def test_a_bad_setting_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A malformed variable is told by its name, with the code of a bad setting."""
+    monkeypatch.setenv("FLEETBEAT_REDIS_TIMEOUT_SECONDS", "soon")
+    code, told = run_json("heartbeat", "--agent", "hint")
+    assert (code, told["code"]) == (2, "bad_setting")
+    assert "FLEETBEAT_REDIS_TIMEOUT_SECONDS" in told["error"]
+
+
+@pytest.mark.parametrize("command", ["register", "heartbeat", "deregister"])
+def test_every_command_shows_an_example_that_works(producer_redis: FakeRedis, command: str) -> None:
+    """The examples in --help are commands that the script accepts."""
+    text = run(command, "--help").stdout
+    examples = [line.strip() for line in text.splitlines() if line.strip().startswith("fleetbeat-agent ")]
+    assert examples
+    assert all(line.split()[1] == command for line in examples)
+    for example in examples:
+        arguments = shlex.split(example)[1:]
+        if "--wait" not in arguments:
+            assert run(*arguments).exit_code == 0
+    assert sent(producer_redis)
+
+
+def test_help_needs_no_redis() -> None:
+    """`--help` answers without importing redis or croniter, which cost more than all the rest."""
+    code = (
+        "import sys; from fleetbeat_producer.cli import main; main(['heartbeat', '--help'], standalone_mode=False); "
+        "print(sorted({'redis', 'croniter', 'sqlalchemy', 'rq', 'rich'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.strip().endswith("[]")
