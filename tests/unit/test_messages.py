@@ -143,6 +143,14 @@ def test_metadata_is_cleaned_in_keys_and_values() -> None:
     assert parse_message(wire(metadata=dirty)).metadata == clean
 
 
+@pytest.mark.parametrize(
+    "point", [*range(0x20), *range(0x7F, 0xA0), 0x61C, 0x200E, 0x202E, 0x2028, 0x2066, 0xFEFF, 0xFFF9]
+)
+def test_one_control_character_is_enough_to_be_cleaned(point: int) -> None:
+    """Each character that text is stripped of is found in metadata also when it is the only one there."""
+    assert heartbeat(metadata={"a": f"x{chr(point)}"}).metadata == {"a": "x"}
+
+
 def test_bytes_are_no_text() -> None:
     """Bytes would pass the cleaning by, so they are refused."""
     with pytest.raises(ValidationError, match="valid string"):
