@@ -17,9 +17,6 @@ if TYPE_CHECKING:
     from fleetbeat_worker.inbox import Horizon
     from fleetbeat_worker.store.pipeline import StoredPipeline
 
-PATIENCE_SECONDS = 30.0
-"""A pipeline that is this late isn't just busy; with slow sweeps three sweep intervals, as for an outage."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PipelineView:
@@ -53,8 +50,10 @@ class PipelineView:
 
 
 def patience_seconds(settings: Settings) -> float:
-    """Return how late the pipeline may be before it counts as behind."""
-    return max(PATIENCE_SECONDS, 3 * settings.sweep_seconds)
+    """Return how late the pipeline may be before it counts as behind: as late as would be an outage to the sweep."""
+    from fleetbeat_worker.sweep import OUTAGE_SECONDS, OUTAGE_SWEEPS  # it imports RQ, for which looking needn't wait
+
+    return max(OUTAGE_SECONDS, OUTAGE_SWEEPS * settings.sweep_seconds)
 
 
 def view_pipeline(  # noqa: PLR0913 - everything that the view is made of

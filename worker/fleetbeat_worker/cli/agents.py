@@ -80,7 +80,9 @@ def _list_text(view: FleetView) -> RenderableType:
     "show", epilog=example("fleetbeat agents show hint", "fleetbeat agents show 019c0d3e-0000-7000-8000-000000000000")
 )
 @click.argument("name_or_session")
-@click.option("--events", "event_limit", type=click.IntRange(min=0), default=10, help="How many of its last events.")
+@click.option(
+    "--events", "event_limit", type=click.IntRange(0, 1_000_000), default=10, help="How many of its last events."
+)
 @json_option
 @common_options
 def show_agent(*, settings: Settings, name_or_session: str, event_limit: int, as_json: bool) -> None:

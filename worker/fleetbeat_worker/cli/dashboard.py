@@ -12,7 +12,7 @@ from fleetbeat_shared.durations import format_duration
 from fleetbeat_shared.identifiers import normalise_name
 from fleetbeat_shared.liveness import State
 from fleetbeat_shared.text import clean
-from fleetbeat_worker.cli.options import States, common_options, example, json_option, open_database, open_redis
+from fleetbeat_worker.cli.options import LIMIT, States, common_options, example, json_option, open_database, open_redis
 from fleetbeat_worker.cli.output import ago, clock, console, counted, plain_table, print_json, safe, stamp
 from fleetbeat_worker.fleet import LIVE_STATES, Selection, read_fleet
 
@@ -47,7 +47,7 @@ STYLES = {
 )
 @click.option("--state", "states", type=States(), help="Only these: pending, ok, late, degraded, ended.")
 @click.option("--agent", "agent_name", metavar="NAME", help="Only the agent of this name.")
-@click.option("--limit", type=click.IntRange(min=1), help="At most this many agents, the most urgent first.")
+@click.option("--limit", type=LIMIT, help="At most this many agents, the most urgent first.")
 @click.option("--all", "show_all", is_flag=True, help="Ended sessions too.")
 @json_option
 @common_options

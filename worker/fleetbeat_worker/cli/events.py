@@ -10,7 +10,7 @@ import click
 from rich.text import Text
 
 from fleetbeat_shared.identifiers import normalise_name
-from fleetbeat_worker.cli.options import common_options, example, json_option, open_database
+from fleetbeat_worker.cli.options import LIMIT, common_options, example, json_option, open_database
 from fleetbeat_worker.cli.output import clock, console, plain_table, print_json, safe
 from fleetbeat_worker.database import reading
 from fleetbeat_worker.store.events import latest_events
@@ -43,7 +43,7 @@ _STYLES = {
 @click.option(
     "--type", "types", type=click.Choice([kind.value for kind in EventType]), multiple=True, help="May be repeated."
 )
-@click.option("--limit", type=click.IntRange(min=1), default=50, show_default=True, help="At most this many.")
+@click.option("--limit", type=LIMIT, default=50, show_default=True, help="At most this many.")
 @json_option
 @common_options
 def events(*, settings: Settings, agent_name: str | None, types: tuple[str, ...], limit: int, as_json: bool) -> None:

@@ -22,6 +22,12 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+ROW_ID = click.IntRange(1, 2**63 - 1)
+"""The type of an option or argument that is a row's number."""
+
+LIMIT = click.IntRange(1, 1_000_000)
+"""The type of `--limit`."""
+
 
 def example(*lines: str) -> str:
     """Return an epilog that shows how a command is used."""

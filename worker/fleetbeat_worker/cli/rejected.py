@@ -13,21 +13,19 @@ from rich.text import Text
 from fleetbeat_shared.errors import FleetbeatError
 from fleetbeat_shared.messages import Reason
 from fleetbeat_worker.cli.exit_codes import REFUSED
-from fleetbeat_worker.cli.options import common_options, example, json_option, open_database, open_redis
+from fleetbeat_worker.cli.options import LIMIT, ROW_ID, common_options, example, json_option, open_database, open_redis
 from fleetbeat_worker.cli.output import clock, console, counted, facts_table, plain_table, print_json, safe, stamp
 from fleetbeat_worker.database import reading
+from fleetbeat_worker.rejected import STORED, apply_again
 from fleetbeat_worker.store.rejected import count_rejected, latest_rejected, rejected_ids, rejected_message
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from rich.console import RenderableType
-    from sqlalchemy import Row
+    from sqlalchemy import Engine, Row
 
     from fleetbeat_shared.settings import Settings
-
-STORED = "stored"
-"""The outcome of a requeued message that is accepted now."""
 
 _REASON = click.Choice([reason.value for reason in Reason])
 
@@ -41,7 +39,7 @@ def rejected() -> None:
     "list", epilog=example("fleetbeat rejected list", "fleetbeat rejected list --reason unknown_session --limit 200")
 )
 @click.option("--reason", type=_REASON, help="Only those set aside for this.")
-@click.option("--limit", type=click.IntRange(min=1), default=50, show_default=True, help="At most this many.")
+@click.option("--limit", type=LIMIT, default=50, show_default=True, help="At most this many.")
 @json_option
 @common_options
 def list_rejected(*, settings: Settings, reason: str | None, limit: int, as_json: bool) -> None:
@@ -78,7 +76,7 @@ def _list_text(found: Sequence[Row[Any]], counts: dict[str, int]) -> RenderableT
 
 
 @rejected.command(epilog=example("fleetbeat rejected show 12"))
-@click.argument("rejected_id", metavar="ID", type=int)
+@click.argument("rejected_id", metavar="ID", type=ROW_ID)
 @json_option
 @common_options
 def show(*, settings: Settings, rejected_id: int, as_json: bool) -> None:
@@ -107,7 +105,7 @@ def show(*, settings: Settings, rejected_id: int, as_json: bool) -> None:
 @rejected.command(
     epilog=example("fleetbeat rejected requeue 12 13", "fleetbeat rejected requeue --all --reason unknown_session")
 )
-@click.argument("ids", metavar="[ID]...", type=int, nargs=-1)
+@click.argument("ids", metavar="[ID]...", type=ROW_ID, nargs=-1)
 @click.option("--all", "take_all", is_flag=True, help="All of them, or all with --reason.")
 @click.option("--reason", type=_REASON, help="With --all: only those set aside for this.")
 @json_option
@@ -120,30 +118,32 @@ def requeue(*, settings: Settings, ids: tuple[int, ...], take_all: bool, reason:
     if bool(ids) == take_all or (reason and not take_all):
         message = "Give ids, or --all, or --all with --reason."
         raise click.UsageError(message)
-    outcomes = _requeue(settings, list(dict.fromkeys(ids)), Reason(reason) if reason else None)
+    outcomes = []
+    with open_database(settings) as engine, open_redis(settings) as client:
+        chosen = _choose(engine, list(dict.fromkeys(ids)), Reason(reason) if reason else None)
+        for number, outcome in apply_again(settings, engine, client, chosen):
+            outcomes.append((number, outcome))
+            if not as_json:
+                click.echo(f"{number}: {outcome}")  # at once: if the database goes away, what was done is told
+    stored = sum(outcome == STORED for _, outcome in outcomes)
     if as_json:
         print_json({"results": [{"id": number, "outcome": outcome} for number, outcome in outcomes]})
     else:
-        for number, outcome in outcomes:
-            console().print(safe(f"{number}: {outcome}"))
-        stored = sum(outcome == STORED for _, outcome in outcomes)
-        click.echo(f"{counted(stored, 'message')} stored, {len(outcomes) - stored} still rejected.")
-    if any(outcome != STORED for _, outcome in outcomes):
+        click.echo(f"{counted(stored, 'message')} stored, {len(outcomes) - stored:,} still rejected.")
+    if stored < len(outcomes):
         raise SystemExit(REFUSED)
 
 
-def _requeue(settings: Settings, ids: list[int], reason: Reason | None) -> list[tuple[int, str]]:
-    from fleetbeat_worker.rejected import apply_again
-
-    with open_database(settings) as engine, open_redis(settings) as client:
-        with reading(engine) as connection:
-            known = rejected_ids(connection, reason)
-        missing = set(ids) - set(known)
-        if missing:
-            listed = ", ".join(str(number) for number in sorted(missing))
-            message = f"There is no rejected message {listed}; nothing was done. See: fleetbeat rejected list"
-            raise FleetbeatError(message)
-        return list(apply_again(settings, engine, client, ids or known))
+def _choose(engine: Engine, ids: list[int], reason: Reason | None) -> list[int]:
+    """Return which rejected messages are meant: those with the ids, which must be there, or all with the reason."""
+    with reading(engine) as connection:
+        known = rejected_ids(connection, reason)
+    missing = sorted(set(ids) - set(known))
+    if missing:
+        listed = ", ".join(str(number) for number in missing)
+        message = f"There is no rejected message {listed}; nothing was done. See: fleetbeat rejected list"
+        raise FleetbeatError(message)
+    return ids or known
 
 
 def visible(raw: bytes) -> str:

@@ -14,7 +14,7 @@ from fleetbeat_shared.errors import FleetbeatError
 from fleetbeat_shared.identifiers import normalise_name
 from fleetbeat_shared.messages import AgentName, describe
 from fleetbeat_shared.text import clean
-from fleetbeat_worker.cli.options import common_options, example, json_option, open_database
+from fleetbeat_worker.cli.options import ROW_ID, common_options, example, json_option, open_database
 from fleetbeat_worker.cli.output import ago, console, plain_table, print_json, safe
 from fleetbeat_worker.database import reading, writing
 from fleetbeat_worker.store.agents import name_is_known
@@ -85,7 +85,7 @@ def add(*, settings: Settings, agent: str, title: str, as_json: bool) -> None:
 @tasks.command(
     epilog=example("fleetbeat tasks update 7 --state in_progress", 'fleetbeat tasks update 7 --title "Sort all of it"')
 )
-@click.argument("task_id", type=int)
+@click.argument("task_id", type=ROW_ID)
 @click.option("--state", type=_STATE, help="Its new state.")
 @click.option("--title", type=_Title(), help="Its new title.")
 @json_option
@@ -99,7 +99,7 @@ def update(*, settings: Settings, task_id: int, state: str | None, title: str | 
 
 
 @tasks.command(epilog=example("fleetbeat tasks done 7"))
-@click.argument("task_id", type=int)
+@click.argument("task_id", type=ROW_ID)
 @json_option
 @common_options
 def done(*, settings: Settings, task_id: int, as_json: bool) -> None:

@@ -45,4 +45,4 @@ def count_rejected(connection: Connection) -> dict[str, int]:
     number = func.count()
     query = select(RejectedMessage.reason, number).group_by(RejectedMessage.reason)
     query = query.order_by(number.desc(), RejectedMessage.reason)
-    return dict(connection.execute(query).tuples().all())
+    return dict(iter(connection.execute(query)))

@@ -1,0 +1,335 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+from ops_fixtures import put_agent, put_event, put_rejected, put_sweep, seconds
+from rq import Queue, SimpleWorker
+
+from fleetbeat_shared import connection
+from fleetbeat_shared.names import FIELD, GROUP, INBOX, QUEUE
+from fleetbeat_worker import schema
+from fleetbeat_worker.cli import COMMANDS, main
+from fleetbeat_worker.database import open_engine
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from fakeredis import FakeRedis
+    from sqlalchemy import Engine
+
+READERS = ["agents", "check", "dashboard", "db", "events", "queue", "rejected", "tasks"]
+
+
+@pytest.fixture
+def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, redis: FakeRedis) -> Iterator[Engine]:
+    """Return the database that the commands use; the Redis that they use is `redis`."""
+    url = f"sqlite:///{tmp_path / 'fleet.db'}"
+    monkeypatch.setenv("FLEETBEAT_DATABASE_URL", url)
+    monkeypatch.setenv("FLEETBEAT_REDIS_URL", "redis://user:secret@127.0.0.1:1/0")
+    monkeypatch.setattr(connection, "connect", lambda *_, **__: redis)
+    made = open_engine(url)
+    schema.upgrade(made)
+    yield made
+    made.dispose()
+
+
+@pytest.fixture
+def now() -> datetime:
+    """Return the time, which fakeredis has from this machine."""
+    return datetime.now(UTC)
+
+
+def run(*args: str) -> Result:
+    return CliRunner().invoke(main, args)
+
+
+def answer(*args: str, code: int = 0) -> Any:
+    result = run(*args, "--json")
+    assert result.exit_code == code, result.output
+    return json.loads(result.stdout)
+
+
+def leaves() -> list[tuple[str, ...]]:
+    found: list[tuple[str, ...]] = []
+    context = click.Context(main)
+    for name in READERS:
+        command = main.get_command(context, name)
+        assert command is not None
+        subcommands = sorted(command.commands) if isinstance(command, click.Group) else []
+        found += [(name, below) for below in subcommands] or [(name,)]
+    return found
+
+
+@pytest.mark.parametrize("path", leaves(), ids=" ".join)
+def test_every_command_has_an_example_and_json(path: tuple[str, ...]) -> None:
+    """`--help` of each command shows how it is used, its variables and `--json`."""
+    result = run(*path, "--help")
+    assert result.exit_code == 0
+    assert f"  fleetbeat {' '.join(path)}" in result.output
+    assert "Example" in result.output
+    assert "--json" in result.output
+    assert "FLEETBEAT_DATABASE_URL" in result.output
+
+
+def test_help_lists_everything_and_imports_nothing() -> None:
+    """The list of commands, and the dashboard's module, come without the libraries that only others need."""
+    code = (
+        "import sys; from click.testing import CliRunner; from fleetbeat_worker.cli import main\n"
+        "print(CliRunner().invoke(main, ['--help']).output)\n"
+        "assert not {'rq', 'alembic', 'sqlalchemy', 'rich'} & set(sys.modules)\n"
+        "import fleetbeat_worker.cli.dashboard\n"
+        "assert not {'rq', 'alembic', 'croniter'} & set(sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    for name, (_, text) in COMMANDS.items():
+        assert f"  {name} " in done.stdout
+        assert text in done.stdout
+
+
+def test_the_dashboard_has_the_keys_that_programs_rely_on(engine: Engine, now: datetime) -> None:
+    """`dashboard --json` is one object with the documented keys, times in UTC, and ASCII only."""
+    session_id = put_agent(engine, "hinß", at=now, metadata={"model": "m-1"}, project="p", summary="fine")
+    put_sweep(engine, now)
+    view = answer("dashboard")
+    assert run("dashboard", "--json").stdout.isascii()
+    assert set(view) >= {"as_of", "pipeline", "agents"}
+    assert set(view["pipeline"]) >= {"backlog", "lag_seconds", "workers", "last_sweep_at", "rejected", "held"}
+    assert set(view["agents"][0]) >= {
+        *("agent_name", "session_id", "state", "degraded", "missed_intervals", "last_seen_at", "interval_seconds"),
+        *("deadline_at", "current_work", "work_item_id", "progress", "status", "summary", "error", "open_tasks"),
+        *("stale_tasks", "metadata", "project", "parent_id", "schedule", "time_zone", "grace_seconds"),
+        *("registered_at", "ended_at", "state_changed_at"),
+    }
+    agent = view["agents"][0]
+    assert agent["session_id"] == str(session_id)
+    assert agent["metadata"] == {"model": "m-1"}
+    assert agent["last_seen_at"].endswith("Z")
+    assert datetime.fromisoformat(view["as_of"]).tzinfo is not None
+
+
+def test_plain_output_has_no_escape_codes(engine: Engine, now: datetime) -> None:
+    """What goes into a pipe is text alone, also when an agent's words are not."""
+    put_agent(engine, "hint", at=now - seconds(500), state="degraded", error="\x1b[31mred")
+    put_event(engine, "degraded", "hint", now, detail={"why": "\x1b]0;x\x07silent"})
+    put_sweep(engine, now)
+    for args in (["dashboard"], ["agents", "list"], ["agents", "show", "hint"], ["events"], ["queue"], ["check"]):
+        output = run(*args).output
+        assert "\x1b" not in output, args
+        assert "secret" not in output, args
+    assert "DEGRADED" in run("dashboard").output
+
+
+def test_agents_are_listed_by_their_latest_heartbeat(engine: Engine, now: datetime) -> None:
+    """`agents list` has the live ones, the newest heartbeat first; states and ended ones as asked."""
+    put_agent(engine, "torv", at=now - seconds(20))
+    put_agent(engine, "hint", at=now - seconds(5))
+    put_agent(engine, "rams", at=now - seconds(300), state="degraded")
+    put_agent(engine, "gone", at=now - seconds(10), state="ended", ended_at=now)
+    put_sweep(engine, now)
+
+    def names(*args: str) -> list[str]:
+        return [agent["agent_name"] for agent in answer("agents", "list", *args)["agents"]]
+
+    assert names() == ["hint", "torv", "rams"]
+    assert names("--all") == ["hint", "gone", "torv", "rams"]
+    assert names("--state", "OK, degraded") == ["hint", "torv", "rams"]
+    assert names("--state", "ended") == ["gone"]
+    assert run("agents", "list", "--state", "fine").exit_code == 2
+
+
+def test_an_agent_is_shown_in_full(engine: Engine, now: datetime) -> None:
+    """`agents show` takes a name or a session, and has what the agent said, its tasks and its last events."""
+    session_id = put_agent(engine, "hint", at=now, error="e" * 300, metadata={"model": "m-1"})
+    for number in range(12):
+        put_event(engine, "heartbeat", "hint", now, text=f"step {number}", session_id=session_id)
+    put_sweep(engine, now)
+    run("tasks", "add", "hint", "Sort")
+    report = answer("agents", "show", "hint")
+    assert report == answer("agents", "show", str(session_id)) | {"as_of": report["as_of"]}
+    assert report["tasks"] == {"open": 1, "stale": 0}
+    assert [event["text"] for event in report["events"]] == [f"step {number}" for number in range(2, 12)]
+    text = run("agents", "show", "hint").output
+    assert text.count("e") > 300
+    assert '{"model": "m-1"}' in text
+
+
+def test_an_agent_that_never_was_is_an_error(engine: Engine) -> None:
+    """An unknown name or session exits 1 with a sentence, without its escape sequences."""
+    for asked in ("nobody", "019c0d3e-0000-7000-8000-000000000000", "no\x1b[31mbody"):
+        result = run("agents", "show", asked)
+        assert result.exit_code == 1
+        assert "was ever registered; see: fleetbeat agents list --all" in result.stderr
+        assert "\x1b" not in result.stderr
+    assert engine is not None
+
+
+def test_events_come_newest_last(engine: Engine, now: datetime) -> None:
+    """`events` shows the latest ones in their order, of one agent or of some types."""
+    for kind, name in (("registered", "hint"), ("registered", "torv"), ("degraded", "hint"), ("recovered", "hint")):
+        put_event(engine, kind, name, now)
+
+    def kinds(*args: str) -> list[str]:
+        return [event["type"] for event in answer("events", *args)["events"]]
+
+    assert kinds() == ["registered", "registered", "degraded", "recovered"]
+    assert kinds("--limit", "2") == ["degraded", "recovered"]
+    assert kinds("--agent", "torv") == ["registered"]
+    assert kinds("--type", "registered", "--type", "recovered", "--agent", "hint") == ["registered", "recovered"]
+    lines = run("events").output.splitlines()
+    assert "recovered" in lines[-1]
+
+
+def test_a_rejected_message_is_shown_and_does_nothing(engine: Engine) -> None:
+    """Bytes that would act on a terminal are written out; the exact ones are in the JSON."""
+    raw = b"\x1b[31mred\x9b\xff\n\xe2\x80\xae"
+    number = put_rejected(engine, "1-1", raw, detail="no JSON\x1b[0m")
+    put_rejected(engine, "1-2", b"{}", "unknown_session")
+    output = run("rejected", "show", str(number)).output
+    assert r"\x1b[31mred\x9b\xff\n\u202e" in output.replace("\\u009b", "\\x9b")
+    assert "\x1b" not in output
+    shown = answer("rejected", "show", str(number))
+    assert shown["raw_base64"] == "G1szMW1yZWSb/wrigK4="
+    listed = answer("rejected", "list")
+    assert listed["counts"] == {"not_json": 1, "unknown_session": 1}
+    assert [row["size"] for row in listed["rejected"]] == [len(raw), 2]
+    assert [row["reason"] for row in answer("rejected", "list", "--reason", "unknown_session")["rejected"]] == [
+        "unknown_session"
+    ]
+    assert run("rejected", "show", "99").exit_code == 1
+
+
+def test_requeue_tells_what_became_of_each(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Requeue takes ids or all of a reason, tells each outcome, and exits 1 when any stays rejected."""
+    first, second = put_rejected(engine, "1-1", b"x"), put_rejected(engine, "1-2", b"{}", "unknown_session")
+    monkeypatch.setattr(
+        "fleetbeat_worker.cli.rejected.apply_again",
+        lambda _settings, _engine, _client, ids: ((i, "stored" if i == second else "not_json") for i in ids),
+    )
+    assert answer("rejected", "requeue", "--all", "--reason", "unknown_session") == {
+        "results": [{"id": second, "outcome": "stored"}]
+    }
+    result = run("rejected", "requeue", "--all")
+    assert result.exit_code == 1
+    assert result.output.splitlines() == [
+        f"{first}: not_json",
+        f"{second}: stored",
+        "1 message stored, 1 still rejected.",
+    ]
+    missing = run("rejected", "requeue", str(second), "77")
+    assert missing.exit_code == 1
+    assert "There is no rejected message 77; nothing was done." in missing.stderr
+    for args in ([], ["1", "--all"], ["1", "--reason", "not_json"]):
+        assert run("rejected", "requeue", *args).exit_code == 2
+
+
+def test_the_queue_shows_who_holds_what(engine: Engine, redis: FakeRedis) -> None:
+    """`queue` has the backlog, the entries in each consumer's hands, RQ's jobs and its workers."""
+    assert answer("queue")["pending"] == []
+    for _ in range(3):
+        redis.xadd(INBOX, {FIELD: b"{}"})
+    redis.xgroup_create(INBOX, GROUP, id="0")
+    redis.xreadgroup(GROUP, "dead", {INBOX: ">"}, count=2)
+    queue = Queue(QUEUE, connection=redis, serializer="json")
+    queue.enqueue("builtins.print")
+    worker = SimpleWorker([queue], name="w-1", connection=redis, serializer="json")
+    worker.register_birth()
+    state = answer("queue")
+    assert (state["backlog"], state["pending"]) == (3, [{"consumer": "dead", "entries": 2}])
+    assert state["jobs"] == {"waiting": 1, "started": 0, "failed": 0}
+    assert [found["name"] for found in state["workers"]] == ["w-1"]
+    text = run("queue").output
+    assert "3 messages not yet in SQL" in text
+    assert "2 messages in the hands of dead" in text
+    assert "w-1" in text
+    assert answer("dashboard")["pipeline"]["workers"] == 1
+    assert engine is not None
+
+
+def test_check_says_well_degraded_or_behind(engine: Engine, now: datetime, redis: FakeRedis) -> None:
+    """Exit status 0, 1 and 3 in one line each; trouble of the pipeline goes before degraded agents."""
+    put_agent(engine, "hint", at=now)
+    put_agent(engine, "torv", at=now - seconds(40))
+    put_sweep(engine, now)
+    well = run("check")
+    assert (well.exit_code, well.output.count("\n")) == (0, 1)
+    assert well.output.startswith("OK: 2 agents (1 late), none degraded")
+    put_agent(engine, "rams", at=now - seconds(300), state="degraded")
+    ill = run("check")
+    assert (ill.exit_code, ill.output.count("\n")) == (1, 1)
+    assert ill.output.startswith("DEGRADED: 1 of 3 agents: rams (last heard 5m")
+    assert answer("check", code=1)["degraded"] == ["rams"]
+    assert run("check", "--agent", "hint").exit_code == 0
+    assert run("check", "--agent", "rams").exit_code == 1
+    assert run("check", "--agent", "nobody").exit_code == 1
+    put_sweep(engine, now - seconds(31))
+    behind = run("check")
+    assert (behind.exit_code, behind.output.count("\n")) == (3, 1)
+    assert behind.output.startswith("PIPELINE: The last sweep was 3")
+    redis.connection_pool.connection_kwargs["server"].connected = False
+    away = run("check")
+    assert away.exit_code == 3
+    assert away.output.startswith("PIPELINE: Redis at redis://127.0.0.1:1/0 can't be used")
+    assert "secret" not in away.output
+
+
+@pytest.mark.parametrize("command", ["dashboard", "events", "tasks list hint", "db check", "rejected list"])
+def test_without_data_nothing_is_made(command: str, tmp_path: Path) -> None:
+    """Looking at a database that isn't there says how to begin, and leaves no file behind."""
+    result = run(*command.split(), "--database-url", f"sqlite:///{tmp_path / 'below' / 'fleet.db'}")
+    assert result.exit_code == 1
+    assert "There is no data yet" in result.stderr
+    assert "fleetbeat up" in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_database_without_our_schema_is_refused(tmp_path: Path) -> None:
+    """An empty database is told from ours by one sentence, and `check` calls it trouble of the pipeline."""
+    (tmp_path / "empty.db").touch()
+    url = f"sqlite:///{tmp_path / 'empty.db'}"
+    result = run("dashboard", "--database-url", url)
+    assert result.exit_code == 1
+    assert "has schema none" in result.stderr
+    assert run("check", "--database-url", url).exit_code == 3
+    assert run("db", "check", "--database-url", url).exit_code == 1
+    assert answer("db", "upgrade", "--database-url", url)["changed"] is True
+    assert answer("db", "upgrade", "--database-url", url)["changed"] is False
+    assert run("db", "check", "--database-url", url).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "says"),
+    [
+        (["dashboard", "--database-url", "mysql://u:secret@h/x"], 2, "FLEETBEAT_DATABASE_URL is no URL"),
+        (["queue", "--redis-url", "http://u:secret@h"], 2, "FLEETBEAT_REDIS_URL is no Redis URL"),
+        (
+            ["queue", "--redis-url", "redis://u:secret@127.0.0.1:1/0"],
+            75,
+            "Redis at redis://127.0.0.1:1/0 can't be used",
+        ),
+        (["events", "--database-url", "postgresql://u:secret@127.0.0.1:1/x"], 75, "postgresql://127.0.0.1:1/x"),
+        (["check", "--database-url", "mysql://u:secret@h/x"], 2, "FLEETBEAT_DATABASE_URL is no URL"),
+    ],
+)
+def test_errors_are_one_sentence_and_keep_secrets(args: list[str], code: int, says: str) -> None:
+    """A bad setting exits 2, what is away exits 75, each on stderr, without the URL's password."""
+    result = run(*args)
+    assert result.exit_code == code
+    assert says in result.stderr
+    assert "secret" not in result.output
+    assert "Traceback" not in result.output
+
+
+def test_a_bad_variable_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A variable that can't be used stops every command, with its name."""
+    monkeypatch.setenv("FLEETBEAT_SWEEP_SECONDS", "soon")
+    result = run("check")
+    assert result.exit_code == 2
+    assert "FLEETBEAT_SWEEP_SECONDS" in result.stderr
