@@ -36,13 +36,13 @@ class Formatter(logging.Formatter):
 
 
 def set_up(level: str) -> None:
-    """Send everything from this level on to stderr. RQ's own lines of every job are kept for DEBUG."""
+    """Send everything from this level on to stderr. What RQ says of every job is kept for DEBUG."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(Formatter())
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logger.setLevel(level)
     for name in ("rq", "rq.worker", "rq.job"):  # RQ sets the level of its own unless it is set
-        logging.getLogger(name).setLevel("DEBUG" if level == "DEBUG" else "WARNING")
+        logging.getLogger(name).setLevel("WARNING" if level == "INFO" else level)
 
 
 class Complaint:

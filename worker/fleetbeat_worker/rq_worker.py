@@ -96,6 +96,11 @@ class FleetbeatWorker(Worker):
         if self.horse_pid:
             self.kill_horse(signal.SIGTERM)
 
+    def setup_work_horse_signals(self) -> None:
+        """Let the request wait until the job is ready to hear it."""
+        super().setup_work_horse_signals()  # type: ignore[no-untyped-call] # RQ has no hint there
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
     def dequeue_job_and_maintain_ttl(self, timeout: int | None, max_idle_time: int | None = None) -> Any:  # noqa: ANN401
         """Wait for a job, whatever else lies in the queue."""
         while True:

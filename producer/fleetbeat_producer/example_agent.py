@@ -1,0 +1,44 @@
+"""A small agent, to learn from and to try things with: `python -m fleetbeat_producer.example_agent --name hint`.
+
+It registers, works through its pages, and says after each how far it is. When it is asked to stop it says goodbye; when
+it is killed it can't, and Fleetbeat finds out.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from itertools import count
+
+import click
+
+from fleetbeat_producer import deregister, register, send_heartbeat
+
+
+@click.command()
+@click.option("--name", required=True, help="The agent's name.")
+@click.option("--every", "interval_seconds", type=float, default=2.0, show_default=True, help="Seconds between beats.")
+@click.option("--work", default="reading pages", show_default=True, help="What it says it does.")
+def main(name: str, interval_seconds: float, work: str) -> None:
+    """Beat until asked to stop."""
+    asked = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda _number, _frame: asked.set())
+    session = register(name, interval_seconds=interval_seconds, project="demo", work=work, stable=True)
+    for page in count(1):
+        send_heartbeat(
+            session.session_id,
+            progress=f"{work}: page {page}",
+            work_item_id=f"{name}-{page}",
+            status="ok",
+            summary=f"{page} pages so far",
+            open_tasks=max(0, 20 - page),
+            stale_tasks=0,
+        )
+        if asked.wait(interval_seconds):
+            break
+    deregister(session.session_id)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,85 @@
+"""`fleetbeat up`: all of it on one machine."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from fleetbeat_shared.settings import DEFAULT_REDIS_PORT, Settings
+from fleetbeat_worker.cli.options import example
+from fleetbeat_worker.cli.worker import LOOK_SECONDS, prepare_database
+from fleetbeat_worker.embedded import DataDirectory, EmbeddedValkey, end_predecessor
+from fleetbeat_worker.log import set_up
+from fleetbeat_worker.pool import Pool
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+@click.command(epilog=example("fleetbeat up", "fleetbeat up -n 2 --data-dir /srv/fleetbeat --port 7000"))
+@click.option(
+    "--data-dir",
+    type=click.Path(file_okay=False, path_type=Path),
+    envvar="FLEETBEAT_DATA_DIR",
+    show_envvar=True,
+    help="Where everything is kept.",
+)
+@click.option(
+    "--port", type=click.IntRange(1, 65535), default=DEFAULT_REDIS_PORT, show_default=True, help="For agents."
+)
+@click.option("-n", "--workers", type=click.IntRange(1, 64), default=1, show_default=True, help="How many RQ workers.")
+def up(*, data_dir: Path | None, port: int, workers: int) -> None:
+    """Start Valkey, SQLite, workers and the dispatcher, until Ctrl-C.
+
+    What is queued survives a restart, also after a crash.
+    """
+    settings = Settings.from_environment(os.environ)
+    if data_dir is not None:
+        settings = settings.model_copy(update={"data_dir": data_dir})
+    set_up(settings.log_level)
+    asked: list[int] = []
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda received, _frame: asked.append(received))
+    directory = DataDirectory(settings.data_path)
+    with directory.lock(port) as predecessors_port:
+        server = EmbeddedValkey(directory.path / "valkey", port)
+        end_predecessor(predecessors_port, directory.path / "valkey")
+        settings = settings.model_copy(update={"redis_url": server.url})
+        _run(settings, server, workers, lambda: bool(asked))
+
+
+def _run(settings: Settings, server: EmbeddedValkey, workers: int, asked: Callable[[], bool]) -> None:
+    settings.export(os.environ)  # for the jobs, which read their settings where they run
+    server.start()
+    try:
+        prepare_database(settings, asked)
+        pool = Pool(settings, workers)
+        pool.start()
+        try:
+            click.echo(_greeting(settings))
+            while not asked():
+                pool.look_after(LOOK_SECONDS)
+                server.start_again_if_ended()
+        finally:
+            pool.stop()
+    finally:
+        server.stop()
+    click.echo("Fleetbeat has ended; what is queued is kept.")
+
+
+def _greeting(settings: Settings) -> str:
+    lines = ["Fleetbeat runs. Agents on this machine reach it at:", "", f"    {settings.redis_url}", ""]
+    default = Settings()
+    variables = {
+        "FLEETBEAT_REDIS_URL": settings.redis_url if settings.redis_url != default.redis_url else None,
+        "FLEETBEAT_DATA_DIR": str(settings.data_path) if settings.data_path != default.data_path else None,
+    }
+    exports = [f"    export {name}={shlex.quote(value)}" for name, value in variables.items() if value is not None]
+    if exports:
+        lines += ["That is not the default: in other terminals, first run", "", *exports, ""]
+    return "\n".join([*lines, "Look at the fleet:  fleetbeat dashboard", "Stop:               Ctrl-C"])
