@@ -239,9 +239,11 @@ def test_text_of_agents_is_inert(engine: Engine, monkeypatch: pytest.MonkeyPatch
 
 
 def test_an_empty_fleet_says_how_to_begin(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A dashboard without agents isn't an empty screen."""
+    """A dashboard without agents isn't an empty screen, and one that was filtered doesn't call the fleet empty."""
     put_sweep(engine, NOON)
-    assert "fleetbeat-agent register" in text_of(look(engine, monkeypatch))
+    view = look(engine, monkeypatch)
+    assert "fleetbeat-agent register" in text_of(view)
+    assert "No agent matches" in str(render(view, filtered=True).renderables[2])
 
 
 def test_what_the_limit_hides_is_said(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from fleetbeat_shared.durations import format_duration
 from fleetbeat_shared.errors import UnknownSession
 from fleetbeat_shared.identifiers import normalise_name
 from fleetbeat_shared.liveness import State
-from fleetbeat_worker.cli.dashboard import headline, heard_text, promise_text, state_text
+from fleetbeat_worker.cli.dashboard import headline, heard_text, no_agents_text, promise_text, state_text
 from fleetbeat_worker.cli.events import event_json, events_table
 from fleetbeat_worker.cli.options import States, common_options, example, json_option, open_database, open_redis
 from fleetbeat_worker.cli.output import ago, console, facts_table, plain_table, print_json, safe, stamp
@@ -50,12 +50,12 @@ def list_agents(*, settings: Settings, states: frozenset[State] | None, show_all
     if as_json:
         print_json({"as_of": view.as_of, "held": view.pipeline.held, "agents": [a.to_json() for a in view.agents]})
     else:
-        console().print(_list_text(view))
+        console().print(_list_text(view, filtered=bool(states)))
 
 
-def _list_text(view: FleetView) -> RenderableType:
+def _list_text(view: FleetView, *, filtered: bool) -> RenderableType:
     if not view.agents:
-        return Text("No agents to show. Register one: fleetbeat-agent register --name NAME --every 30s")
+        return no_agents_text(filtered=filtered)
     table = plain_table()
     table.add_column("State", no_wrap=True)
     table.add_column("Agent", overflow="fold", max_width=24)
@@ -86,7 +86,7 @@ def _list_text(view: FleetView) -> RenderableType:
 @json_option
 @common_options
 def show_agent(*, settings: Settings, name_or_session: str, event_limit: int, as_json: bool) -> None:
-    """Show everything about an agent's newest session: by the agent's name or the session's id."""
+    """Show one agent in full: the newest session of a name, or the session with an id."""
     asked: str | UUID = normalise_name(name_or_session)
     with open_database(settings) as engine, open_redis(settings) as client:
         report = read_agent(settings, engine, client, _session_id(name_or_session) or asked, event_limit)

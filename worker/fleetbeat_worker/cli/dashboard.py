@@ -74,11 +74,14 @@ def dashboard(  # noqa: PLR0913 - one parameter per option
     if as_json:
         print_json(view.to_json())
     else:
-        console().print(render(view))
+        console().print(render(view, filtered=bool(states or agent_name)))
 
 
-def render(view: FleetView) -> RenderableType:
-    """Return the dashboard for a terminal of 100 columns or so."""
+def render(view: FleetView, *, filtered: bool = False) -> RenderableType:
+    """Return the dashboard for a terminal of 100 columns or so.
+
+    `filtered`: whether only some agents were asked for, so that none needn't mean that there are none.
+    """
     parts: list[RenderableType] = [headline(view)]
     if view.pipeline.trouble:
         parts.append(safe(view.pipeline.trouble, "bold yellow"))
@@ -86,7 +89,7 @@ def render(view: FleetView) -> RenderableType:
     if view.agents:
         parts.append(_agents_table(view))
     else:
-        parts.append(Text("No agents to show. Register one: fleetbeat-agent register --name NAME --every 30s"))
+        parts.append(no_agents_text(filtered=filtered))
     hidden = sum(view.counts.values()) - len(view.agents)
     if hidden:
         parts.append(Text(f"… and {counted(hidden, 'more agent')}: raise --limit.", style="dim"))
@@ -131,6 +134,13 @@ def _agents_table(view: FleetView) -> Table:
             _said_text(agent),
         )
     return table
+
+
+def no_agents_text(*, filtered: bool) -> Text:
+    """Return what stands in the place of an empty table."""
+    if filtered:
+        return Text("No agent matches; ended ones are seen with --all.")
+    return Text("No live agents. Register one: fleetbeat-agent register --name NAME --every 30s")
 
 
 def state_text(agent: AgentView) -> Text:
