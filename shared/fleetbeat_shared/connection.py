@@ -72,11 +72,12 @@ def reason(error: BaseException) -> str:
 def place(url: str) -> str:
     """Return where a URL points to, without its user, password and options."""
     parts = urlsplit(url)
+    path = parts.path.rpartition("@")[2]  # a password with an unescaped slash would stand in front of it
     if not parts.hostname:
-        return parts.path or "an unknown place"
+        return path or "an unknown place"
     host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
     try:
         port = f":{parts.port}" if parts.port else ""
     except ValueError:
         port = ""
-    return f"{parts.scheme}://{host}{port}{parts.path}"
+    return f"{parts.scheme}://{host}{port}{path}"

@@ -24,6 +24,7 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
+from pydantic_core import from_json
 
 from fleetbeat_shared.errors import InvalidMessage
 from fleetbeat_shared.identifiers import normalise_name
@@ -84,6 +85,7 @@ def _clean_metadata(value: dict[str, Any]) -> dict[str, Any]:
     try:
         text = json.dumps(value, allow_nan=False)
         size = len(json.dumps(value, ensure_ascii=False).encode())
+        value = from_json(text)  # keys as they will travel, and no deeper than the workers' parser goes
     except (ValueError, TypeError, RecursionError) as error:
         message = f"is no JSON object: {error}"
         raise ValueError(message) from error
@@ -92,8 +94,7 @@ def _clean_metadata(value: dict[str, Any]) -> dict[str, Any]:
         raise ValueError(message)
     # \n, \t and the like have short escapes of their own in JSON, so both forms are looked for.
     if _ESCAPED_CONTROL.search(text) or re.search(r"\\[bfnrt]", text):
-        cleaned: dict[str, Any] = _clean_json(value)
-        return cleaned
+        value = _clean_json(value)
     return value
 
 

@@ -28,16 +28,28 @@ def find_time_zone(name: str) -> ZoneInfo:
         raise ValueError(message) from error
 
 
-def check_schedule(expression: str) -> str:
-    """Return the cron expression with single spaces.
+_NICKNAMES = {
+    "@yearly": "0 0 1 1 *",
+    "@annually": "0 0 1 1 *",
+    "@monthly": "0 0 1 * *",
+    "@weekly": "0 0 * * 0",
+    "@daily": "0 0 * * *",
+    "@midnight": "0 0 * * *",
+    "@hourly": "0 * * * *",
+}
 
-    Raises ValueError when it is none of five fields, or names a time that never comes (30 February).
+
+def check_schedule(expression: str) -> str:
+    """Return the cron expression as five fields with single spaces; nicknames such as `@daily` are spelled out.
+
+    Raises ValueError when it is none, or names a time that never comes (30 February).
     """
     from croniter import CroniterError, croniter
 
     expression = " ".join(expression.split())
+    expression = _NICKNAMES.get(expression.lower(), expression)
     try:
-        if not expression.startswith("@") and len(expression.split(" ")) != 5:  # noqa: PLR2004 - cron has five fields
+        if len(expression.split(" ")) != 5:  # noqa: PLR2004 - cron has five fields
             message = "it needs five fields: minute, hour, day, month, day of the week"
             raise ValueError(message)  # noqa: TRY301 - told together with what croniter finds
         if re.search(r"\b[rh]\b", expression.lower()):
@@ -51,9 +63,16 @@ def check_schedule(expression: str) -> str:
 
 
 def slots_after(expression: str, time_zone: str, moment: datetime) -> Iterator[datetime]:
-    """Yield the schedule's times after a moment (aware), as UTC, without end."""
+    """Yield the schedule's times after a moment (aware), as UTC, without end.
+
+    In the night in which clocks go back, a time of day comes twice. As with cron, a schedule of fixed hours means it
+    once, the first time; one whose hours begin with `*` goes by the real time.
+    """
     from croniter import croniter
 
+    fixed_hours = not expression.split(" ")[1].startswith("*")
     slots = croniter(expression, moment.astimezone(find_time_zone(time_zone)))
     while True:
-        yield slots.get_next(datetime).astimezone(UTC)
+        slot = slots.get_next(datetime)
+        if not (slot.fold and fixed_hours):
+            yield slot.astimezone(UTC)

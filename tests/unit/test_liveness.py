@@ -37,7 +37,7 @@ def interval_promises(draw: st.DrawFn) -> Promise:
 @st.composite
 def schedule_promises(draw: st.DrawFn) -> Promise:
     schedule = draw(
-        st.sampled_from(["* * * * *", "*/7 * * * *", "15 8 * * *", "0 */6 * * *", "30 2 * * 1-5", "@hourly"])
+        st.sampled_from(["* * * * *", "*/7 * * * *", "15 8 * * *", "0 */6 * * *", "30 2 * * 1-5", "0 * * * *"])
     )
     zone = draw(st.sampled_from([None, "UTC", "Europe/Berlin", "America/New_York"]))
     return Promise(None, schedule, zone, draw(st.sampled_from([0.0, 1.0, 60.0, 300.0])))

@@ -163,7 +163,7 @@ def test_metadata_that_workers_could_not_read_is_refused(producer_redis: FakeRed
         inner["a"] = inner = {}
     with pytest.raises(InvalidMessage) as caught:
         send_heartbeat(SESSION, metadata=deep)
-    assert caught.value.reason == Reason.NOT_JSON
+    assert caught.value.reason == Reason.INVALID
     assert sent(producer_redis) == []
 
 

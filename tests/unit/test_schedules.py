@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
-from itertools import takewhile
+from itertools import islice, takewhile
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -81,7 +81,7 @@ def test_slots_lie_after_the_moment_in_utc() -> None:
     [
         ("15 8 * * *", "15 8 * * *"),
         ("  */5   * * *  mon-fri ", "*/5 * * * mon-fri"),
-        ("@daily", "@daily"),
+        ("@daily", "0 0 * * *"),
         ("0 0 29 2 *", "0 0 29 2 *"),
     ],
 )
@@ -117,3 +117,17 @@ def test_unknown_time_zones_are_refused(name: str) -> None:
     """What is no IANA name raises a ValueError that shows one."""
     with pytest.raises(ValueError, match="Europe/Berlin"):
         find_time_zone(name)
+
+
+def test_a_doubled_hour_is_meant_once() -> None:
+    """In the night when clocks go back, 02:30 comes twice, and a schedule of fixed hours means the first one alone."""
+    evening = datetime(2026, 10, 24, 20, tzinfo=UTC)
+    slots = list(islice(slots_after("30 2 * * *", "Europe/Berlin", evening), 2))
+    assert slots == [datetime(2026, 10, 25, 0, 30, tzinfo=UTC), datetime(2026, 10, 26, 1, 30, tzinfo=UTC)]
+
+
+def test_an_hourly_schedule_goes_by_the_real_time() -> None:
+    """Where every hour is meant, the doubled hour has two slots, an hour apart."""
+    evening = datetime(2026, 10, 24, 23, 59, tzinfo=UTC)
+    slots = list(islice(slots_after("0 * * * *", "Europe/Berlin", evening), 3))
+    assert slots == [datetime(2026, 10, 25, hour, tzinfo=UTC) for hour in (0, 1, 2)]

@@ -48,17 +48,18 @@ def open_engine(url: str) -> Engine:
 
 
 def _open_postgresql(url: Any) -> Engine:  # noqa: ANN401 - SQLAlchemy's URL
-    milliseconds = int(BUSY_SECONDS * 1000)
-    return create_engine(
-        url,
-        pool_pre_ping=True,
-        connect_args={
-            "connect_timeout": 5,
-            "application_name": "fleetbeat",
-            "prepare_threshold": 2,
-            "options": f"-c lock_timeout={milliseconds} -c timezone=UTC",
-        },
+    engine = create_engine(
+        url, pool_pre_ping=True, connect_args={"connect_timeout": int(BUSY_SECONDS), "application_name": "fleetbeat"}
     )
+    event.listen(engine, "connect", _prepare_postgresql)
+    return engine
+
+
+def _prepare_postgresql(connection: Any, _record: object) -> None:  # noqa: ANN401 - the driver's connection
+    # By SET, not as a start-up option, which connection poolers refuse.
+    connection.execute(f"SET lock_timeout = {int(BUSY_SECONDS * 1000)}")
+    connection.execute("SET timezone = 'UTC'")
+    connection.commit()
 
 
 def _open_sqlite(url: Any) -> Engine:  # noqa: ANN401 - SQLAlchemy's URL

@@ -28,7 +28,7 @@ from sqlalchemy import text
 
 from fleetbeat_shared.errors import DatabaseUnavailable
 from fleetbeat_shared.messages import Reason
-from fleetbeat_worker.database import reading
+from fleetbeat_worker.database import writing
 from fleetbeat_worker.inbox import Entry, Inbox, is_missing
 from fleetbeat_worker.log import Complaint, logger
 from fleetbeat_worker.transactions import put_right, send_replies, set_aside, store_entries
@@ -54,6 +54,9 @@ PACE_SECONDS = 0.05
 """Batches that aren't full follow each other no faster: twenty commits a second cost little, fifty cost twice that."""
 PUT_RIGHT_SECONDS = 1.0
 """How long after a message of an unknown session the registration that it overtook is looked for again."""
+FIRST_PAUSE_SECONDS = 0.1
+LONGEST_PAUSE_SECONDS = 2.0
+"""Between two looks whether the database, or Redis, is there again."""
 REDIS_PATIENCE_SECONDS = 60.0
 """How long a stored batch waits to be acknowledged when Redis is away; afterwards it is delivered again, in vain."""
 
@@ -86,6 +89,8 @@ class Ingest:
         self._put_right_at: float | None = None
         self._last_commit_at = 0.0
         self._complaint = Complaint()
+        self._database_pause = FIRST_PAUSE_SECONDS
+        """Zero once the database is known to be there."""
         self.stored = 0
         """Entries that this run stored (or set aside) and acknowledged."""
 
@@ -98,9 +103,12 @@ class Ingest:
         quiet_since = time.monotonic()
         with self._leases_renewed():
             while time.monotonic() < ends_at and not self._stop():
+                if not self._database_ready():
+                    quiet_since = time.monotonic()
+                    continue
                 unit = self._next_unit(min(BLOCK_SECONDS, max(0.0, ends_at - time.monotonic())))
                 if unit is not None:
-                    self._process(unit, ends_at)
+                    self._process(unit)
                     quiet_since = time.monotonic()
                 elif time.monotonic() - quiet_since >= self._settings.linger_seconds and self._put_right_at is None:
                     break
@@ -151,7 +159,7 @@ class Ingest:
         entries = self._inbox.read(self._consumer, count, block_seconds)
         return Unit(entries, 0) if entries else None
 
-    def _process(self, unit: Unit, ends_at: float) -> None:
+    def _process(self, unit: Unit) -> None:
         self._held = [entry.id for entry in unit.entries]
         try:
             self._store(unit)
@@ -160,7 +168,7 @@ class Ingest:
             held, self._held = self._held, []
             self._inbox.release(self._consumer, held, self._settings.lease_seconds, unit.deliveries)
             self._own_may_be_pending = True
-            self._wait_for_database(error, ends_at)
+            self._trouble_with_database(error)
         else:
             self._patiently(lambda: self._inbox.acknowledge(self._held))
             self.stored += len(unit.entries)
@@ -195,24 +203,32 @@ class Ingest:
     def _now(self) -> datetime:
         return self._inbox.horizon().now
 
-    def _wait_for_database(self, error: DatabaseUnavailable, ends_at: float) -> None:
+    def _database_ready(self) -> bool:
+        """Make sure of the database before anything is taken; wait a little if it is away.
+
+        Nobody holds messages while waiting: a worker that is killed then takes none of them down with it.
+        """
+        if self._database_pause == 0.0:
+            return True
+        time.sleep(self._database_pause if self._complaint.is_told else 0.0)
+        try:
+            with writing(self._engine) as connection:
+                connection.execute(text("SELECT 1"))
+        except DatabaseUnavailable as error:
+            self._trouble_with_database(error)
+            return False
+        self._database_pause = 0.0
+        self._complaint.over("The database is there again.")
+        return True
+
+    def _trouble_with_database(self, error: DatabaseUnavailable) -> None:
         self._complaint.trouble(f"{error} Messages wait in the inbox.")
-        pause = 0.1
-        while time.monotonic() < ends_at and not self._stop():
-            time.sleep(min(pause, max(0.0, ends_at - time.monotonic())))
-            pause = min(pause * 2, 5.0)
-            try:
-                with reading(self._engine) as connection:
-                    connection.execute(text("SELECT 1"))
-            except DatabaseUnavailable as again:
-                self._complaint.trouble(f"{again} Messages wait in the inbox.")
-            else:
-                return
+        self._database_pause = min(self._database_pause * 2 or FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS)
 
     def _patiently(self, act: Callable[[], None]) -> None:
         """Do something that Redis must hear, however long it takes to come back (within reason)."""
         gives_up_at = time.monotonic() + REDIS_PATIENCE_SECONDS
-        pause = 0.1
+        pause = FIRST_PAUSE_SECONDS
         while True:
             try:
                 return act()
@@ -220,7 +236,7 @@ class Ingest:
                 if time.monotonic() + pause > gives_up_at:
                     raise
                 time.sleep(pause)
-                pause = min(pause * 2, 5.0)
+                pause = min(pause * 2, LONGEST_PAUSE_SECONDS)
 
     @contextmanager
     def _leases_renewed(self) -> Iterator[None]:

@@ -6,7 +6,7 @@ import json
 import logging
 import sys
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fleetbeat_shared.text import clean
 
@@ -34,6 +34,10 @@ class Formatter(logging.Formatter):
         line = clean(super().formatMessage(record))
         return f"{line} {json.dumps(fields, default=str)}" if fields else line
 
+    def formatException(self, ei: Any) -> str:  # noqa: N802, ANN401 - the base class's
+        """Return a traceback whose lines can do a terminal nothing."""
+        return "\n".join(f"    {clean(line)}" for line in super().formatException(ei).splitlines())
+
 
 def set_up(level: str) -> None:
     """Send everything from this level on to stderr. What RQ says of every job is kept for DEBUG."""
@@ -52,6 +56,11 @@ class Complaint:
         self._every = say_every_seconds
         self._clock = clock
         self._next: float | None = None
+
+    @property
+    def is_told(self) -> bool:
+        """Whether there is trouble now."""
+        return self._next is not None
 
     def trouble(self, message: str) -> None:
         """Say what is wrong, unless it was just said."""

@@ -13,7 +13,7 @@ import zlib
 from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import OutOfMemoryError, ResponseError
-from rq import Queue, Worker
+from rq import Queue, Worker, worker_registration
 from rq.exceptions import NoSuchJobError
 from rq.job import Job, JobStatus
 from rq.utils import now as rq_now, utcformat
@@ -95,6 +95,12 @@ class FleetbeatWorker(Worker):
         """Pass the request on: an ingest job ends after its batch instead of at the end of its time."""
         if self.horse_pid:
             self.kill_horse(signal.SIGTERM)
+
+    def heartbeat(self, timeout: int | None = None, pipeline: Any = None) -> None:  # noqa: ANN401 - RQ's signature
+        """Say that the worker lives; also that it exists, to a Redis that came back without its data."""
+        super().heartbeat(timeout, pipeline)
+        if pipeline is None and not self.connection.sismember(self.redis_workers_keys, self.key):
+            worker_registration.register(self)
 
     def setup_work_horse_signals(self) -> None:
         """Let the request wait until the job is ready to hear it."""

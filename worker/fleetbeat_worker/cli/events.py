@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.text import Text
 
+from fleetbeat_shared.durations import format_duration
 from fleetbeat_shared.identifiers import normalise_name
 from fleetbeat_worker.cli.options import LIMIT, common_options, example, json_option, open_database
 from fleetbeat_worker.cli.output import clock, console, plain_table, print_json, safe
@@ -85,14 +86,24 @@ def events_table(found: Sequence[Row[Any]], now: datetime, *, with_agent: bool =
         row = [Text(clock(event.occurred_at, now)), safe(event.type, _STYLES.get(event.type, ""))]
         if with_agent:
             row.append(safe(event.agent_name, "bold"))
-        table.add_row(*row, safe(_what(event)))
+        table.add_row(*row, safe(_what(event, now)))
     return table
 
 
-def _what(event: Row[Any]) -> str:
-    facts = ", ".join(
-        f"{name} {value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}"
-        for name, value in (event.detail or {}).items()
-        if value is not None
-    )
+def _what(event: Row[Any], now: datetime) -> str:
+    facts = ", ".join(_fact(name, value, now) for name, value in (event.detail or {}).items() if value is not None)
     return " · ".join(part for part in (event.text, facts) if part)
+
+
+def _fact(name: str, value: Any, now: datetime) -> str:  # noqa: ANN401 - JSON is what it is
+    """Return one entry of an event's detail as people read it: `deadline 13:08:51`, `silent 20s`."""
+    if name.endswith("_seconds") and isinstance(value, int | float):
+        return f"{name.removesuffix('_seconds').replace('_', ' ')} {format_duration(value)}"
+    label = name.removesuffix("_at").replace("_", " ")
+    if not isinstance(value, str):
+        return f"{label} {json.dumps(value, ensure_ascii=False)}"
+    try:
+        moment = datetime.fromisoformat(value)
+    except ValueError:
+        return f"{label} {value}"
+    return f"{label} {clock(moment, now) if moment.tzinfo else value}"
