@@ -187,6 +187,19 @@ def test_events_come_newest_last(engine: Engine, now: datetime) -> None:
     assert "recovered" in lines[-1]
 
 
+def test_an_events_detail_reads_as_people_speak(engine: Engine, now: datetime) -> None:
+    """Moments are shown as times, durations with their units; whatever else is there is shown as it is."""
+    detail = {
+        "deadline_at": "2026-01-31T12:00:00.000+00:00",
+        "silent_seconds": 20.853,
+        "missed": 2,
+        "why": "31",
+        "x": None,
+    }
+    put_event(engine, "degraded", "hint", now, detail=detail)
+    assert "deadline 2026-01-31 12:00:00, silent 20s, missed 2, why 31" in run("events").output.replace("\n", "")
+
+
 def test_a_rejected_message_is_shown_and_does_nothing(engine: Engine) -> None:
     """Bytes that would act on a terminal are written out; the exact ones are in the JSON."""
     raw = b"\x1b[31mred\x9b\xff\n\xe2\x80\xae"
