@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, NoSuchModuleError, OperationalError
+from sqlalchemy.exc import ArgumentError, DatabaseError, DBAPIError, InterfaceError, NoSuchModuleError, OperationalError
 
 from fleetbeat_shared.errors import DatabaseUnavailable, SettingsError
 
@@ -65,8 +65,7 @@ def _prepare_postgresql(connection: Any, _record: object) -> None:  # noqa: ANN4
 def _open_sqlite(url: Any) -> Engine:  # noqa: ANN401 - SQLAlchemy's URL
     in_memory = url.database in {None, "", ":memory:"}
     if not in_memory:
-        # Only the directory of the data is ours to make; a file: URI is taken as it is.
-        Path(url.database).expanduser().parent.mkdir(parents=True, exist_ok=True)
+        Path(url.database).parent.mkdir(parents=True, exist_ok=True)
     engine = create_engine(url, connect_args={"timeout": BUSY_SECONDS, "check_same_thread": False})
     event.listen(engine, "connect", _prepare_sqlite)
     event.listen(engine, "begin", _begin_sqlite)
@@ -112,7 +111,10 @@ def reading(engine: Engine) -> Iterator[Connection]:
 
 @contextmanager
 def database_errors(engine: Engine) -> Iterator[None]:
-    """Turn what trying again may mend into DatabaseUnavailable; a fault of the data or the program stays what it is."""
+    """Turn what trying again may mend into DatabaseUnavailable; a fault of the data or the program stays what it is.
+
+    Raises SettingsError when a file is there that is no database.
+    """
     try:
         yield
     except (OperationalError, InterfaceError) as error:
@@ -122,6 +124,9 @@ def database_errors(engine: Engine) -> Iterator[None]:
         if error.connection_invalidated:
             message = f"The connection to the database at {place(engine)} broke off. Trying again may help."
             raise DatabaseUnavailable(message) from error
+        if type(error) is DatabaseError:  # not one of its subclasses: SQLite says so of a file that isn't its own
+            message = f"{place(engine)} can't be used as a database: {reason(error)}."
+            raise SettingsError(message) from error
         raise
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import signal
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rq import Queue, get_current_job
 
@@ -46,10 +46,10 @@ def ingest() -> int:
         return run.run(settings.sweep_seconds)
 
 
-def sweep() -> dict[str, Any]:
-    """Flag the silent agents; return the report."""
+def sweep() -> None:
+    """Flag the silent agents."""
     with _tools() as (settings, client, engine), _asked_to_stop():
-        return run_sweep(client, engine, settings).to_json()
+        run_sweep(client, engine, settings)
 
 
 def refuse(why: str) -> None:

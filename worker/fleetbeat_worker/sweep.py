@@ -47,8 +47,8 @@ class SweepReport:
     """Names of the agents that were flagged."""
 
     def to_json(self) -> dict[str, Any]:
-        """Return the report as a JSON object."""
-        return asdict(self) | {"swept_at": self.swept_at.isoformat(), "watermark": self.watermark.isoformat()}
+        """Return the report as `--json` prints it."""
+        return asdict(self)
 
 
 def sweep(client: Redis, engine: Engine, settings: Settings, *, dry_run: bool = False) -> SweepReport:

@@ -164,7 +164,7 @@ class Event(Base):
     """Something that changed."""
 
     __tablename__ = "events"
-    __table_args__ = (Index(None, "session_id", "id"),)
+    __table_args__ = (Index(None, "session_id", "id"), Index(None, "agent_name", "id"))
 
     id: Mapped[int] = mapped_column(BIG_KEY, primary_key=True)
     type: Mapped[str]

@@ -86,9 +86,16 @@ def put_right(engine: Engine, client: Redis, now: datetime, missed_limit: int) -
 def apply_rejected(engine: Engine, client: Redis, now: datetime, missed_limit: int, rejected_id: int) -> Batch:
     """Apply a rejected message again, as of the time at which it was received.
 
+    If it is rejected again, its row stays as it was; the batch has the reason.
+
     Raises DatabaseUnavailable.
     """
-    batch = _store(engine, lambda connection: take_rejected(connection, [rejected_id]), now, missed_limit)
+    with writing(engine) as connection:
+        batch = _apply(connection, take_rejected(connection, [rejected_id]), now, missed_limit)
+        if batch.rejected:
+            connection.rollback()
+        else:
+            write_batch(connection, batch)
     send_replies(client, batch.replies)
     return batch
 
@@ -97,12 +104,7 @@ def _store(engine: Engine, take: Callable[[Connection], Sequence[Entry]], now: d
     for attempt in range(1, CONFLICT_TRIES + 1):
         try:
             with writing(engine) as connection:
-                messages, failures = understand(take(connection))
-                batch = open_batch(connection, messages, now, missed_limit)
-                for entry, message in messages:
-                    batch.apply(entry, message)
-                for entry, error in failures:
-                    batch.reject(entry, Reason(error.reason), error.detail)
+                batch = _apply(connection, take(connection), now, missed_limit)
                 write_batch(connection, batch)
         except DatabaseUnavailable as error:
             if attempt == CONFLICT_TRIES or not rolled_back_by_conflict(error):
@@ -111,6 +113,16 @@ def _store(engine: Engine, take: Callable[[Connection], Sequence[Entry]], now: d
         else:
             return batch
     raise AssertionError  # the last attempt returned or raised
+
+
+def _apply(connection: Connection, entries: Sequence[Entry], now: datetime, missed_limit: int) -> Batch:
+    messages, failures = understand(entries)
+    batch = open_batch(connection, messages, now, missed_limit)
+    for entry, message in messages:
+        batch.apply(entry, message)
+    for entry, error in failures:
+        batch.reject(entry, Reason(error.reason), error.detail)
+    return batch
 
 
 def _what_failed(error: Exception) -> str:

@@ -12,9 +12,9 @@ from fleetbeat_worker.log import set_up
 
 NEXT_STEPS = """
 What to do next:
-  fleetbeat up                                              run it here, with your data in ~/.fleetbeat
-  fleetbeat-agent heartbeat --agent NAME --progress "…"     beat from a shell, after: register --stable --name NAME …
-  README.md                                                 five minutes to monitor your own agent"""
+  fleetbeat up           run it here, with your data in ~/.fleetbeat
+  fleetbeat-agent -h     let a shell script or a cron job beat: register --stable, then heartbeat --agent NAME
+  README.md              five minutes to monitor your own agent"""
 
 
 @click.command(epilog=example("fleetbeat demo"))

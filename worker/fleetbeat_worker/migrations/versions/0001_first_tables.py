@@ -103,6 +103,7 @@ def _create_events_and_tasks() -> None:
         sa.Column("detail", JsonObject),
     )
     op.create_index("ix_events_session_id_id", "events", ["session_id", "id"])
+    op.create_index("ix_events_agent_name_id", "events", ["agent_name", "id"])
     op.create_table(
         "tasks",
         sa.Column("id", BIG_KEY, primary_key=True),
