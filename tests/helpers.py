@@ -1,0 +1,148 @@
+"""What the tests of the pipeline build on: waiting, messages, and looks into SQL."""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from sqlalchemy import func, select
+
+from fleetbeat_shared.identifiers import new_message_id
+from fleetbeat_shared.messages import Deregister, Heartbeat, Register
+from fleetbeat_shared.names import FIELD, INBOX
+from fleetbeat_shared.settings import Settings
+from fleetbeat_worker.column_types import to_milliseconds
+from fleetbeat_worker.database import reading
+from fleetbeat_worker.tables import Agent, Base, Event, Liveness, RejectedMessage, StoredHeartbeat
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from uuid import UUID
+
+    from redis import Redis
+    from sqlalchemy import Engine
+
+Answer = TypeVar("Answer")
+
+
+def eventually(look: Callable[[], Answer], *, within_seconds: float = 20.0, every_seconds: float = 0.02) -> Answer:
+    """Return what `look` answers as soon as that is true; fail if it isn't in time."""
+    ends_at = time.monotonic() + within_seconds
+    while not (answer := look()):
+        if time.monotonic() > ends_at:
+            message = f"not within {within_seconds:g} s; the last answer was {answer!r}"
+            raise AssertionError(message)
+        time.sleep(every_seconds)
+    return answer
+
+
+def seconds(number: float) -> timedelta:
+    return timedelta(seconds=number)
+
+
+def register(name: str = "torv", session_id: UUID | None = None, **fields: Any) -> Register:
+    """Make a registration, every 30 s unless `fields` say otherwise."""
+    if "schedule" not in fields:
+        fields.setdefault("interval_seconds", 30.0)
+    return Register(
+        id=new_message_id(),
+        session_id=session_id or new_message_id(),
+        sent_at=datetime.now(UTC),
+        agent_name=name,
+        **fields,
+    )
+
+
+def heartbeat(session_id: UUID, **fields: Any) -> Heartbeat:
+    fields = {"id": new_message_id(), "sent_at": datetime.now(UTC)} | fields
+    return Heartbeat(session_id=session_id, **fields)
+
+
+def deregister(session_id: UUID, **fields: Any) -> Deregister:
+    return Deregister(id=new_message_id(), session_id=session_id, sent_at=datetime.now(UTC), **fields)
+
+
+def redis_time(client: Redis) -> datetime:
+    whole, micro = client.time()
+    return datetime.fromtimestamp(whole, UTC) + timedelta(microseconds=micro)
+
+
+def send(client: Redis, *messages: Register | Heartbeat | Deregister | bytes, at: datetime | None = None) -> list[str]:
+    """Add messages to the inbox; with `at`, as if they had arrived then. Return the entries' ids."""
+    entry_id = "*" if at is None else f"{to_milliseconds(at)}-*"
+    with client.pipeline(transaction=False) as pipe:
+        for message in messages:
+            wire = message if isinstance(message, bytes) else message.to_wire()
+            pipe.xadd(INBOX, {FIELD: wire}, id=entry_id)
+        return [found.decode() for found in pipe.execute()]
+
+
+def agent(engine: Engine, session_id: UUID) -> Any:
+    """Return a session with its liveness as one row, or None."""
+    query = select(Agent.__table__, *[c for c in Liveness.__table__.c if c.name != "session_id"])
+    query = query.join(Liveness.__table__, Liveness.session_id == Agent.session_id)
+    with reading(engine) as connection:
+        return connection.execute(query.where(Agent.session_id == session_id)).one_or_none()
+
+
+def state(engine: Engine, session_id: UUID) -> str | None:
+    found = agent(engine, session_id)
+    return found.state if found else None
+
+
+def events(engine: Engine, *kinds: str) -> list[Any]:
+    """Return the events of some kinds, or all, in the order in which they were stored."""
+    query = select(Event.__table__).order_by(Event.id)
+    with reading(engine) as connection:
+        found = connection.execute(query.where(Event.type.in_(kinds)) if kinds else query)
+        return list(found.all())
+
+
+def rejected(engine: Engine) -> list[Any]:
+    with reading(engine) as connection:
+        return list(connection.execute(select(RejectedMessage.__table__).order_by(RejectedMessage.id)).all())
+
+
+def reasons(engine: Engine) -> list[str]:
+    return [row.reason for row in rejected(engine)]
+
+
+def stored_ids(engine: Engine) -> list[UUID]:
+    """Return the ids of all stored heartbeats, in their order."""
+    with reading(engine) as connection:
+        return list(connection.execute(select(StoredHeartbeat.id).order_by(StoredHeartbeat.id)).scalars())
+
+
+def count_heartbeats(engine: Engine) -> int:
+    with reading(engine) as connection:
+        return connection.execute(select(func.count()).select_from(StoredHeartbeat)).scalar_one()
+
+
+def backlog(client: Redis) -> int:
+    return int(client.xlen(INBOX))
+
+
+def quick_settings(redis_url: str, database_url: str, **changes: Any) -> Settings:
+    values = {
+        "redis_url": redis_url,
+        "database_url": database_url,
+        "sweep_seconds": 0.5,
+        "lease_seconds": 0.6,
+        "linger_seconds": 0.1,
+        "batch_size": 50,
+    }
+    return Settings.model_validate(values | changes)
+
+
+def schema_differences(engine: Engine) -> list[Any]:
+    """Return what Alembic would change to bring a migrated database to what the code's tables say."""
+    from alembic.autogenerate import compare_metadata
+    from alembic.migration import MigrationContext
+
+    def ours(_object: object, name: str | None, kind: str, _reflected: object, _compared: object) -> bool:
+        return not (kind == "table" and (name or "").startswith("heartbeats_"))  # the partitions
+
+    with engine.connect() as connection:
+        options = {"compare_type": True, "compare_server_default": True, "include_object": ours}
+        return list(compare_metadata(MigrationContext.configure(connection, opts=options), Base.metadata))
