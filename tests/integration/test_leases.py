@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from redis.exceptions import ResponseError
+
+from fleetbeat_shared.names import GROUP, INBOX
+from fleetbeat_worker.inbox import Entry, Inbox, Pending, is_missing
+from helpers import send
+
+if TYPE_CHECKING:
+    from redis import Redis
+
+LONG = 1000.0
+
+
+@pytest.fixture
+def inbox(redis: Redis) -> Inbox:
+    inbox = Inbox(redis)
+    inbox.create_group()
+    return inbox
+
+
+def test_taking_over_counts_a_death(inbox: Inbox, redis: Redis) -> None:
+    """Each taking over raises the delivery count by one; only what was idle for the lease is taken."""
+    ids = send(redis, b"one")
+    inbox.read("a", 1, 0.01)
+    assert inbox.expired(LONG, 10) == []
+    assert inbox.take_over("b", ids, LONG) == []
+    assert inbox.expired(0, 10) == [Pending(ids[0], 1)]
+    assert inbox.take_over("b", ids, 0) == [Entry(ids[0], b"one")]
+    assert (inbox.pending_of("a", 10), inbox.pending_of("b", 10)) == ([], [Pending(ids[0], 2)])
+
+
+def test_renewing_leaves_the_count(inbox: Inbox, redis: Redis) -> None:
+    """A sign of life begins the lease anew and isn't counted as a delivery."""
+    ids = send(redis, b"one")
+    inbox.read("a", 1, 0.01)
+    redis.xclaim(INBOX, GROUP, "a", 0, ids, idle=5000, justid=True)
+    assert inbox.expired(4, 10) == [Pending(ids[0], 1)]
+    inbox.renew("a", ids)
+    assert inbox.expired(4, 10) == []
+    assert inbox.pending_of("a", 10) == [Pending(ids[0], 1)]
+
+
+def test_what_is_laid_down_can_be_taken_at_once(inbox: Inbox, redis: Redis) -> None:
+    """Released entries are expired for everybody, and their count is as it was before: nobody died."""
+    ids = send(redis, b"one")
+    inbox.read("a", 1, 0.01)
+    inbox.release("a", ids, LONG, 0)
+    assert inbox.expired(LONG, 10) == [Pending(ids[0], 0)]
+    assert inbox.take_over("b", ids, LONG) == [Entry(ids[0], b"one")]
+    assert inbox.pending_of("b", 10) == [Pending(ids[0], 1)]
+
+
+def test_demand_tells_what_waits_and_who_reads(inbox: Inbox, redis: Redis) -> None:
+    """Demand counts undelivered entries and recent readers, and knows of a dead one's entries."""
+    ids = send(redis, b"one", b"two", b"three")
+    assert (inbox.demand(LONG).undelivered, inbox.demand(LONG).readers) == (3, 0)
+    inbox.read("a", 1, 0.01)
+    demand = inbox.demand(LONG)
+    assert (demand.undelivered, demand.readers, demand.expired) == (2, 1, False)
+    inbox.release("a", ids[:1], LONG, 1)
+    assert inbox.demand(LONG).expired
+
+
+def test_a_missing_group_is_told_from_other_trouble(redis: Redis) -> None:
+    """What Redis says before anybody made the group, or after it lost its data, is recognised."""
+    inbox = Inbox(redis)
+    for act in (lambda: inbox.read("a", 1, 0.01), lambda: inbox.pending_of("a", 1), lambda: inbox.demand(1)):
+        with pytest.raises(ResponseError) as caught:
+            act()
+        assert is_missing(caught.value)
+    assert not is_missing(ResponseError("WRONGTYPE Operation against a key holding the wrong kind of value"))
+
+
+def test_how_many_are_read_at_once_follows_their_size(inbox: Inbox, redis: Redis) -> None:
+    """Small entries are read by the batch; of large ones only as many as fit the memory that is meant for them."""
+    assert inbox.count_for(1000) == 1000
+    send(redis, *[b"x"] * 100)
+    assert inbox.count_for(1000) == 1000
+    send(redis, *[b"x" * 1_000_000] * 20)
+    redis.xtrim(INBOX, maxlen=20, approximate=False)
+    assert 1 <= inbox.count_for(1000) <= 17

@@ -1,0 +1,509 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime
+from itertools import permutations
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import given, strategies as st
+
+from fleetbeat_shared.identifiers import new_message_id, stable_session_id
+from fleetbeat_shared.liveness import Outage, State
+from fleetbeat_worker.batch import AgentRecord, Batch, Facts, understand
+from fleetbeat_worker.column_types import to_milliseconds
+from fleetbeat_worker.inbox import Entry
+from helpers import deregister, heartbeat, register, seconds
+
+if TYPE_CHECKING:
+    from uuid import UUID
+
+    from fleetbeat_shared.messages import Deregister, Heartbeat, Register
+
+NOON = datetime(2026, 1, 31, 12, 0, tzinfo=UTC)
+
+
+def new_batch(*agents: AgentRecord, watermark: float | None = None, outages: tuple[Outage, ...] = ()) -> Batch:
+    """Begin a batch an hour after noon, with agents as an earlier batch left them."""
+    since = NOON + seconds(watermark) if watermark is not None else None
+    facts = Facts(NOON + seconds(3600), since, list(outages), missed_limit=2)
+    stored = {a.session_id: replace(a, settings={}, reports={}, is_new=False, seen=False) for a in agents}
+    return Batch(facts, stored)
+
+
+def apply(batch: Batch, message: Register | Heartbeat | Deregister, after: float, sequence: int = 0) -> Entry:
+    """Apply a message that arrived some seconds after noon."""
+    entry = Entry(f"{to_milliseconds(NOON + seconds(after))}-{sequence}", message.to_wire())
+    batch.apply(entry, message)
+    return entry
+
+
+def registered(name: str = "torv", **fields: Any) -> AgentRecord:
+    """Return an agent that was registered at noon in an earlier batch; 30 s, grace 1.5 s unless told otherwise."""
+    batch = new_batch()
+    message = register(name, **fields)
+    apply(batch, message, 0)
+    return batch.agents[message.session_id]
+
+
+def kinds(batch: Batch) -> list[str]:
+    return [event["type"] for event in batch.events]
+
+
+def refused(batch: Batch) -> list[str]:
+    return [row["reason"] for row in batch.rejected]
+
+
+def only(batch: Batch) -> AgentRecord:
+    (found,) = batch.agents.values()
+    return found
+
+
+def test_a_registration_makes_a_pending_agent() -> None:
+    """A registered agent is pending, has never been seen, and its silence counts from the registration."""
+    batch = new_batch()
+    apply(batch, register("torv", project="p", work="sorting", metadata={"a": 1}), 0)
+    agent = only(batch)
+    assert (agent.state, agent.last_seen_at, agent.is_new) == (State.PENDING, None, True)
+    assert agent.deadline_at == NOON + seconds(61.5)
+    expected = {"project": "p", "current_work": "sorting", "metadata": {"a": 1}, "grace_seconds": 1.5}
+    assert expected.items() <= agent.settings.items()
+    assert kinds(batch) == ["registered"]
+
+
+def test_a_heartbeat_is_stored_and_moves_the_agent_forward() -> None:
+    """A heartbeat becomes one row, makes a pending agent ok, and moves last_seen_at and the deadline."""
+    batch = new_batch(registered())
+    message = heartbeat(next(iter(batch.agents)), open_tasks=3)
+    apply(batch, message, 10)
+    agent = only(batch)
+    assert (agent.state, agent.last_seen_at) == (State.OK, NOON + seconds(10))
+    assert agent.deadline_at == NOON + seconds(71.5)
+    assert agent.state_changed_at == NOON + seconds(10)
+    (row,) = batch.heartbeats
+    assert (row["id"], row["received_at"], row["seen_at"]) == (message.id, agent.last_seen_at, agent.last_seen_at)
+    assert (row["open_tasks"], row["progress"]) == (3, None)
+
+
+def test_an_event_only_with_progress() -> None:
+    """A heartbeat becomes an event only when it brings progress text, however much else it says."""
+    batch = new_batch(registered())
+    session_id = next(iter(batch.agents))
+    apply(batch, heartbeat(session_id, status="busy", summary="much", metadata={"a": 1}), 1)
+    apply(batch, heartbeat(session_id, progress=""), 2)
+    assert kinds(batch) == []
+    message = heartbeat(session_id, progress="3 of 5")
+    apply(batch, message, 3)
+    (event,) = batch.events
+    assert (event["type"], event["text"], event["message_id"]) == ("heartbeat", "3 of 5", message.id)
+
+
+def test_progress_is_the_current_work() -> None:
+    """Progress sets current_work, a work item id its own column, and an empty progress leaves the work as it was."""
+    batch = new_batch(registered(work="sorting"))
+    session_id = next(iter(batch.agents))
+    apply(batch, heartbeat(session_id, progress="3 of 5", work_item_id="W-1"), 1)
+    apply(batch, heartbeat(session_id, progress=""), 2)
+    assert only(batch).reports["current_work"] == only(batch).reports["progress"] == "3 of 5"
+    assert only(batch).reports["work_item_id"] == "W-1"
+
+
+def test_what_a_heartbeat_leaves_out_stays() -> None:
+    """Absent fields change nothing; an empty error or a count of zero is not absent."""
+    batch = new_batch(registered())
+    session_id = next(iter(batch.agents))
+    apply(batch, heartbeat(session_id, metadata={"a": 1}, error="disk full", open_tasks=4, status="busy"), 1)
+    apply(batch, heartbeat(session_id, error="", open_tasks=0), 2)
+    apply(batch, heartbeat(session_id), 3)
+    reports = only(batch).reports
+    assert (reports["metadata"], reports["status"]) == ({"a": 1}, "busy")
+    assert (reports["error"], reports["open_tasks"]) == ("", 0)
+    assert reports["reported_at"] == NOON + seconds(2)
+
+
+def test_a_heartbeat_without_words_changes_no_report() -> None:
+    """A bare sign of life writes liveness only: the wide row of the agent isn't touched."""
+    batch = new_batch(registered())
+    apply(batch, heartbeat(next(iter(batch.agents))), 1)
+    assert (only(batch).reports, only(batch).settings, only(batch).seen) == ({}, {}, True)
+
+
+def test_waiting_before_sending_counts_as_seen_earlier() -> None:
+    """A heartbeat that waited was true when it was made: seen_at is the receipt less the time that it waited."""
+    batch = new_batch(registered())
+    apply(batch, heartbeat(next(iter(batch.agents)), buffered_seconds=7.5), 10)
+    (row,) = batch.heartbeats
+    assert row["received_at"] == NOON + seconds(10)
+    assert row["seen_at"] == only(batch).last_seen_at == NOON + seconds(2.5)
+
+
+def test_an_older_heartbeat_fills_history_only() -> None:
+    """A heartbeat older than the newest is stored, but moves nothing back and overrules no report."""
+    batch = new_batch(registered())
+    session_id = next(iter(batch.agents))
+    apply(batch, heartbeat(session_id, progress="new"), 20)
+    apply(batch, heartbeat(session_id, progress="old", buffered_seconds=15), 21)
+    assert only(batch).last_seen_at == NOON + seconds(20)
+    assert only(batch).reports["current_work"] == "new"
+    assert len(batch.heartbeats) == 2
+
+
+def test_the_agents_own_clock_counts_for_nothing() -> None:
+    """A sender whose clock is in the year 9999 or in 1970 is seen when its heartbeat was received."""
+    batch = new_batch(registered())
+    session_id = next(iter(batch.agents))
+    for number, year in enumerate((9999, 1970)):
+        apply(batch, heartbeat(session_id, sent_at=datetime(year, 1, 1, tzinfo=UTC)), 10 + number)
+    assert only(batch).last_seen_at == NOON + seconds(11)
+
+
+def test_a_made_up_entry_id_is_clamped() -> None:
+    """An explicit stream id of far in the future counts as received when it was read."""
+    batch = new_batch(registered())
+    message = heartbeat(next(iter(batch.agents)))
+    batch.apply(Entry("18446744073709551615-18446744073709551615", message.to_wire()), message)
+    assert only(batch).last_seen_at == batch.facts.now
+    assert 0 < Entry("18446744073709551615-18446744073709551615", b"").position(batch.facts.now) < 2**63
+
+
+def test_a_heartbeat_of_an_unknown_session_is_rejected() -> None:
+    """Without a registration a heartbeat is set aside, waits for it, and the sender that waits is told."""
+    batch = new_batch()
+    session_id = new_message_id()
+    message = heartbeat(session_id, reply=True)
+    apply(batch, message, 1)
+    (row,) = batch.rejected
+    assert (row["reason"], row["session_id"], row["awaits_session_id"]) == ("unknown_session", session_id, session_id)
+    assert row["raw"] == message.to_wire()
+    ((message_id, reply),) = batch.replies
+    assert (message_id, reply.ok, reply.code) == (message.id, False, "unknown_session")
+
+
+def test_the_answer_says_what_sql_says() -> None:
+    """A sender that waits gets the session, the agent's name, when it counts as seen, and its progress."""
+    batch = new_batch(registered("hint"))
+    message = heartbeat(next(iter(batch.agents)), progress="3 of 5", buffered_seconds=1.0, reply=True)
+    apply(batch, message, 5)
+    ((message_id, reply),) = batch.replies
+    assert (message_id, reply.ok, reply.agent_name) == (message.id, True, "hint")
+    assert (reply.timestamp, reply.progress) == (NOON + seconds(4), "3 of 5")
+
+
+def degraded(**fields: Any) -> AgentRecord:
+    """Return an agent that was seen 10 s after noon and then flagged."""
+    batch = new_batch(registered(**fields))
+    apply(batch, heartbeat(next(iter(batch.agents))), 10)
+    return replace(only(batch), state=State.DEGRADED)
+
+
+def test_a_degraded_agent_recovers() -> None:
+    """A heartbeat whose deadline lies after the watermark makes the agent ok again, with one event."""
+    batch = new_batch(degraded(), watermark=100)
+    apply(batch, heartbeat(next(iter(batch.agents))), 110)
+    assert only(batch).state is State.OK
+    (event,) = batch.events
+    assert (event["type"], event["occurred_at"]) == ("recovered", NOON + seconds(110))
+    assert event["detail"] == {"silent_seconds": 100.0}
+
+
+def test_a_spooled_heartbeat_revives_nobody() -> None:
+    """A heartbeat so old that its own deadline has passed fills history and leaves the agent degraded."""
+    batch = new_batch(degraded(), watermark=200)
+    apply(batch, heartbeat(next(iter(batch.agents)), buffered_seconds=180), 210)
+    assert (only(batch).state, only(batch).last_seen_at) == (State.DEGRADED, NOON + seconds(30))
+    assert (kinds(batch), len(batch.heartbeats)) == ([], 1)
+
+
+def test_an_agent_that_was_never_seen_recovers_too() -> None:
+    """An agent flagged while pending recovers with its first heartbeat."""
+    silent = replace(registered(), state=State.DEGRADED)
+    batch = new_batch(silent, watermark=100)
+    apply(batch, heartbeat(silent.session_id), 110)
+    assert (only(batch).state, kinds(batch)) == (State.OK, ["recovered"])
+
+
+def test_a_deadline_counts_no_outage() -> None:
+    """Time after the heartbeat in which nobody watched moves the deadline that the heartbeat gives."""
+    outage = Outage(NOON + seconds(20), NOON + seconds(620))
+    batch = new_batch(registered(), outages=(outage,))
+    apply(batch, heartbeat(next(iter(batch.agents))), 10)
+    assert only(batch).deadline_at == NOON + seconds(10 + 61.5 + 600)
+
+
+def test_a_second_registration_updates() -> None:
+    """A repeated registration changes promise and deadline, and moves neither registered_at nor last_seen_at."""
+    agent = registered(project="p", metadata={"a": 1})
+    batch = new_batch(agent)
+    apply(batch, heartbeat(agent.session_id), 10)
+    apply(batch, register("torv", agent.session_id, interval_seconds=100.0), 20)
+    again = only(batch)
+    assert (again.last_seen_at, again.registered_at) == (NOON + seconds(10), NOON)
+    assert again.deadline_at == NOON + seconds(10 + 205)
+    assert again.state is State.OK
+    assert "project" not in again.settings  # what the second left out is kept
+    assert "metadata" not in again.settings
+    assert kinds(batch) == ["registered"]
+
+
+def test_a_registration_may_change_to_a_schedule() -> None:
+    """From an interval to cron and back: the promise that is left is gone from the row."""
+    agent = registered()
+    batch = new_batch(agent)
+    apply(batch, register("torv", agent.session_id, schedule="15 * * * *", time_zone="Europe/Berlin"), 20)
+    settings = only(batch).settings
+    assert (settings["interval_seconds"], settings["schedule"], settings["time_zone"]) == (
+        None,
+        "15 * * * *",
+        "Europe/Berlin",
+    )
+    assert only(batch).deadline_at == NOON + seconds(75 * 60 + 60)
+    apply(batch, register("torv", agent.session_id), 30)
+    assert (only(batch).settings["schedule"], only(batch).settings["time_zone"]) == (None, None)
+
+
+def test_what_a_registration_says_overrules_earlier_reports_only() -> None:
+    """Of a report and a registration in one batch the later one wins, column by column."""
+    agent = registered()
+    batch = new_batch(agent)
+    apply(batch, heartbeat(agent.session_id, progress="old", status="busy"), 1)
+    apply(batch, register("torv", agent.session_id, work="new"), 2)
+    assert only(batch).settings["current_work"] == "new"
+    assert "current_work" not in only(batch).reports
+    assert only(batch).reports["status"] == "busy"
+    apply(batch, heartbeat(agent.session_id, progress="newest"), 3)
+    assert only(batch).reports["current_work"] == "newest"
+
+
+def test_a_deregistration_ends_the_session() -> None:
+    """An end keeps what was said, tells how long the session lived, and gives its tasks back."""
+    agent = registered("kami")
+    batch = new_batch(agent)
+    message = deregister(agent.session_id, error="out of work", exit_status=3)
+    apply(batch, message, 90)
+    ended = only(batch)
+    assert (ended.state, ended.ended_at) == (State.ENDED, NOON + seconds(90))
+    assert {"error": "out of work", "exit_status": 3}.items() <= ended.settings.items()
+    (event,) = batch.events
+    assert (event["type"], event["message_id"]) == ("deregistered", message.id)
+    assert event["detail"] == {"lived_seconds": 90.0, "error": "out of work", "exit_status": 3}
+    assert batch.idle_tasks_of == {"kami"}
+
+
+def test_an_end_is_idempotent() -> None:
+    """A second end, or the same delivered again, changes nothing and is no fault."""
+    agent = registered()
+    batch = new_batch(agent)
+    message = deregister(agent.session_id)
+    apply(batch, message, 90)
+    later = new_batch(only(batch))
+    apply(later, message, 90)
+    apply(later, deregister(agent.session_id, error="again"), 95)
+    assert (later.events, later.rejected, only(later).settings) == ([], [], {})
+
+
+def test_an_end_of_an_unknown_session_waits_for_it() -> None:
+    """A deregistration may overtake its registration as well; it is kept with the session that it awaits."""
+    batch = new_batch()
+    message = deregister(new_message_id())
+    apply(batch, message, 1)
+    assert refused(batch) == ["unknown_session"]
+    assert batch.rejected[0]["awaits_session_id"] == message.session_id
+
+
+def test_heartbeats_around_an_end() -> None:
+    """A heartbeat sent before the end is stored though it comes later; one sent after it is rejected."""
+    agent = registered()
+    batch = new_batch(agent)
+    apply(batch, deregister(agent.session_id), 90)
+    apply(batch, heartbeat(agent.session_id), 89)
+    apply(batch, heartbeat(agent.session_id), 90, sequence=1)
+    assert len(batch.heartbeats) == 1
+    assert refused(batch) == ["session_ended"]
+    assert batch.rejected[0]["awaits_session_id"] is None
+    assert (only(batch).state, only(batch).last_seen_at) == (State.ENDED, NOON + seconds(89))
+
+
+def test_a_newer_registration_reopens() -> None:
+    """A registration after the end opens the session anew, pending, measured from there, with the old error gone."""
+    agent = registered()
+    batch = new_batch(agent)
+    apply(batch, heartbeat(agent.session_id), 10)
+    apply(batch, deregister(agent.session_id, error="x", exit_status=1), 90)
+    apply(batch, register("torv", agent.session_id), 100)
+    again = only(batch)
+    assert (again.state, again.ended_at, again.registered_at) == (State.PENDING, None, NOON + seconds(100))
+    assert again.deadline_at == NOON + seconds(161.5)
+    assert (again.settings["error"], again.settings["exit_status"]) == (None, None)
+    apply(batch, heartbeat(agent.session_id), 105)
+    assert again.state is State.OK
+
+
+def test_a_replayed_registration_reopens_nothing() -> None:
+    """The same registration delivered again after the end leaves the session ended."""
+    batch = new_batch()
+    message = register()
+    apply(batch, message, 0)
+    apply(batch, deregister(message.session_id), 90)
+    later = new_batch(only(batch))
+    apply(later, message, 0)
+    assert (only(later).state, later.events, only(later).settings) == (State.ENDED, [], {})
+
+
+def test_an_overtaken_registration_is_ignored() -> None:
+    """Of two registrations of a session the later one by stream counts, in whatever order they are read."""
+    session_id = new_message_id()
+    batch = new_batch()
+    apply(batch, register("torv", session_id, interval_seconds=100.0), 10)
+    apply(batch, register("torv", session_id, interval_seconds=20.0), 5)
+    assert only(batch).promise.interval_seconds == 100
+
+
+def test_an_end_that_was_overtaken_by_a_registration_is_ignored() -> None:
+    """An end older than the newest registration doesn't end the session that it reopened."""
+    agent = registered()
+    batch = new_batch(agent)
+    apply(batch, register("torv", agent.session_id), 100)
+    apply(batch, deregister(agent.session_id), 90)
+    assert only(batch).state is not State.ENDED
+
+
+def live_sessions(batch: Batch, name: str) -> set[UUID]:
+    return {a.session_id for a in batch.agents.values() if a.agent_name == name and a.ended_at is None}
+
+
+def test_a_name_has_one_live_session() -> None:
+    """A registration under the name of a live session ends that one, and says by whom it was superseded."""
+    older = registered("rams")
+    batch = new_batch(older)
+    newer = register("rams")
+    apply(batch, newer, 60)
+    assert live_sessions(batch, "rams") == {newer.session_id}
+    assert kinds(batch) == ["registered", "deregistered"]
+    assert batch.events[1]["detail"] == {"lived_seconds": 60.0, "superseded_by": str(newer.session_id)}
+    assert batch.idle_tasks_of == {"rams"}
+
+
+def test_a_superseded_session_ends_where_the_newer_begins() -> None:
+    """What the superseded session sent before the newer registration is stored, what it sent later is rejected."""
+    older = registered("rams")
+    batch = new_batch(older)
+    apply(batch, register("rams"), 60)
+    apply(batch, heartbeat(older.session_id), 59)
+    apply(batch, heartbeat(older.session_id), 61)
+    assert (len(batch.heartbeats), refused(batch)) == (1, ["session_ended"])
+
+
+def test_the_newer_registration_keeps_the_name_in_any_order() -> None:
+    """Two registrations under one name leave the later one by stream alive, also if it was read first."""
+    first, second = register("rams"), register("rams")
+    for messages in permutations([(first, 10), (second, 20)]):
+        batch = new_batch()
+        for message, after in messages:
+            apply(batch, message, after)
+        assert live_sessions(batch, "rams") == {second.session_id}
+
+
+def test_parallel_sessions_leave_each_other_alone() -> None:
+    """A parallel registration ends nobody, and nobody who isn't parallel ends it."""
+    plain = registered("rams")
+    batch = new_batch(plain)
+    company, newer = register("rams", parallel=True), register("rams")
+    apply(batch, company, 10)
+    assert live_sessions(batch, "rams") == {plain.session_id, company.session_id}
+    apply(batch, newer, 20)
+    assert live_sessions(batch, "rams") == {company.session_id, newer.session_id}
+
+
+def test_a_repeated_stable_registration_ends_nothing() -> None:
+    """The session that is derived from a name may be registered again and again, as a cron line does."""
+    session_id = stable_session_id("hint")
+    batch = new_batch(registered("hint", session_id=session_id))
+    apply(batch, register("hint", session_id), 60)
+    assert (live_sessions(batch, "hint"), kinds(batch)) == ({session_id}, ["registered"])
+
+
+def test_a_renamed_session_takes_the_name() -> None:
+    """A session that registers again under another name ends the live session of that name."""
+    one, other = registered("one"), registered("other")
+    batch = new_batch(one, other)
+    apply(batch, register("other", one.session_id), 10)
+    assert live_sessions(batch, "other") == {one.session_id}
+    assert live_sessions(batch, "one") == set()
+
+
+def test_a_delegate_names_its_parent() -> None:
+    """A delegate with a known parent is registered; one with an unknown parent is rejected, and waits for it."""
+    parent = registered("parent")
+    batch = new_batch(parent)
+    child, orphan = register("child", parent_id=parent.session_id), register("orphan", parent_id=new_message_id())
+    apply(batch, child, 1)
+    apply(batch, orphan, 2)
+    assert batch.agents[child.session_id].settings["parent_id"] == parent.session_id
+    assert refused(batch) == ["unknown_parent"]
+    assert batch.rejected[0]["awaits_session_id"] == orphan.parent_id
+    assert orphan.session_id not in batch.agents
+
+
+def test_a_rejected_message_keeps_its_first_bytes_only() -> None:
+    """What is set aside takes no more room than a message may."""
+    batch = new_batch()
+    entry = Entry("1-0", b"x" * 100_000)
+    messages, failures = understand([entry])
+    assert messages == []
+    batch.reject(entry, failures[0][1].reason, failures[0][1].detail)
+    assert (refused(batch), len(batch.rejected[0]["raw"])) == (["too_large"], 32 * 1024)
+
+
+@pytest.mark.parametrize(
+    ("wire", "reason"),
+    [
+        (b"", "not_json"),
+        (b"\xff\xfe", "not_json"),
+        (b"[" * 20_000, "not_json"),
+        (b'{"kind": "heartbeat", "open_tasks": NaN}', "invalid"),
+        (b"null", "invalid"),
+        (b"[]", "invalid"),
+        (b"{}", "invalid"),
+        (b'{"kind": "import"}', "invalid"),
+        (b"x" * 40_000, "too_large"),
+    ],
+)
+def test_what_is_no_message_is_told_apart(wire: bytes, reason: str) -> None:
+    """Each kind of bytes that is no message gets its own reason, and its neighbours are understood."""
+    good = register()
+    entries = [Entry("1-0", good.to_wire()), Entry("1-1", wire), Entry("1-2", good.to_wire())]
+    messages, failures = understand(entries)
+    assert [entry.id for entry, _ in messages] == ["1-0", "1-2"]
+    ((entry, error),) = failures
+    assert (entry.id, error.reason) == ("1-1", reason)
+    assert len(error.detail) <= 500
+    assert error.detail.isprintable()
+
+
+@given(
+    arrivals=st.lists(
+        st.tuples(st.integers(0, 3000), st.integers(0, 600), st.sampled_from([None, "a", "b"])), min_size=1
+    ),
+    data=st.data(),
+)
+def test_order_and_repetition_change_nothing(arrivals: list[tuple[int, int, str | None]], data: st.DataObject) -> None:
+    """Heartbeats lead to the same last_seen_at and deadline in any order, in any batches, delivered any times."""
+    agent = registered()
+    messages = [
+        (heartbeat(agent.session_id, buffered_seconds=waited, progress=text), after) for after, waited, text in arrivals
+    ]
+    shuffled = data.draw(st.permutations(messages + messages))
+    cut = data.draw(st.integers(0, len(shuffled)))
+    before = new_batch(agent)
+    seen = []
+    for message, after in shuffled[:cut]:
+        apply(before, message, after)
+        seen.append(only(before).last_seen_at)
+    batch = new_batch(only(before))
+    for message, after in shuffled[cut:]:
+        apply(batch, message, after)
+        seen.append(only(batch).last_seen_at)
+    assert seen == sorted(seen)
+    newest = max(NOON + seconds(after - waited) for after, waited, _ in arrivals)
+    assert only(batch).last_seen_at == newest
+    assert only(batch).deadline_at == max(newest, NOON) + seconds(61.5)
