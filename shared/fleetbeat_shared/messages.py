@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Annotated, Any, Literal, Self
 from uuid import UUID  # noqa: TC003 - pydantic reads it at run time
@@ -80,6 +81,14 @@ def _check_time_zone(name: str) -> str:
 _ESCAPED_CONTROL = re.compile(r"\\u(?:00[0189]|007f|061c|20[0126]|feff|fff)", re.IGNORECASE)
 
 
+def _check_moment(moment: datetime) -> datetime:
+    try:
+        return moment.astimezone(UTC)
+    except OverflowError:
+        message = "is before the year 1 or after the year 9999 in UTC"
+        raise ValueError(message) from None
+
+
 def _clean_metadata(value: dict[str, Any]) -> dict[str, Any]:
     """Hold metadata to what every database stores and every terminal may see."""
     try:
@@ -111,6 +120,7 @@ def _clean_json(value: Any) -> Any:  # noqa: ANN401 - JSON is what it is
 # Strict, as bytes would pass the cleaning by.
 Text = Annotated[str, Field(strict=True), BeforeValidator(_clean_text)]
 Progress = Annotated[Text, Field(max_length=500)]
+Moment = Annotated[AwareDatetime, AfterValidator(_check_moment)]
 Metadata = Annotated[dict[str, Any], AfterValidator(_clean_metadata)]
 AgentName = Annotated[Text, AfterValidator(_check_name), Field(min_length=1, max_length=64)]
 Count = Annotated[int, Field(ge=0, le=MAX_COUNT)]
@@ -125,7 +135,7 @@ class _Message(BaseModel):
     id: UUID7
     """Made by the sender; the key under which the message is stored once, however often it is delivered."""
     session_id: UUID
-    sent_at: AwareDatetime
+    sent_at: Moment
     """The sender's clock. Shown, never trusted."""
 
     def to_wire(self) -> bytes:

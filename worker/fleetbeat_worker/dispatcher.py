@@ -99,7 +99,7 @@ class Dispatcher:
         self._enqueue_ingest(demand)
         self._full.over("Redis has room again; RQ goes on.")
         until_sweep = max(0.0, self._sweep_at - time.monotonic())
-        if demand.readers or demand.undelivered:
+        if demand.readers or demand.undelivered or demand.pending:
             time.sleep(min(POLL_SECONDS, until_sweep))
         elif until_sweep:
             self._inbox.wait_for_entry(min(RENEW_SECONDS, until_sweep))

@@ -89,6 +89,8 @@ class Demand:
     """What waits to be ingested, and who is there to do it."""
 
     undelivered: int
+    pending: int
+    """Entries in somebody's hands, alive or dead."""
     readers: int
     expired: bool
     """Whether a dead consumer's entries wait to be taken over."""
@@ -199,7 +201,8 @@ class Inbox:
             pipe.xinfo_consumers(INBOX, GROUP)
             length, summary, expired, consumers = pipe.execute()
         readers = sum(consumer["idle"] < READER_SECONDS * 1000 for consumer in consumers)
-        return Demand(max(0, length - summary["pending"]), readers, bool(expired))
+        pending = summary["pending"]
+        return Demand(max(0, length - pending), pending, readers, bool(expired))
 
     def wait_for_entry(self, seconds: float) -> None:
         """Return when the stream has an entry, or after a time."""

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING
 from rq import Queue, get_current_job
 
 from fleetbeat_shared.connection import connect
-from fleetbeat_shared.errors import FleetbeatError
+from fleetbeat_shared.errors import DatabaseUnavailable, FleetbeatError
 from fleetbeat_shared.names import QUEUE
 from fleetbeat_shared.settings import Settings
 from fleetbeat_worker.database import open_engine
 from fleetbeat_worker.ingest import Ingest
+from fleetbeat_worker.log import logger
 from fleetbeat_worker.sweep import sweep as run_sweep
 
 if TYPE_CHECKING:
@@ -47,9 +48,12 @@ def ingest() -> int:
 
 
 def sweep() -> None:
-    """Flag the silent agents."""
+    """Flag the silent agents. With the database away there are no verdicts; the next sweep tries again."""
     with _tools() as (settings, client, engine), _asked_to_stop():
-        run_sweep(client, engine, settings)
+        try:
+            run_sweep(client, engine, settings)
+        except DatabaseUnavailable as error:
+            logger.warning("Verdicts wait: %s", error)
 
 
 def refuse(why: str) -> None:
