@@ -55,10 +55,11 @@ class FleetbeatJob(Job):
 def why_refused(raw: dict[bytes, bytes]) -> str | None:
     """Return why a job isn't ours to run, or None if it is."""
     try:
-        unpacker = zlib.decompressobj()
-        data = unpacker.decompress(raw[b"data"], MAX_JOB_BYTES)
+        data = zlib.decompressobj().decompress(raw[b"data"], MAX_JOB_BYTES + 1)
     except zlib.error:
-        data = raw[b"data"][:MAX_JOB_BYTES]
+        data = raw[b"data"]
+    if len(data) > MAX_JOB_BYTES:
+        return "the job is larger than any of Fleetbeat's"
     try:
         function, instance, args, kwargs = json.loads(data)
     except (ValueError, TypeError, RecursionError):
