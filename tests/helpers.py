@@ -14,6 +14,7 @@ from fleetbeat_shared.names import FIELD, INBOX
 from fleetbeat_shared.settings import Settings
 from fleetbeat_worker.column_types import to_milliseconds
 from fleetbeat_worker.database import reading
+from fleetbeat_worker.ingest import Ingest
 from fleetbeat_worker.tables import Agent, Base, Event, Liveness, RejectedMessage, StoredHeartbeat
 
 if TYPE_CHECKING:
@@ -129,7 +130,7 @@ def quick_settings(redis_url: str, database_url: str, **changes: Any) -> Setting
         "database_url": database_url,
         "sweep_seconds": 0.5,
         "lease_seconds": 0.6,
-        "linger_seconds": 0.1,
+        "linger_seconds": 0.03,
         "batch_size": 50,
     }
     return Settings.model_validate(values | changes)
@@ -146,3 +147,16 @@ def schema_differences(engine: Engine) -> list[Any]:
     with engine.connect() as connection:
         options = {"compare_type": True, "compare_server_default": True, "include_object": ours}
         return list(compare_metadata(MigrationContext.configure(connection, opts=options), Base.metadata))
+
+
+def drain(client: Redis, engine: Engine, settings: Settings, consumer: str = "worker", within: float = 20.0) -> int:
+    """Run one ingest job in this process until the inbox stays empty; return how many entries it stored."""
+    return Ingest(client, engine, settings, consumer).run(within)
+
+
+def enrol(client: Redis, engine: Engine, settings: Settings, *names: str, **fields: Any) -> list[UUID]:
+    """Register agents and store that; return their sessions."""
+    messages = [register(name, **fields) for name in names]
+    send(client, *messages)
+    drain(client, engine, settings)
+    return [message.session_id for message in messages]

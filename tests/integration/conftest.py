@@ -1,0 +1,12 @@
+from __future__ import annotations
+
+import pytest
+
+from fleetbeat_worker import ingest
+
+
+@pytest.fixture(autouse=True)
+def _hurry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let an ingest job look around more often, so that no test waits for it."""
+    monkeypatch.setattr(ingest, "BLOCK_SECONDS", 0.02)
+    monkeypatch.setattr(ingest, "PUT_RIGHT_SECONDS", 0.1)
