@@ -26,7 +26,11 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 FILE = ROOT / "docker-compose.yml"
-PASSWORDS = {"FLEETBEAT_REDIS_PASSWORD": "canary-of-redis", "FLEETBEAT_DATABASE_PASSWORD": "canary-of-database"}
+PASSWORDS = {
+    "FLEETBEAT_AGENT_PASSWORD": "canary-of-agents",
+    "FLEETBEAT_REDIS_PASSWORD": "canary-of-redis",
+    "FLEETBEAT_DATABASE_PASSWORD": "canary-of-database",
+}
 
 _VARIABLE = re.compile(r"\$\$|\$\{(?P<name>\w+)(?::(?P<kind>[-?])(?P<rest>[^}]*))?\}")
 
@@ -96,6 +100,10 @@ class Stack:
             given = {name: value.replace(host, place) for name, value in given.items()}
         return {"PATH": f"{BIN}:{os.environ['PATH']}", "HOME": str(self._directory), **given}
 
+    def agent_url(self) -> str:
+        """Return the URL that agents are given."""
+        return f"redis://agent:{PASSWORDS['FLEETBEAT_AGENT_PASSWORD']}@127.0.0.1:{self.valkey_port}/0"
+
     def fleetbeat(self, service: str) -> list[str]:
         """Return the command line of a service that runs our image: the image's entry point is `fleetbeat`."""
         return [str(BIN / "fleetbeat"), *self.services[service]["command"]]
@@ -129,10 +137,9 @@ class Stack:
             assert process.poll() is None
             yield
 
-    def valkey_client(self, password: str | None = PASSWORDS["FLEETBEAT_REDIS_PASSWORD"]) -> Redis:
-        """Return a client of the service `valkey`."""
-        login = "" if password is None else f":{password}@"
-        return connect(f"redis://{login}127.0.0.1:{self.valkey_port}/0", timeout_seconds=5)
+    def valkey_client(self) -> Redis:
+        """Return a client of the service `valkey` that may do everything."""
+        return connect(self.environment("worker")["FLEETBEAT_REDIS_URL"], timeout_seconds=5)
 
     def _valkey_answers(self) -> bool:
         try:

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from redis.exceptions import AuthenticationError
+from redis.exceptions import AuthenticationError, NoPermissionError
 
 from acceptance.compose_support import BIN, PASSWORDS, ROOT, Stack, read, variables
+from fleetbeat_shared.connection import connect
 from fleetbeat_shared.durations import parse_duration
 from fleetbeat_shared.messages import MAX_MESSAGE_BYTES
 from fleetbeat_shared.settings import DEFAULT_REDIS_PORT, PREFIX, Settings
@@ -36,7 +37,7 @@ def stack() -> Iterator[Stack]:
 
 
 def agent(stack: Stack, *arguments: str) -> dict[str, Any]:
-    command = [str(BIN / "fleetbeat-agent"), *arguments, "--json"]
+    command = [str(BIN / "fleetbeat-agent"), *arguments, "--redis-url", stack.agent_url(), "--json"]
     found = stack.run(command, "worker")
     assert found.returncode == 0, found.stdout + found.stderr
     answer: dict[str, Any] = json.loads(found.stdout)
@@ -102,8 +103,28 @@ def test_valkey_runs_as_configured(stack: Stack) -> None:
     assert settings["maxmemory-policy"] == "noeviction"
     assert MAX_MESSAGE_BYTES < int(settings["proto-max-bulk-len"]) == 2**20
     assert settings["save"] == ""
-    with closing(stack.valkey_client(password=None)) as stranger, pytest.raises(AuthenticationError):
+    stranger_url = f"redis://127.0.0.1:{stack.valkey_port}/0"
+    with closing(connect(stranger_url, timeout_seconds=5)) as stranger, pytest.raises(AuthenticationError):
         stranger.ping()
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("XRANGE", "fleetbeat:inbox", "-", "+"),
+        ("XTRIM", "fleetbeat:inbox", "MAXLEN", "0"),
+        ("DEL", "fleetbeat:inbox"),
+        ("LPUSH", "rq:queue:fleetbeat", "job"),
+        ("XADD", "another", "*", "m", "x"),
+        ("KEYS", "*"),
+        ("CONFIG", "GET", "requirepass"),
+        ("EVAL", "return 1", "0"),
+    ],
+)
+def test_agents_may_do_nothing_else(stack: Stack, command: tuple[str, ...]) -> None:
+    """What agents log in with adds to the inbox, as the other tests show; it is refused everything beyond."""
+    with closing(connect(stack.agent_url(), timeout_seconds=5)) as client, pytest.raises(NoPermissionError):
+        client.execute_command(*command)
 
 
 def test_postgres_wants_its_password(stack: Stack) -> None:
@@ -134,6 +155,7 @@ def test_every_password_comes_from_outside() -> None:
         found |= {match for text in texts for match in re.findall(r"//[^:]*:([^@]*)@", text)}
     arguments = services["valkey"]["command"]
     found.add(arguments[arguments.index("--requirepass") + 1])
+    found |= {argument.removeprefix(">") for argument in arguments if argument.startswith(">")}
     found.add(services["postgres"]["environment"]["POSTGRES_PASSWORD"])
     assert found == set(PASSWORDS.values())
 
