@@ -39,6 +39,8 @@ def worker(*, settings: Settings, workers: int, burst: bool) -> None:
     Redis or the database may be away, at the start or later: the workers wait for them and say so.
     """
     set_up(settings.log_level)
+    # A URL that is none of Redis's ends us here, with its name; each child would fail at it again and again.
+    connect(settings.redis_url, timeout_seconds=jobs.WORKER_TIMEOUT_SECONDS).close()
     settings.export(os.environ)  # for the jobs, which read their settings where they run
     asked: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT):
