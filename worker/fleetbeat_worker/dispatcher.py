@@ -97,7 +97,6 @@ class Dispatcher:
             self._sweep_at = time.monotonic() + self._settings.sweep_seconds
         demand = self._demand()
         self._enqueue_ingest(demand)
-        self._full.over("Redis has room again; RQ goes on.")
         until_sweep = max(0.0, self._sweep_at - time.monotonic())
         if demand.readers or demand.undelivered or demand.pending:
             time.sleep(min(POLL_SECONDS, until_sweep))
@@ -163,6 +162,7 @@ class Dispatcher:
             failure_ttl=FAILED_JOB_SECONDS,
             at_front=at_front,
         )
+        self._full.over("Redis has room again; RQ goes on.")
 
     def _waiting(self, kind: str) -> int:
         """Return how many jobs of a kind wait in the queue."""

@@ -165,7 +165,13 @@ class Inbox:
 
     def remove_idle_consumers(self, idle_seconds: float) -> None:
         """Remove the consumers that dead workers left behind, as far as nothing is in their hands."""
-        for consumer in self._client.xinfo_consumers(INBOX, GROUP):
+        try:
+            consumers = self._client.xinfo_consumers(INBOX, GROUP)
+        except ResponseError as error:
+            if not is_missing(error):
+                raise
+            return
+        for consumer in consumers:
             if consumer["pending"] == 0 and consumer["idle"] > idle_seconds * 1000:
                 self.leave(_text(consumer["name"]))
 

@@ -11,6 +11,7 @@ import os
 import secrets
 import signal
 import socket
+import sys
 import threading
 import time
 from contextlib import suppress
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from redis.exceptions import RedisError
 
-from fleetbeat_shared.connection import connect
+from fleetbeat_shared.connection import connect, reason
 from fleetbeat_worker import jobs
 from fleetbeat_worker.dispatcher import run_dispatcher
 from fleetbeat_worker.log import logger
@@ -149,4 +150,7 @@ def _work(settings: Settings) -> None:
             break
         time.sleep(pause)
         pause = min(pause * 2, LONGEST_PAUSE_SECONDS)
-    run_worker(client, name)
+    try:
+        run_worker(client, name)
+    except (RedisError, OSError) as error:
+        sys.exit(f"RQ's worker {name} ended, as Redis failed it ({reason(error)}).")

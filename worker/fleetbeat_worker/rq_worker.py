@@ -102,6 +102,8 @@ class FleetbeatWorker(Worker):
         super().heartbeat(timeout, pipeline)
         if pipeline is None and not self.connection.sismember(self.redis_workers_keys, self.key):
             worker_registration.register(self)
+            if self.birth_date is not None:
+                self.connection.hset(self.key, mapping=self.serialize())
 
     def setup_work_horse_signals(self) -> None:
         """Let the request wait until the job is ready to hear it."""

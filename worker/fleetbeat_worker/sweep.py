@@ -70,7 +70,6 @@ def sweep(client: Redis, engine: Engine, settings: Settings, *, dry_run: bool = 
         else:
             make_partitions(connection, horizon.now)
     if not dry_run:
-        inbox.create_group()
         inbox.remove_idle_consumers(FORGOTTEN_CONSUMER_SECONDS)
         _tell(report)
     return report
