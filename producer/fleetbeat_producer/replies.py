@@ -66,5 +66,5 @@ def _refusal(message: Message, code: str | None) -> SessionEnded | MessageReject
         return SessionEnded(f"The session {message.session_id} has ended. Register the agent again.")
     return MessageRejected(
         f"The workers set message {message.id} aside ({code or 'without a reason'}). "
-        f"Look with `fleetbeat rejected show {message.id}`."
+        "Look with: fleetbeat rejected list"
     )
