@@ -1,0 +1,165 @@
+from __future__ import annotations
+
+import importlib.util
+import re
+import shlex
+import tomllib
+from typing import TYPE_CHECKING, Any
+
+import click
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from acceptance.compose_support import ROOT, variables
+from fleetbeat_producer.cli import main as fleetbeat_agent
+from fleetbeat_shared.settings import PREFIX, Settings
+from fleetbeat_worker.cli import main as fleetbeat
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+    from types import ModuleType
+
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/*.md")])
+SCRIPTS: dict[str, click.Command] = {"fleetbeat": fleetbeat, "fleetbeat-agent": fleetbeat_agent}
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+_BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_COMMAND = re.compile(r"(?<![\w./:=\[-])(fleetbeat(?:-agent)?) +(?=[a-z-])([^|&;#\n]*)")
+
+every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+
+
+@pytest.fixture(scope="module")
+def generate() -> ModuleType:
+    """Return the script docs/generate.py."""
+    spec = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "generate.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def prose(page: Path) -> str:
+    """Return a page without its code blocks."""
+    return _BLOCK.sub("", page.read_text())
+
+
+def slugs(page: Path) -> set[str]:
+    """Return the anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", prose(page), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def commands(page: Path) -> Iterator[list[str]]:
+    """Yield the command lines of our scripts that a page shows in shell blocks or in line."""
+    for language, block in _BLOCK.findall(page.read_text()):
+        if language == "text" and page.name == "cli.md":
+            examples = "\n".join(line for line in block.splitlines() if line.startswith("    fleetbeat"))
+            yield from (shlex.split("".join(found)) for found in _commands_in(examples))
+        elif language in {"console", "sh", "bash", "ini"}:
+            yield from (shlex.split("".join(found), comments=True) for found in _commands_in(block))
+    for span in re.findall(r"`([^`\n]+)`", prose(page)):
+        if span.startswith("fleetbeat"):
+            yield from (shlex.split("".join(found)) for found in _commands_in(span))
+
+
+def _commands_in(text: str) -> list[tuple[str, str]]:
+    return [(script + " ", arguments) for script, arguments in _COMMAND.findall(text.replace("\\\n", " "))]
+
+
+def test_settings_page_is_what_the_code_says(generate: Any) -> None:
+    """docs/settings.md has every setting with its default, range and meaning; `make docs` writes it."""
+    page = (ROOT / "docs" / "settings.md").read_text()
+    assert page == generate.settings_page(page)
+    assert all(f"`{PREFIX}{name.upper()}`" in page for name in Settings.model_fields)
+    assert all(field.description for field in Settings.model_fields.values())
+
+
+def test_command_page_is_what_help_says(generate: Any) -> None:
+    """docs/cli.md has the help text of every command of both scripts; `make docs` writes it."""
+    assert (ROOT / "docs" / "cli.md").read_text() == generate.cli_page()
+
+
+def test_every_command_shows_an_example(generate: Any) -> None:
+    """Each command's help ends with how it is used."""
+    for _, path, text in generate.help_texts():
+        is_group = "COMMAND [ARGS]" in text
+        assert is_group or re.search(r"Examples?:", text), path
+
+
+@every_page
+def test_links_lead_somewhere(page: Path) -> None:
+    """Each relative link names a file of the repository, and a heading that is there."""
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
+        if re.match(r"[a-z]+:", target):
+            continue
+        name, _, anchor = target.partition("#")
+        file = (page.parent / name).resolve() if name else page
+        assert file.exists(), target
+        assert file.is_relative_to(ROOT)
+        assert not anchor or anchor in slugs(file), target
+
+
+@every_page
+def test_commands_that_pages_show_exist(page: Path) -> None:
+    """Each `fleetbeat …` of a page names a command that is there, with options that it has."""
+    for line in commands(page):
+        command = SCRIPTS[line[0]]
+        words = [word for word in line[1:] if not word.startswith("-")]
+        while isinstance(command, click.Group) and words:
+            found = command.get_command(click.Context(command), words.pop(0))
+            assert found is not None, line
+            command = found
+        known = {"--help", "-h"} | {option for parameter in command.params for option in parameter.opts}
+        assert {word.partition("=")[0] for word in line if re.match(r"--?[a-z]", word)} <= known, line
+
+
+@every_page
+def test_variables_that_pages_name_exist(page: Path) -> None:
+    """Each FLEETBEAT_ variable of a page is a setting, its file's twin, or one of the compose file."""
+    settings = {PREFIX + name.upper() for name in Settings.model_fields}
+    known = settings | {name + "_FILE" for name in settings} | variables()
+    assert set(re.findall(r"\bFLEETBEAT_[A-Z_]*[A-Z]\b", page.read_text())) <= known
+
+
+def test_changelog_has_this_version() -> None:
+    """What is new in the version that pyproject.toml names can be read."""
+    assert f"## [{PROJECT['project']['version']}]" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_constraints_pin_every_dependency() -> None:
+    """constraints.txt has exact versions without addresses, of all that pyproject.toml asks for, and fitting it."""
+    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
+    pins = dict(re.fullmatch(r"([\w.-]+)==([\w.]+)", line).groups() for line in lines)  # type: ignore[union-attr]
+    versions = {canonicalize_name(name): version for name, version in pins.items()}
+    assert canonicalize_name(PROJECT["project"]["name"]) not in versions
+    assert lines == sorted(lines, key=str.lower)
+    asked = [
+        *PROJECT["build-system"]["requires"],
+        *PROJECT["project"]["dependencies"],
+        *(one for extra in PROJECT["project"]["optional-dependencies"].values() for one in extra),
+        *PROJECT["dependency-groups"]["dev"],
+    ]
+    for requirement in map(Requirement, asked):
+        version = versions.get(canonicalize_name(requirement.name))
+        windows = requirement.marker is not None and not requirement.marker.evaluate()
+        assert windows or (version is not None and requirement.specifier.contains(version)), str(requirement)
+
+
+def test_commit_hooks_are_the_checks() -> None:
+    """What git runs before a commit is what `make check` runs, from this clone's own .venv."""
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    assert [repository["repo"] for repository in hooks] == ["local"]
+    entries = {tuple(hook["entry"].split()[:2]) for hook in hooks[0]["hooks"]}
+    recipe = re.search(r"^check:.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert recipe is not None
+    programs = re.findall(r"\$\(BIN\)/([\w-]+)(?: ([\w-]+))?", recipe[1])
+    expected = {
+        (f".venv/bin/{program}", word) if word and word[0] != "-" else (f".venv/bin/{program}",)
+        for program, word in programs
+    }
+    assert entries == expected
