@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import sys
 import time
 
 import click
@@ -21,6 +23,8 @@ What to do next:
 def demo() -> None:
     """Watch four agents beat, one die, be flagged, and come back; it takes half a minute and leaves nothing behind."""
     set_up("ERROR")
+    # As Ctrl-C does: an exception, on whose way out all that was started is ended.
+    signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
     started_at = time.monotonic()
     click.echo("Starting Valkey, SQLite, a worker and a dispatcher in a temporary place …\n")
     with temporary_pipeline() as (settings, pool):
