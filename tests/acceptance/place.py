@@ -33,10 +33,12 @@ class Done:
 
     @property
     def all(self) -> str:
+        """Return both outputs."""
         return self.stdout + self.stderr
 
     @property
     def json(self) -> Any:
+        """Return the object that it printed."""
         return json.loads(self.stdout)
 
 
@@ -58,10 +60,12 @@ class Running:
 
     @property
     def stdout(self) -> str:
+        """Return what it has printed so far."""
         return self._out.read_text(encoding="utf-8")
 
     @property
     def stderr(self) -> str:
+        """Return what it has logged so far."""
         return self._err.read_text(encoding="utf-8")
 
     def says(self, text: str) -> None:
@@ -76,6 +80,7 @@ class Running:
         eventually(look, within_seconds=PATIENCE_SECONDS)
 
     def children(self) -> list[psutil.Process]:
+        """Return all processes below it."""
         return psutil.Process(self.process.pid).children(recursive=True)
 
     def press_ctrl_c(self) -> None:
@@ -141,9 +146,11 @@ class Place:
         return False
 
     def is_empty(self) -> bool:
+        """Return whether nothing runs here."""
         return not self.processes()
 
     def end_all(self) -> None:
+        """End whatever runs here."""
         while found := self.processes():
             for process in found:
                 with suppress(psutil.NoSuchProcess):
@@ -167,6 +174,7 @@ class Place:
         return max(found, key=lambda agent: agent["registered_at"], default=None)
 
     def state(self, name: str) -> str | None:
+        """Return the state of the newest session of a name, or None if there is none."""
         found = self.agent(name)
         return found["state"] if found else None
 

@@ -50,8 +50,16 @@ def test_an_agents_life(fleet: Place) -> None:
     assert shown is not None
     assert beaten["timestamp"][:23] == shown["last_seen_at"][:23]
     expected = {
-        **{"state": "ok", "current_work": "letter 3", "work_item_id": "L-3", "status": "busy", "summary": "3 of 9"},
-        **{"error": "no stamp", "open_tasks": 6, "stale_tasks": 1, "project": "post", "grace_seconds": 10},
+        "state": "ok",
+        "current_work": "letter 3",
+        "work_item_id": "L-3",
+        "status": "busy",
+        "summary": "3 of 9",
+        "error": "no stamp",
+        "open_tasks": 6,
+        "stale_tasks": 1,
+        "project": "post",
+        "grace_seconds": 10,
         "metadata": {"model": "small"},
     }
     assert {name: shown[name] for name in expected} == expected
@@ -98,7 +106,7 @@ def test_a_new_session_of_a_name_ends_the_old_one(fleet: Place) -> None:
 
 
 def test_a_cron_schedule_in_a_time_zone(fleet: Place) -> None:
-    """--cron makes an agent's promise a schedule, and the deadline is the second slot after the heartbeat plus grace."""
+    """--cron makes an agent's promise a schedule, and the deadline is two slots after the heartbeat plus grace."""
     arguments = ("--name", "nightly", "--cron", "15 8 * * *", "--time-zone", "Asia/Tokyo")
     assert fleet.json(AGENT, "register", "--stable", *arguments)["schedule"] == "15 8 * * *"
     fleet.run(AGENT, "heartbeat", "--agent", "nightly", "--wait", "20")
