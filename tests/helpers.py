@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -12,8 +13,9 @@ from fleetbeat_shared.identifiers import new_message_id
 from fleetbeat_shared.messages import Deregister, Heartbeat, Register
 from fleetbeat_shared.names import FIELD, INBOX
 from fleetbeat_shared.settings import Settings
-from fleetbeat_worker.column_types import to_milliseconds
+from fleetbeat_worker.column_types import from_milliseconds, to_milliseconds
 from fleetbeat_worker.database import reading
+from fleetbeat_worker.inbox import Inbox
 from fleetbeat_worker.ingest import Ingest
 from fleetbeat_worker.tables import Agent, Base, Event, Liveness, RejectedMessage, StoredHeartbeat
 
@@ -36,6 +38,13 @@ def eventually(look: Callable[[], Answer], *, within_seconds: float = 20.0, ever
             raise AssertionError(message)
         time.sleep(every_seconds)
     return answer
+
+
+def free_port() -> int:
+    """Return a port of this machine that nobody listens to."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def seconds(number: float) -> timedelta:
@@ -77,6 +86,14 @@ def send(client: Redis, *messages: Register | Heartbeat | Deregister | bytes, at
             wire = message if isinstance(message, bytes) else message.to_wire()
             pipe.xadd(INBOX, {FIELD: wire}, id=entry_id)
         return [found.decode() for found in pipe.execute()]
+
+
+def send_spread(client: Redis, *messages: Register | Heartbeat | Deregister | bytes) -> None:
+    """Add messages to the inbox a millisecond apart: those of one millisecond have no order among batches."""
+    start = from_milliseconds(int(client.xinfo_stream(INBOX)["last-generated-id"].partition(b"-")[0]))
+    eventually(lambda: redis_time(client) > start + timedelta(milliseconds=len(messages)), every_seconds=0.002)
+    for number, message in enumerate(messages, 1):
+        send(client, message, at=start + timedelta(milliseconds=number))
 
 
 def agent(engine: Engine, session_id: UUID) -> Any:
@@ -151,6 +168,7 @@ def schema_differences(engine: Engine) -> list[Any]:
 
 def drain(client: Redis, engine: Engine, settings: Settings, consumer: str = "worker", within: float = 20.0) -> int:
     """Run one ingest job in this process until the inbox stays empty; return how many entries it stored."""
+    Inbox(client).create_group()
     return Ingest(client, engine, settings, consumer).run(within)
 
 

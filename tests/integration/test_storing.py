@@ -32,6 +32,7 @@ from helpers import (
     rejected,
     seconds,
     send,
+    send_spread,
     state,
     stored_ids,
 )
@@ -383,7 +384,7 @@ def test_many_workers_at_once(redis: Redis, database: Engine, quick: Settings, d
     beats = [heartbeat(sessions[number * 7 % 10], progress=str(number)) for number in range(600)]
     for number in range(60):
         again = register(f"agent {number % 10}", sessions[number % 10])
-        send(redis, *beats[number * 10 : number * 10 + 10], again)
+        send_spread(redis, *beats[number * 10 : number * 10 + 10], again)
     settings = quick.model_copy(update={"batch_size": 20})
 
     def sweep_on(engine: Engine) -> None:

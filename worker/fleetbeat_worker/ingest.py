@@ -25,6 +25,7 @@ from redis.exceptions import (
     TimeoutError as RedisTimeout,
 )
 from sqlalchemy import text
+from sqlalchemy.exc import SQLAlchemyError
 
 from fleetbeat_shared.errors import DatabaseUnavailable
 from fleetbeat_shared.messages import Reason
@@ -165,10 +166,11 @@ class Ingest:
             self._store(unit)
         except DatabaseUnavailable as error:
             # That is no fault of the messages: they are laid down with the delivery count that they had.
-            held, self._held = self._held, []
-            self._inbox.release(self._consumer, held, self._settings.lease_seconds, unit.deliveries)
-            self._own_may_be_pending = True
+            self._lay_down(unit)
             self._trouble_with_database(error)
+        except SQLAlchemyError:  # a table is missing, say: nor is that, and no process died of it
+            self._lay_down(unit)
+            raise
         else:
             self._patiently(lambda: self._inbox.acknowledge(self._held))
             self.stored += len(unit.entries)
@@ -176,6 +178,11 @@ class Ingest:
             self._last_commit_at = 0.0 if full or unit.deliveries else time.monotonic()
         finally:
             self._held = []
+
+    def _lay_down(self, unit: Unit) -> None:
+        held, self._held = self._held, []
+        self._inbox.release(self._consumer, held, self._settings.lease_seconds, unit.deliveries)
+        self._own_may_be_pending = True
 
     def _store(self, unit: Unit) -> None:
         now = self._now()
