@@ -88,7 +88,7 @@ def test_a_waiting_heartbeat_returns_what_sql_says(worker: Callable[..., None]) 
     ("code", "error", "says"),
     [
         ("session_ended", SessionEnded, r"has ended\. Register the agent again"),
-        ("database", MessageRejected, r"database.*fleetbeat rejected show"),
+        ("failed", MessageRejected, "failed.*fleetbeat rejected list"),
         ("invalid", MessageRejected, "invalid"),
         (None, MessageRejected, "without a reason"),
     ],
