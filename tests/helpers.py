@@ -7,17 +7,17 @@ import time
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from sqlalchemy import func, select
+from sqlalchemy import func, select, text
 
 from fleetbeat_shared.identifiers import new_message_id
 from fleetbeat_shared.messages import Deregister, Heartbeat, Register
 from fleetbeat_shared.names import FIELD, INBOX
 from fleetbeat_shared.settings import Settings
 from fleetbeat_worker.column_types import from_milliseconds, to_milliseconds
-from fleetbeat_worker.database import reading
+from fleetbeat_worker.database import reading, writing
 from fleetbeat_worker.inbox import Inbox
 from fleetbeat_worker.ingest import Ingest
-from fleetbeat_worker.tables import Agent, Base, Event, Liveness, RejectedMessage, StoredHeartbeat
+from fleetbeat_worker.tables import Agent, Base, Event, Liveness, OutageRow, Pipeline, RejectedMessage, StoredHeartbeat
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -178,3 +178,21 @@ def enrol(client: Redis, engine: Engine, settings: Settings, *names: str, **fiel
     send(client, *messages)
     drain(client, engine, settings)
     return [message.session_id for message in messages]
+
+
+_TIMES = (
+    (Liveness, ("last_seen_at", "deadline_at", "state_changed_at")),
+    (Agent, ("registered_at", "ended_at", "reported_at")),
+    (OutageRow, ("started_at", "ended_at")),
+    (Pipeline, ("watermark", "last_sweep_at")),
+)
+
+
+def let_pass(engine: Engine, number: float) -> None:
+    """Move all that SQL knows into the past, as if so many seconds had gone by."""
+    milliseconds = int(number * 1000)
+    shift = f"interval '{milliseconds} milliseconds'" if engine.dialect.name == "postgresql" else str(milliseconds)
+    with writing(engine) as connection:
+        for table, columns in _TIMES:
+            changes = ", ".join(f"{column} = {column} - {shift}" for column in columns)
+            connection.execute(text(f"UPDATE {table.__tablename__} SET {changes}"))  # noqa: S608 - our own names

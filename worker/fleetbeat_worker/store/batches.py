@@ -44,7 +44,7 @@ _HEARTBEATS: Table = StoredHeartbeat.__table__  # type: ignore[assignment]
 _EVENTS: Table = Event.__table__  # type: ignore[assignment]
 _REJECTED: Table = RejectedMessage.__table__  # type: ignore[assignment]
 
-_REPORT_COLUMNS = ("session_id", "reported_at", "current_work", *REPORTED)
+_REPORT_COLUMNS = ("session_id", "reported_at", "reported_entry", "current_work", *REPORTED)
 _LIVENESS_COLUMNS = ("session_id", "state", "state_changed_at", "last_seen_at", "deadline_at")
 
 
@@ -68,9 +68,12 @@ def open_batch(
         lock = select(_LIVENESS.c.session_id).where(_among(connection, _LIVENESS.c.session_id, ids))
         connection.execute(lock.order_by(_LIVENESS.c.session_id).with_for_update()).fetchall()
     agents = _read_agents(connection, ids)
+    # A registration counts from the agent's last sign, which may lie before an outage.
+    moments = [entry.received_at(now) - _buffered(message) for entry, message in messages]
+    moments += [agents[message.session_id].since for message in registrations if message.session_id in agents]
     # Only now, under the locks: an outage that a sweep records between would be missed otherwise.
-    oldest = min((entry.received_at(now) - _buffered(message) for entry, message in messages), default=now)
-    return Batch(Facts(now, read_watermark(connection), _read_outages(connection, oldest), missed_limit), agents)
+    outages = _read_outages(connection, min(moments, default=now))
+    return Batch(Facts(now, read_watermark(connection), outages, missed_limit), agents)
 
 
 def _live_namesakes(connection: Connection, names: Collection[str]) -> set[UUID]:
@@ -102,6 +105,7 @@ def _read_agents(connection: Connection, ids: Collection[UUID]) -> dict[UUID, Ag
             Agent.ended_at,
             Agent.lifecycle_entry,
             Agent.reported_at,
+            Agent.reported_entry,
             Liveness.state,
             Liveness.state_changed_at,
             Liveness.last_seen_at,
@@ -119,7 +123,7 @@ def _read_agents(connection: Connection, ids: Collection[UUID]) -> dict[UUID, Ag
             registered_at=row.registered_at,
             ended_at=row.ended_at,
             lifecycle_entry=row.lifecycle_entry,
-            reported_at=row.reported_at,
+            reported=(row.reported_at, row.reported_entry) if row.reported_at else None,
             state=State(row.state),
             state_changed_at=row.state_changed_at,
             last_seen_at=row.last_seen_at,

@@ -1,0 +1,371 @@
+from __future__ import annotations
+
+import threading
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+import pytest
+from sqlalchemy import select, text
+
+from fleetbeat_shared.names import INBOX
+from fleetbeat_worker.database import open_engine, reading
+from fleetbeat_worker.inbox import Inbox
+from fleetbeat_worker.sweep import sweep
+from fleetbeat_worker.tables import OutageRow, Pipeline
+from helpers import (
+    agent,
+    drain,
+    enrol,
+    events,
+    heartbeat,
+    let_pass,
+    redis_time,
+    register,
+    seconds,
+    send,
+    state,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+    from uuid import UUID
+
+    from redis import Redis
+    from sqlalchemy import Engine
+
+    from fleetbeat_shared.settings import Settings
+
+LONG_AGO = 20.0
+"""A time that is no outage yet: thirty seconds would be one."""
+
+
+@pytest.fixture
+def beat(redis: Redis, database: Engine, quick: Settings) -> Callable[..., None]:
+    """Return what stores one heartbeat of each of some sessions."""
+
+    def act(*sessions: UUID) -> None:
+        send(redis, *[heartbeat(session) for session in sessions])
+        drain(redis, database, quick)
+
+    return act
+
+
+@pytest.fixture
+def look(redis: Redis, database: Engine, quick: Settings) -> Callable[[], list[str]]:
+    """Return what sweeps once and tells whom it flagged."""
+    return lambda: sorted(sweep(redis, database, quick).degraded)
+
+
+def pipeline(database: Engine) -> Any:
+    with reading(database) as connection:
+        return connection.execute(select(Pipeline.__table__)).one()
+
+
+def wait(database: Engine, look: Callable[[], list[str]], number: float) -> list[str]:
+    """Let time pass while sweeps go on; return whom they flagged."""
+    flagged = []
+    while number > 0:
+        let_pass(database, min(number, LONG_AGO))
+        flagged += look()
+        number -= LONG_AGO
+    return flagged
+
+
+def test_the_silent_are_flagged_once(
+    database: Engine, redis: Redis, quick: Settings, beat: Callable[..., None], look: Callable[[], list[str]]
+) -> None:
+    """An agent that missed two intervals and its grace is degraded with one event that says when its deadline was."""
+    silent, well, never = enrol(redis, database, quick, "silent", "well", "never")
+    beat(silent, well)
+    look()
+    assert wait(database, look, 60) == []
+    beat(well)
+    deadline = agent(database, silent).deadline_at
+    assert wait(database, look, 2) == ["never", "silent"]
+    assert wait(database, look, 40) == []
+    assert [state(database, session) for session in (silent, well, never)] == ["degraded", "ok", "degraded"]
+    found = {event.agent_name: event for event in events(database, "degraded")}
+    assert sorted(found) == ["never", "silent"]
+    assert found["never"].detail["last_seen_at"] is None
+    moved = deadline - datetime.fromisoformat(found["silent"].detail["deadline_at"])
+    assert moved == seconds(2)
+    assert datetime.fromisoformat(found["silent"].detail["watermark"]) <= redis_time(redis)
+
+
+def test_a_flagged_agent_recovers_and_can_be_flagged_again(
+    database: Engine, redis: Redis, quick: Settings, beat: Callable[..., None], look: Callable[[], list[str]]
+) -> None:
+    """Degraded, recovered, degraded: one event for each turn."""
+    (session,) = enrol(redis, database, quick, "torv", interval_seconds=5.0)
+    beat(session)
+    look()
+    assert wait(database, look, 12) == ["torv"]
+    beat(session)
+    assert state(database, session) == "ok"
+    assert wait(database, look, 12) == ["torv"]
+    assert [event.type for event in events(database)] == ["registered", "degraded", "recovered", "degraded"]
+
+
+def test_an_ended_agent_is_not_watched(
+    database: Engine, redis: Redis, quick: Settings, look: Callable[[], list[str]]
+) -> None:
+    """Who was superseded isn't missed."""
+    enrol(redis, database, quick, "torv", interval_seconds=1.0)
+    enrol(redis, database, quick, "torv", interval_seconds=3600.0)
+    look()
+    assert wait(database, look, 20) == []
+
+
+def begin_anew(redis: Redis) -> Inbox:
+    """Let the stream's ids begin anew, so that entries can be as old as a test needs them."""
+    redis.delete(INBOX)
+    inbox = Inbox(redis)
+    inbox.create_group()
+    return inbox
+
+
+@pytest.mark.parametrize("taken", [False, True], ids=["unread", "in a worker's hands"])
+def test_an_unprocessed_heartbeat_holds_the_verdict(  # noqa: PLR0913, PLR0917 - its fixtures
+    database: Engine,
+    redis: Redis,
+    quick: Settings,
+    beat: Callable[..., None],
+    look: Callable[[], list[str]],
+    taken: bool,  # noqa: FBT001 - a parameter of the test
+) -> None:
+    """While the inbox holds the heartbeat of an overdue agent nobody flags it; once stored, the agent is ok."""
+    (session,) = enrol(redis, database, quick, "torv", interval_seconds=5.0)
+    beat(session)
+    look()
+    let_pass(database, 12)
+    inbox = begin_anew(redis)
+    send(redis, heartbeat(session), at=agent(database, session).deadline_at - seconds(0.5))
+    entries = inbox.read("slow", 10, 0.1) if taken else []
+    assert look() == []
+    assert state(database, session) == "ok"
+    if taken:
+        inbox.release("slow", [entry.id for entry in entries], quick.lease_seconds, 1)
+    assert drain(redis, database, quick) == 1
+    assert look() == []
+    assert agent(database, session).deadline_at > redis_time(redis)
+
+
+def test_any_unprocessed_message_holds_all_later_verdicts(
+    database: Engine, redis: Redis, quick: Settings, look: Callable[[], list[str]]
+) -> None:
+    """A deadline after the oldest unread entry isn't judged; one before it is."""
+    overdue, due_since = enrol(redis, database, quick, "overdue", "later", interval_seconds=5.0)
+    look()
+    let_pass(database, 12)
+    with database.begin() as connection:
+        change = "12000" if database.dialect.name == "sqlite" else "interval '12 seconds'"
+        connection.execute(
+            text(f"UPDATE liveness SET deadline_at = deadline_at + {change} WHERE session_id = :id"),  # noqa: S608
+            {"id": due_since.bytes if database.dialect.name == "sqlite" else due_since},
+        )
+    begin_anew(redis)
+    send(redis, b"anything", at=agent(database, overdue).deadline_at + seconds(1))
+    assert look() == ["overdue"]
+    assert pipeline(database).watermark < agent(database, due_since).deadline_at
+
+
+def test_the_watermark_never_goes_back(
+    database: Engine, redis: Redis, quick: Settings, look: Callable[[], list[str]]
+) -> None:
+    """Late arrivals with ids of the past (after Redis lost its data, say) don't turn the watermark back."""
+    look()
+    before = pipeline(database)
+    begin_anew(redis)
+    send(redis, b"anything", at=redis_time(redis) - seconds(100))
+    look()
+    after = pipeline(database)
+    assert after.watermark == before.watermark
+    assert after.last_sweep_at >= before.last_sweep_at
+    assert drain(redis, database, quick) == 1
+
+
+def test_two_sweeps_at_once_flag_once(
+    database: Engine, redis: Redis, quick: Settings, database_url: str, look: Callable[[], list[str]]
+) -> None:
+    """However many sweeps run at the same time, each silent agent gets one flag and one event."""
+    names = [f"agent {number:02}" for number in range(30)]
+    enrol(redis, database, quick, *names, interval_seconds=5.0)
+    look()
+    let_pass(database, 12)
+    barrier = threading.Barrier(4)
+    flagged: list[str] = []
+
+    def work() -> None:
+        engine = open_engine(database_url)
+        with reading(engine):
+            pass  # connected before the start
+        barrier.wait()
+        flagged.extend(sweep(redis, engine, quick).degraded)
+        engine.dispose()
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(flagged) == names
+    assert len(events(database, "degraded")) == 30
+
+
+def test_a_dry_run_changes_nothing(
+    database: Engine, redis: Redis, quick: Settings, look: Callable[[], list[str]]
+) -> None:
+    """A dry run tells whom it would flag and leaves everything as it is."""
+    (session,) = enrol(redis, database, quick, "torv", interval_seconds=5.0)
+    look()
+    let_pass(database, 700)
+    before = pipeline(database)
+    report = sweep(redis, database, quick, dry_run=True)
+    assert report.outage_seconds == pytest.approx(700, abs=20)
+    assert (state(database, session), pipeline(database), events(database, "degraded", "outage")) == (
+        "pending",
+        before,
+        [],
+    )
+
+
+def test_a_row_that_a_batch_holds_is_left_to_the_next_sweep(postgres_url: str, redis: Redis, quick: Settings) -> None:
+    """On PostgreSQL a sweep doesn't wait for a batch, and flags the agent later if it is still silent then."""
+    engine = open_engine(postgres_url)
+    enrol(redis, engine, quick, "busy", "free", interval_seconds=5.0)
+    sweep(redis, engine, quick)
+    let_pass(engine, 12)
+    with engine.connect() as holder:
+        name = "SELECT session_id FROM agents WHERE agent_name = 'busy'"
+        holder.execute(text(f"SELECT 1 FROM liveness WHERE session_id = ({name}) FOR UPDATE"))  # noqa: S608
+        assert sweep(redis, engine, quick).degraded == ["free"]
+    assert sweep(redis, engine, quick).degraded == ["busy"]
+    engine.dispose()
+
+
+def outages(database: Engine) -> list[Any]:
+    with reading(database) as connection:
+        return list(connection.execute(select(OutageRow.__table__)).all())
+
+
+@pytest.mark.parametrize("sweep_first", [True, False], ids=["sweep first", "ingest first"])
+def test_ten_minutes_without_workers_flag_nobody_who_beats(  # noqa: PLR0913, PLR0917 - its fixtures
+    database: Engine,
+    redis: Redis,
+    quick: Settings,
+    beat: Callable[..., None],
+    look: Callable[[], list[str]],
+    sweep_first: bool,  # noqa: FBT001 - a parameter of the test
+) -> None:
+    """Agents that beat on while the workers were away stay ok; one that died is flagged in time after the return."""
+    well, dead, pending = enrol(redis, database, quick, "well", "dead", "pending")
+    beat(well, dead)
+    look()
+    let_pass(database, 600)
+    begin_anew(redis)
+    for ago in range(599, 0, -30):
+        send(redis, heartbeat(well), at=redis_time(redis) - seconds(ago))
+    if sweep_first:
+        assert look() == []
+    drain(redis, database, quick)
+    assert look() == []
+    assert [state(database, session) for session in (well, dead, pending)] == ["ok", "ok", "pending"]
+    (outage,) = outages(database)
+    assert (outage.ended_at - outage.started_at).total_seconds() == pytest.approx(600, abs=20)
+    assert len(events(database, "outage")) == 1
+    flagged = []
+    for _ in range(4):
+        beat(well)
+        flagged += wait(database, look, 19)
+    assert sorted(flagged) == ["dead", "pending"]
+    assert state(database, well) == "ok"
+
+
+def test_everything_asleep_overnight_flags_nobody(
+    database: Engine, redis: Redis, quick: Settings, beat: Callable[..., None], look: Callable[[], list[str]]
+) -> None:
+    """After eight hours in which agents slept too, each has its two intervals before it is missed."""
+    names = ["a", "b", "c"]
+    sessions = enrol(redis, database, quick, *names)
+    beat(*sessions)
+    look()
+    let_pass(database, 8 * 3600)
+    assert look() == []
+    assert wait(database, look, 19) == []
+    beat(sessions[0])
+    assert wait(database, look, 38) == []
+    assert wait(database, look, 19) == ["b", "c"]
+
+
+def test_a_deadline_that_had_almost_come_still_comes(
+    database: Engine, redis: Redis, quick: Settings, beat: Callable[..., None], look: Callable[[], list[str]]
+) -> None:
+    """What an agent had missed before the outage counts: it gets the rest of its time, not all of it again."""
+    (session,) = enrol(redis, database, quick, "torv")
+    beat(session)
+    look()
+    assert wait(database, look, 55) == []
+    let_pass(database, 600)
+    assert look() == []
+    assert wait(database, look, 8) == ["torv"]
+
+
+def test_a_heartbeat_of_the_outage_counts_on_after_it(
+    database: Engine, redis: Redis, quick: Settings, beat: Callable[..., None], look: Callable[[], list[str]]
+) -> None:
+    """A heartbeat that is read after the first sweep of the return counts the outage from its own time on."""
+    (session,) = enrol(redis, database, quick, "torv")
+    beat(session)
+    look()
+    let_pass(database, 600)
+    assert look() == []
+    begin_anew(redis)
+    sent_at = redis_time(redis) - seconds(300)
+    send(redis, heartbeat(session), at=sent_at)
+    drain(redis, database, quick)
+    found = agent(database, session)
+    assert abs(found.last_seen_at - sent_at) < seconds(0.01)
+    assert (found.deadline_at - redis_time(redis)).total_seconds() == pytest.approx(61.5, abs=20)
+
+
+def test_a_registration_after_an_outage_takes_no_time_away(
+    database: Engine, redis: Redis, quick: Settings, beat: Callable[..., None], look: Callable[[], list[str]]
+) -> None:
+    """A session that is registered again after an outage keeps the time that the outage gave it."""
+    (session,) = enrol(redis, database, quick, "torv")
+    beat(session)
+    look()
+    let_pass(database, 600)
+    assert look() == []
+    before = agent(database, session).deadline_at
+    send(redis, register("torv", session))
+    drain(redis, database, quick)
+    assert agent(database, session).deadline_at == before
+    assert look() == []
+
+
+def test_a_short_gap_is_no_outage(
+    database: Engine, redis: Redis, quick: Settings, beat: Callable[..., None], look: Callable[[], list[str]]
+) -> None:
+    """A few sweeps missed move nothing: silence counts."""
+    (session,) = enrol(redis, database, quick, "torv", interval_seconds=5.0)
+    beat(session)
+    look()
+    let_pass(database, 25)
+    assert look() == ["torv"]
+    assert outages(database) == []
+
+
+def test_a_clock_that_was_turned_back_flags_nobody(
+    database: Engine, redis: Redis, quick: Settings, beat: Callable[..., None], look: Callable[[], list[str]]
+) -> None:
+    """When Redis's clock went back an hour, sweeps go on, flag nobody, and the watermark stays."""
+    (session,) = enrol(redis, database, quick, "torv")
+    beat(session)
+    look()
+    let_pass(database, -3600)
+    before = pipeline(database)
+    assert look() == []
+    assert pipeline(database).watermark == before.watermark
+    assert state(database, session) == "ok"
