@@ -65,6 +65,5 @@ def _refusal(message: Message, code: str | None) -> SessionEnded | MessageReject
     if code == Reason.SESSION_ENDED:
         return SessionEnded(f"The session {message.session_id} has ended. Register the agent again.")
     return MessageRejected(
-        f"The workers set message {message.id} aside ({code or 'without a reason'}). "
-        "Look with: fleetbeat rejected list"
+        f"The workers set message {message.id} aside ({code or 'without a reason'}). Look with: fleetbeat rejected list"
     )

@@ -40,7 +40,8 @@ class AgentRecord:
     registered_at: datetime
     ended_at: datetime | None
     lifecycle_entry: int
-    reported_at: datetime | None
+    reported: tuple[datetime, int] | None
+    """`seen_at` and position of the newest heartbeat that said anything."""
     state: State
     state_changed_at: datetime
     last_seen_at: datetime | None
@@ -151,8 +152,7 @@ class Batch:
         if message.progress:
             self._event(EventType.HEARTBEAT, seen_at, agent, message_id=message.id, text=message.progress)
         self._see(agent, seen_at)
-        if agent.reported_at is None or seen_at >= agent.reported_at:
-            self._report(agent, seen_at, row)
+        self._report(agent, (seen_at, entry.position(self.facts.now)), row)
         if message.reply:
             answer = Reply(
                 ok=True,
@@ -183,16 +183,17 @@ class Batch:
             self._event(EventType.RECOVERED, seen_at, agent, detail=detail)
         self._change_state(agent, State.OK, seen_at)
 
-    def _report(self, agent: AgentRecord, seen_at: datetime, row: Row) -> None:
+    def _report(self, agent: AgentRecord, order: tuple[datetime, int], row: Row) -> None:
+        """Take over what a heartbeat says of its agent, unless a newer one has spoken."""
         reported = {name: value for name, value in row.items() if value is not None}
-        if not reported:
-            return
-        if reported.get("progress"):
-            reported["current_work"] = reported["progress"]
-        else:
+        if not reported.get("progress"):
             reported.pop("progress", None)
-        agent.reports.update(reported)
-        agent.reported_at = agent.reports["reported_at"] = seen_at
+        if not reported or (agent.reported is not None and order < agent.reported):
+            return
+        if "progress" in reported:
+            reported["current_work"] = reported["progress"]
+        agent.reported = order
+        agent.reports |= reported | {"reported_at": order[0], "reported_entry": order[1]}
 
     def _register(self, entry: Entry, message: Register) -> None:
         position, received_at = entry.position(self.facts.now), entry.received_at(self.facts.now)
@@ -233,7 +234,7 @@ class Batch:
             registered_at=received_at,
             ended_at=None,
             lifecycle_entry=position,
-            reported_at=None,
+            reported=None,
             state=State.PENDING,
             state_changed_at=received_at,
             last_seen_at=None,

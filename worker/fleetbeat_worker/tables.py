@@ -114,6 +114,8 @@ class Agent(Base):
     """As the agent reported."""
     reported_at: Mapped[datetime | None]
     """`seen_at` of the newest heartbeat that said anything; an older one changes none of what is said here."""
+    reported_entry: Mapped[int | None] = mapped_column(BigInteger)
+    """Its position in the stream, for two of the same millisecond."""
 
 
 class Liveness(Base):

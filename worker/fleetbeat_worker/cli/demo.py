@@ -24,7 +24,8 @@ def demo() -> None:
     """Watch four agents beat, one die, be flagged, and come back; it takes half a minute and leaves nothing behind."""
     set_up("ERROR")
     # As Ctrl-C does: an exception, on whose way out all that was started is ended.
-    signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda received, _frame: sys.exit(128 + received))
     started_at = time.monotonic()
     click.echo("Starting Valkey, SQLite, a worker and a dispatcher in a temporary place …\n")
     with temporary_pipeline() as (settings, pool):

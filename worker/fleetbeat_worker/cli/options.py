@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
@@ -82,6 +83,19 @@ class States(click.ParamType[frozenset[State]]):
             return frozenset(State(word.strip().lower()) for word in str(value).split(","))
         except ValueError:
             self.fail(f"{value!r} is no state; there are {', '.join(State)}.", param, ctx)
+
+
+def asked_to_stop() -> Callable[[], bool]:
+    """Let SIGINT, SIGTERM and SIGHUP set a flag instead of ending the process; return what looks at it.
+
+    Under nohup, which has SIGHUP ignored, it stays so.
+    """
+    asked: list[int] = []
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if number is signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN:
+            continue
+        signal.signal(number, lambda received, _frame: asked.append(received))
+    return lambda: bool(asked)
 
 
 @contextmanager

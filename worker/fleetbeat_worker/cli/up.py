@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import shlex
-import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from fleetbeat_shared.settings import DEFAULT_REDIS_PORT, Settings
-from fleetbeat_worker.cli.options import example
+from fleetbeat_worker.cli.options import asked_to_stop, example
 from fleetbeat_worker.cli.worker import LOOK_SECONDS, prepare_database
 from fleetbeat_worker.embedded import DataDirectory, EmbeddedValkey, end_predecessor
 from fleetbeat_worker.log import set_up
@@ -42,15 +41,13 @@ def up(*, data_dir: Path | None, port: int, workers: int) -> None:
     if data_dir is not None:
         settings = settings.model_copy(update={"data_dir": data_dir})
     set_up(settings.log_level)
-    asked: list[int] = []
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda received, _frame: asked.append(received))
+    asked = asked_to_stop()
     directory = DataDirectory(settings.data_path)
     with directory.lock(port) as predecessors_port:
         server = EmbeddedValkey(directory.path / "valkey", port)
         end_predecessor(predecessors_port, directory.path / "valkey")
         settings = settings.model_copy(update={"redis_url": server.url})
-        _run(settings, server, workers, lambda: bool(asked))
+        _run(settings, server, workers, asked)
 
 
 def _run(settings: Settings, server: EmbeddedValkey, workers: int, asked: Callable[[], bool]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import time
 from contextlib import closing
 from typing import TYPE_CHECKING
@@ -13,7 +12,7 @@ import click
 from fleetbeat_shared.connection import connect, place
 from fleetbeat_shared.errors import DatabaseUnavailable
 from fleetbeat_worker import jobs, schema
-from fleetbeat_worker.cli.options import common_options, example
+from fleetbeat_worker.cli.options import asked_to_stop, common_options, example
 from fleetbeat_worker.database import open_engine
 from fleetbeat_worker.inbox import Inbox
 from fleetbeat_worker.log import Complaint, logger, set_up
@@ -42,12 +41,10 @@ def worker(*, settings: Settings, workers: int, burst: bool) -> None:
     # A URL that is none of Redis's ends us here, with its name; each child would fail at it again and again.
     connect(settings.redis_url, timeout_seconds=jobs.WORKER_TIMEOUT_SECONDS).close()
     settings.export(os.environ)  # for the jobs, which read their settings where they run
-    asked: list[int] = []
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda received, _frame: asked.append(received))
-    prepare_database(settings, lambda: bool(asked))
-    if not asked:
-        run_pool(settings, workers, burst=burst, asked=lambda: bool(asked))
+    asked = asked_to_stop()
+    prepare_database(settings, asked)
+    if not asked():
+        run_pool(settings, workers, burst=burst, asked=asked)
 
 
 def prepare_database(settings: Settings, asked: Callable[[], bool]) -> None:

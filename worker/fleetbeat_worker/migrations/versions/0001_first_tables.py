@@ -49,6 +49,7 @@ def _create_agents() -> None:
         sa.Column("open_tasks", sa.Integer),
         sa.Column("stale_tasks", sa.Integer),
         sa.Column("reported_at", Instant),
+        sa.Column("reported_entry", sa.BigInteger),
     )
     live = sa.text("ended_at IS NULL AND NOT parallel")
     op.create_index(
