@@ -6,13 +6,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from acceptance.place import PATIENCE_SECONDS, Place
+from acceptance.place import PATIENCE_SECONDS
 from helpers import eventually
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from acceptance.place import Done, Running
+    from acceptance.place import Place
 
 DEMO_SECONDS = 60.0
 """What the demonstration may take at most."""

@@ -1,0 +1,234 @@
+from __future__ import annotations
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+import pytest
+from redis import Redis
+
+from acceptance.place import PATIENCE_SECONDS
+from fleetbeat_shared.names import FIELD, INBOX
+from fleetbeat_worker.embedded import find_free_port
+from helpers import eventually, heartbeat, redis_time, register, send
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from uuid import UUID
+
+    from acceptance.place import Done, Place
+
+EVIL = "\x1b[31mred\x1b]0;title\x07\x9b2J\u202egnp\r\nline"
+"""Colours, a window title, clearing the screen, reversed text, line breaks."""
+
+
+@pytest.fixture
+def redis_of_fleet(fleet: Place) -> Iterator[Redis]:
+    """Return a client of the Valkey that `fleetbeat up` runs."""
+    with closing(Redis.from_url(fleet.environment["FLEETBEAT_REDIS_URL"])) as client:
+        yield client
+
+
+def run_all(place: Place, commands: list[list[str]]) -> list[Done]:
+    """Run commands at the same time, whatever their exit status."""
+    with ThreadPoolExecutor(4) as pool:
+        return list(pool.map(lambda command: place.run(*command, exits=None), commands))
+
+
+def is_inert(text: str) -> bool:
+    """Return whether a text can do a terminal nothing but break its lines."""
+    return all(line.isprintable() for line in text.split("\n"))
+
+
+def rejected_of(place: Place, session_id: UUID) -> list[dict[str, Any]]:
+    rows = place.json("fleetbeat", "rejected", "list", "--limit", "1000")["rejected"]
+    return [row for row in rows if row["session_id"] == str(session_id)]
+
+
+def send_late_one(client: Redis) -> None:
+    """Let an agent be late for the next eight minutes. It must be the first to send anything."""
+    session_id = uuid4()
+    at = redis_time(client) - timedelta(seconds=700)
+    send(client, register("torv", session_id, interval_seconds=600), heartbeat(session_id), at=at)
+
+
+def test_an_agent_falls_silent_and_comes_back(place: Place) -> None:
+    """An agent of a 1 s interval is degraded and recovers, a slow one is late; `check` exits with 0, 1, 0, then 3."""
+    place.environment["FLEETBEAT_DATA_DIR"] = str(place.directory / "data")
+    up = place.start_up()
+    with closing(Redis.from_url(place.environment["FLEETBEAT_REDIS_URL"])) as client:
+        send_late_one(client)
+    eventually(lambda: place.run("fleetbeat", "check", exits=None).exit_status == 0, within_seconds=PATIENCE_SECONDS)
+    place.run("fleetbeat-agent", "register", "--stable", "--name", "rams", "--every", "1s", "--grace", "1s")
+    beat = ("fleetbeat-agent", "heartbeat", "--agent", "rams", "--wait", "20")
+    place.run(*beat, "--progress", "the first")
+    assert place.eventually_state("torv", "late")["missed_intervals"] == 1
+    degraded = place.eventually_state("rams", "degraded")
+    assert degraded["degraded"] is True
+    assert degraded["missed_intervals"] >= 2
+    told = place.run("fleetbeat", "check", exits=1).stdout
+    assert told.startswith("DEGRADED: 1 of 2 agents: rams (last heard ")
+    assert place.json("fleetbeat", "check", "--agent", "rams", exits=1)["degraded"] == ["rams"]
+    assert "UNKNOWN: no live agent is named hint." in place.run("fleetbeat", "check", "--agent", "hint", exits=1).stdout
+
+    place.run("fleetbeat-agent", "register", "--stable", "--name", "rams", "--every", "1h")
+    place.run(*beat)
+    assert place.state("rams") == "ok"
+    told = place.run("fleetbeat", "check").stdout
+    assert told.startswith("OK: 2 agents (1 late), none degraded")
+    assert told.count("\n") == 1
+    events = place.json("fleetbeat", "events", "--agent", "rams", "--type", "degraded", "--type", "recovered")["events"]
+    assert [event["type"] for event in events] == ["degraded", "recovered"]
+    assert events[0]["detail"]["deadline_at"][:19] == degraded["deadline_at"][:19]
+    shown = place.run("fleetbeat", "events").stdout
+    assert [word in shown for word in ("registered", "heartbeat", "the first", "degraded", "recovered")] == [True] * 5
+
+    up.press_ctrl_c()
+    up.ends()
+    told = place.run("fleetbeat", "check", exits=3).stdout
+    assert told.startswith("PIPELINE: Redis at ")
+    view = place.json("fleetbeat", "dashboard")
+    assert (view["pipeline"]["held"], view["pipeline"]["backlog"]) == (True, None)
+    assert {agent["agent_name"] for agent in view["agents"]} == {"rams", "torv"}
+    assert view["as_of"] is not None
+
+
+def test_the_dashboard_with_redis_away_is_held(fleet: Place) -> None:
+    """With Redis away the dashboard shows what SQL knows, says HELD as of when, and where Redis should be."""
+    fleet.run("fleetbeat-agent", "register", "--stable", "--name", "held", "--every", "1h")
+    fleet.eventually_state("held", "pending")
+    port = find_free_port()
+    away = ("--redis-url", f"redis://127.0.0.1:{port}/0")
+    shown = fleet.run("fleetbeat", "dashboard", *away).stdout
+    assert "HELD as of 2" in shown
+    assert "held" in shown
+    assert f"Redis at redis://127.0.0.1:{port}/0 can't be used" in shown
+    assert "Pipeline  Redis away" in shown
+    assert fleet.json("fleetbeat", "agents", "list", *away)["held"] is True
+    assert fleet.run("fleetbeat", "check", *away, exits=3).stdout.startswith("PIPELINE: ")
+    refused = fleet.run("fleetbeat", "queue", *away, exits=75)
+    assert (refused.stdout, refused.stderr.startswith("Error: Redis at ")) == ("", True)
+
+
+def test_no_data_yet(place: Place) -> None:
+    """Commands that look say how to begin where nothing has ever run, and make no file."""
+    for words, status in ((["dashboard"], 1), (["events"], 1), (["check"], 3)):
+        done = place.run("fleetbeat", *words, exits=status)
+        assert "Begin with: fleetbeat up" in done.all
+    assert not (place.directory / ".fleetbeat").exists()
+
+
+def test_tasks_of_an_agent(fleet: Place) -> None:
+    """Tasks are added, changed and done; the dashboard counts them, until the agent reports counts of its own."""
+    fleet.run("fleetbeat-agent", "register", "--stable", "--name", "worker bee", "--every", "1h")
+    fleet.eventually_state("worker bee", "pending")
+    first, second, third = (
+        fleet.json("fleetbeat", "tasks", "add", "worker bee", title)["id"] for title in ("sort", "stamp", "send")
+    )
+    assert fleet.json("fleetbeat", "tasks", "update", str(first), "--state", "in_progress")["state"] == "in_progress"
+    assert fleet.json("fleetbeat", "tasks", "done", str(second))["state"] == "done"
+    listed = fleet.json("fleetbeat", "tasks", "list", "worker bee")["tasks"]
+    assert [(task["id"], task["state"]) for task in listed] == [
+        (first, "in_progress"),
+        (second, "done"),
+        (third, "open"),
+    ]
+    counts = fleet.json("fleetbeat", "tasks", "counts", "worker bee")
+    shown = fleet.agent("worker bee")
+    assert shown is not None
+    assert (shown["open_tasks"], shown["stale_tasks"]) == (counts["open"], counts["stale"]) == (2, 0)
+    fleet.run("fleetbeat-agent", "heartbeat", "--agent", "worker bee", "--open-tasks", "7", "--wait", "20")
+    shown = fleet.agent("worker bee")
+    assert shown is not None
+    assert shown["open_tasks"] == 7
+    fleet.run("fleetbeat-agent", "deregister", "--agent", "worker bee")
+    fleet.eventually_state("worker bee", "ended")
+    listed = fleet.json("fleetbeat", "tasks", "list", "worker bee", "--state", "open")["tasks"]
+    assert [task["id"] for task in listed] == [first, third]
+
+
+def test_rejected_messages(fleet: Place, redis_of_fleet: Redis) -> None:
+    """A heartbeat of an unknown session is listed, shown and kept; within a minute its registration puts it right."""
+    session_id = uuid4()
+    send(redis_of_fleet, heartbeat(session_id, progress="who am I"))
+    (row,) = eventually(lambda: rejected_of(fleet, session_id), within_seconds=PATIENCE_SECONDS)
+    assert row["reason"] == "unknown_session"
+    number = str(row["id"])
+    shown = fleet.json("fleetbeat", "rejected", "show", number)
+    assert json.loads(shown["raw"])["progress"] == "who am I"
+    assert "unknown_session" in fleet.run("fleetbeat", "rejected", "list").stdout
+    assert str(session_id) in fleet.run("fleetbeat", "rejected", "show", number).stdout
+
+    kept = fleet.json("fleetbeat", "rejected", "requeue", number, exits=1)
+    assert kept["results"] == [{"id": row["id"], "outcome": "unknown_session"}]
+    assert rejected_of(fleet, session_id)
+    send(redis_of_fleet, register("foundling", session_id, interval_seconds=3600))
+    assert fleet.eventually_state("foundling", "ok")["progress"] == "who am I"
+    assert rejected_of(fleet, session_id) == []
+    assert "There is no rejected message" in fleet.run("fleetbeat", "rejected", "requeue", number, exits=1).stderr
+
+
+def test_requeue_takes_up_what_is_too_old_to_be_put_right(pipeline: Place, redis: Redis) -> None:
+    """`rejected requeue` stores a heartbeat whose registration came much later, as of when it was received."""
+    session_id = uuid4()
+    received_at = redis_time(redis) - timedelta(minutes=5)
+    send(redis, heartbeat(session_id, progress="long ago"), b"no message at all", at=received_at)
+    send(redis, register("late riser", session_id, interval_seconds=3600))
+    pipeline.run("fleetbeat", "worker", "--burst")
+    (row,) = rejected_of(pipeline, session_id)
+    assert pipeline.state("late riser") == "pending"
+    assert "1 message stored, 0 still rejected." in pipeline.run(
+        "fleetbeat", "rejected", "requeue", str(row["id"])
+    ).stdout  # fmt: skip
+    shown = pipeline.agent("late riser")
+    assert shown is not None
+    assert shown["last_seen_at"][:19] == received_at.isoformat()[:19]
+    left = pipeline.json("fleetbeat", "rejected", "list")
+    assert left["counts"] == {"not_json": 1}
+    outcomes = pipeline.json("fleetbeat", "rejected", "requeue", "--all", exits=1)["results"]
+    assert [result["outcome"] for result in outcomes] == ["not_json"]
+
+
+def test_escape_sequences_are_inert_everywhere(pipeline: Place, redis: Redis) -> None:
+    """Whatever an agent or an argument says, no command prints a character that acts on a terminal."""
+    session_id = uuid4()
+    evil = json.dumps(EVIL + "\x00")
+    wire = register("evil NAME", session_id, interval_seconds=1).to_wire().replace(b'"evil NAME"', evil.encode())
+    at = redis_time(redis) - timedelta(minutes=1)
+    beat = heartbeat(session_id, **dict.fromkeys(("progress", "summary", "error", "status", "work_item_id"), "WORD"))
+    metadata = heartbeat(session_id, metadata={"WORD": ["WORD"]})
+    messages = [message.to_wire().replace(b'"WORD"', evil.encode()) for message in (beat, metadata)]
+    send(redis, wire, *messages, EVIL.encode(), b'{"kind": ' + evil.encode() + b"}", at=at)
+    for fields in ({FIELD: EVIL.encode("utf-16")}, {EVIL: EVIL}):
+        redis.xadd(INBOX, fields)
+    logs = pipeline.run("fleetbeat", "worker", "--burst", FLEETBEAT_LOG_LEVEL="DEBUG")
+
+    (agent,) = pipeline.json("fleetbeat", "dashboard")["agents"]
+    assert agent["state"] == "degraded"
+    name = agent["agent_name"]
+    assert name.isprintable()
+    assert "red" in name
+    pipeline.run("fleetbeat", "tasks", "add", EVIL, EVIL)
+    rows = pipeline.json("fleetbeat", "rejected", "list")["rejected"]
+    assert len(rows) == 4
+    commands = [
+        *(["dashboard"], ["agents", "list"], ["agents", "show", name], ["agents", "show", EVIL], ["events"]),
+        *(["check"], ["check", "--agent", EVIL], ["dashboard", "--state", EVIL], ["events", "--type", EVIL], [EVIL]),
+        *(["tasks", "list", name], ["tasks", "list", EVIL + "?"], ["tasks", "add", "\x1b[0m", EVIL], ["queue"]),
+        *(["sweep", "--dry-run"], ["rejected", "list"], ["events", "--redis-url", EVIL, "--database-url", EVIL]),
+        *(["rejected", "show", str(row["id"])] for row in rows),
+        *(["rejected", "show", str(rows[0]["id"]), "--json"], ["agents", "show", name, "--json"]),
+    ]
+    agents = [
+        ["register", "--name", EVIL, "--every", "1h"],
+        ["register", "--name", EVIL, "--every", EVIL],
+        ["heartbeat", "--session", EVIL],
+        ["heartbeat", "--agent", EVIL, "--json"],
+    ]
+    scripts = {"fleetbeat": commands, "fleetbeat-agent": agents}
+    told = run_all(pipeline, [[script, *words] for script, all_words in scripts.items() for words in all_words])
+    assert all(done.exit_status == 0 and "red" in done.stdout for done in told[:3])
+    assert not [done for done in (logs, *told) if not is_inert(done.all)]
