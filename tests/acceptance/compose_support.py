@@ -27,9 +27,9 @@ ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 FILE = ROOT / "docker-compose.yml"
 PASSWORDS = {
-    "FLEETBEAT_AGENT_PASSWORD": "canary-of-agents",
-    "FLEETBEAT_REDIS_PASSWORD": "canary-of-redis",
-    "FLEETBEAT_DATABASE_PASSWORD": "canary-of-database",
+    "AGENT_PASSWORD": "canary-of-agents",
+    "VALKEY_PASSWORD": "canary-of-redis",
+    "POSTGRES_PASSWORD": "canary-of-database",
 }
 
 _VARIABLE = re.compile(r"\$\$|\$\{(?P<name>\w+)(?::(?P<kind>[-?])(?P<rest>[^}]*))?\}")
@@ -102,7 +102,7 @@ class Stack:
 
     def agent_url(self) -> str:
         """Return the URL that agents are given."""
-        return f"redis://agent:{PASSWORDS['FLEETBEAT_AGENT_PASSWORD']}@127.0.0.1:{self.valkey_port}/0"
+        return f"redis://agent:{PASSWORDS['AGENT_PASSWORD']}@127.0.0.1:{self.valkey_port}/0"
 
     def fleetbeat(self, service: str) -> list[str]:
         """Return the command line of a service that runs our image: the image's entry point is `fleetbeat`."""

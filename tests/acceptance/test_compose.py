@@ -130,7 +130,7 @@ def test_agents_may_do_nothing_else(stack: Stack, command: tuple[str, ...]) -> N
 def test_postgres_wants_its_password(stack: Stack) -> None:
     """A wrong password is refused, and the error doesn't repeat it."""
     environment = stack.environment("worker")
-    url = environment["FLEETBEAT_DATABASE_URL"].replace(PASSWORDS["FLEETBEAT_DATABASE_PASSWORD"], "wrong-canary")
+    url = environment["FLEETBEAT_DATABASE_URL"].replace(PASSWORDS["POSTGRES_PASSWORD"], "wrong-canary")
     found = subprocess.run(
         [BIN / "fleetbeat", "db", "check"],
         env=environment | {"FLEETBEAT_DATABASE_URL": url},
