@@ -134,8 +134,9 @@ class Dispatcher:
 
     def _enqueue_sweep(self) -> None:
         if not self._waiting("sweep"):
-            # The id carries the tick, so that a failed sweep stands in the way of no later one.
-            self._enqueue(jobs.sweep, f"sweep-{time.time_ns() // 1_000_000}", SWEEP_TIMEOUT_SECONDS, at_front=True)
+            # The id carries the tick, so that a failed sweep stands in the way of no later one. Not at the front: an
+            # ingest job makes room after its batch, and of sweeps there may always be one.
+            self._enqueue(jobs.sweep, f"sweep-{time.time_ns() // 1_000_000}", SWEEP_TIMEOUT_SECONDS)
 
     def _enqueue_ingest(self, demand: Demand) -> None:
         wanted = 0
@@ -151,16 +152,13 @@ class Dispatcher:
         for number in range(wanted):
             self._enqueue(jobs.ingest, f"ingest-{time.time_ns() // 1_000_000}-{number}", timeout)
 
-    def _enqueue(
-        self, function: Callable[[], object], job_id: str, timeout_seconds: int, *, at_front: bool = False
-    ) -> None:
+    def _enqueue(self, function: Callable[[], object], job_id: str, timeout_seconds: int) -> None:
         self._queue.enqueue_call(
             f"{function.__module__}.{function.__name__}",
             job_id=job_id,
             timeout=timeout_seconds,
             result_ttl=0,
             failure_ttl=FAILED_JOB_SECONDS,
-            at_front=at_front,
         )
         self._full.over("Redis has room again; RQ goes on.")
 

@@ -103,17 +103,18 @@ class Ingest:
         ends_at = time.monotonic() + seconds
         quiet_since = time.monotonic()
         with self._leases_renewed():
-            while time.monotonic() < ends_at and not self._stop():
+            while True:
                 if not self._database_ready():
                     quiet_since = time.monotonic()
-                    continue
-                unit = self._next_unit(min(BLOCK_SECONDS, max(0.0, ends_at - time.monotonic())))
-                if unit is not None:
+                elif unit := self._next_unit(min(BLOCK_SECONDS, max(0.0, ends_at - time.monotonic()))):
                     self._process(unit)
                     quiet_since = time.monotonic()
                 elif time.monotonic() - quiet_since >= self._settings.linger_seconds and self._put_right_at is None:
                     break
                 self._put_right_when_due()
+                # Not before the first batch: sweeps that take longer than their interval would leave no room for any.
+                if time.monotonic() >= ends_at or self._stop():
+                    break
         self._inbox.leave(self._consumer)
         return self.stored
 
