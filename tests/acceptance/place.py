@@ -7,15 +7,19 @@ import os
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 
 from fleetbeat_worker.embedded import find_free_port
 from helpers import eventually
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
 
 PATIENCE_SECONDS = 40.0
 """How long a step may take on a machine that has much else to do; far more than any step needs."""
@@ -125,6 +129,11 @@ class Place:
         assert "Traceback" not in told.all, told.all
         assert exits is None or told.exit_status == exits, (command, told)
         return told
+
+    def run_all(self, commands: Iterable[Sequence[str]]) -> list[Done]:
+        """Run commands, some at the same time, whatever their exit statuses; return what they printed, in order."""
+        with ThreadPoolExecutor(3) as pool:
+            return list(pool.map(lambda command: self.run(*command, exits=None), commands))
 
     def json(self, *command: str, exits: int = 0) -> Any:
         """Run a command with --json, and return the object that it prints."""
