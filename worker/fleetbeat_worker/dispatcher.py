@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import socket
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from redis.exceptions import LockError, OutOfMemoryError, RedisError, ResponseError
 from rq import Queue, Worker
@@ -164,7 +164,9 @@ class Dispatcher:
 
     def _waiting(self, kind: str) -> int:
         """Return how many jobs of a kind wait in the queue."""
-        return sum(job_id.startswith(f"{kind}-") for job_id in self._queue.get_job_ids(0, 100))
+        # Read raw: RQ fails at an id that is no text, which the workers remove.
+        ids = cast("list[bytes]", self._client.lrange(self._queue.key, 0, 99))
+        return sum(job_id.startswith(f"{kind}-".encode()) for job_id in ids)
 
     def _idle_workers(self) -> int:
         workers = Worker.all(queue=self._queue)
