@@ -90,8 +90,8 @@ class Ingest:
         self._put_right_at: float | None = None
         self._last_commit_at = 0.0
         self._complaint = Complaint()
-        self._database_pause = FIRST_PAUSE_SECONDS
-        """Zero once the database is known to be there."""
+        self._database_is_there = False
+        self._database_pause = 0.0
         self.stored = 0
         """Entries that this run stored (or set aside) and acknowledged."""
 
@@ -173,6 +173,9 @@ class Ingest:
             self._lay_down(unit)
             raise
         else:
+            # Only now: a database whose disk is full, or of which a table is locked, answers all the same.
+            self._database_pause = 0.0
+            self._complaint.over("The database takes messages again.")
             self._patiently(lambda: self._inbox.acknowledge(self._held))
             self.stored += len(unit.entries)
             full = len(unit.entries) >= self._settings.batch_size
@@ -216,21 +219,21 @@ class Ingest:
 
         Nobody holds messages while waiting: a worker that is killed then takes none of them down with it.
         """
-        if self._database_pause == 0.0:
+        if self._database_is_there:
             return True
-        time.sleep(self._database_pause if self._complaint.is_told else 0.0)
+        time.sleep(self._database_pause)
         try:
             with writing(self._engine) as connection:
                 connection.execute(text("SELECT 1"))
         except DatabaseUnavailable as error:
             self._trouble_with_database(error)
             return False
-        self._database_pause = 0.0
-        self._complaint.over("The database is there again.")
+        self._database_is_there = True
         return True
 
     def _trouble_with_database(self, error: DatabaseUnavailable) -> None:
         self._complaint.trouble(f"{error} Messages wait in the inbox.")
+        self._database_is_there = False
         self._database_pause = min(self._database_pause * 2 or FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS)
 
     def _patiently(self, act: Callable[[], None]) -> None:

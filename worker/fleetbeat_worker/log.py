@@ -57,11 +57,6 @@ class Complaint:
         self._clock = clock
         self._next: float | None = None
 
-    @property
-    def is_told(self) -> bool:
-        """Whether there is trouble now."""
-        return self._next is not None
-
     def trouble(self, message: str) -> None:
         """Say what is wrong, unless it was just said."""
         now = self._clock()

@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+import json
+import logging
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import pytest
+from sqlalchemy import select
+
+from fleetbeat_shared.names import GROUP, INBOX
+from fleetbeat_shared.settings import Settings
+from fleetbeat_worker.database import reading
+from fleetbeat_worker.inbox import Inbox
+from fleetbeat_worker.sweep import outage_between, sweep
+from fleetbeat_worker.tables import Pipeline
+from fleetbeat_worker.transactions import store_entries
+from helpers import events, let_pass, redis_time, register, seconds, send, state
+
+if TYPE_CHECKING:
+    from uuid import UUID
+
+    from fakeredis import FakeRedis
+    from sqlalchemy import Engine
+
+NOON = datetime(2026, 1, 31, 12, 0, tzinfo=UTC)
+SETTINGS = Settings(sweep_seconds=5.0)
+
+
+def enrol(redis: FakeRedis, memory: Engine, *names: str, interval: float = 5.0) -> list[UUID]:
+    """Register agents, past the inbox's worker."""
+    inbox = Inbox(redis)
+    inbox.create_group()
+    messages = [register(name, interval_seconds=interval) for name in names]
+    send(redis, *messages)
+    entries = inbox.read("worker", 100, 0.001)
+    store_entries(memory, entries, redis_time(redis), 2)
+    inbox.acknowledge([entry.id for entry in entries])
+    inbox.leave("worker")
+    return [message.session_id for message in messages]
+
+
+@pytest.mark.parametrize(
+    ("gap", "sweep_seconds", "counts"),
+    [
+        (5.0, 5.0, False),
+        (30.0, 5.0, False),
+        (30.1, 5.0, True),
+        (31.0, 0.1, True),
+        (179.0, 60.0, False),
+        (180.1, 60.0, True),
+        (-100.0, 5.0, False),
+    ],
+)
+def test_when_a_gap_is_an_outage(gap: float, sweep_seconds: float, counts: bool) -> None:  # noqa: FBT001 - a parameter of the test
+    """A gap counts when it is longer than thirty seconds and than three sweeps; a clock turned back is none."""
+    found = outage_between(NOON, NOON + seconds(gap), sweep_seconds)
+    assert found == (seconds(gap) if counts else None)
+
+
+def test_before_the_first_sweep_nobody_watched() -> None:
+    """The first sweep ever follows no outage."""
+    assert outage_between(None, NOON, 5.0) is None
+
+
+def test_a_sweep_writes_down_how_far_it_saw(redis: FakeRedis, memory: Engine) -> None:
+    """The watermark is the oldest unread entry, the time of the sweep is Redis's."""
+    sent_at = redis_time(redis) - seconds(50)
+    send(redis, b"x", at=sent_at)
+    report = sweep(redis, memory, SETTINGS)
+    with reading(memory) as connection:
+        row = connection.execute(select(Pipeline.watermark, Pipeline.last_sweep_at)).one()
+    assert (report.watermark, report.swept_at) == (row.watermark, row.last_sweep_at)
+    assert abs(row.watermark - sent_at) < seconds(0.01)
+    assert abs(row.last_sweep_at - redis_time(redis)) < seconds(10)
+
+
+def test_the_report_is_json(redis: FakeRedis, memory: Engine) -> None:
+    """A report can be printed, and says who was flagged."""
+    enrol(redis, memory, "torv")
+    sweep(redis, memory, SETTINGS)
+    let_pass(memory, 20)
+    report = json.loads(json.dumps(sweep(redis, memory, SETTINGS).to_json(), default=datetime.isoformat))
+    assert report["degraded"] == ["torv"]
+    assert datetime.fromisoformat(report["watermark"]).tzinfo is not None
+
+
+def test_a_dry_run_leaves_no_trace(redis: FakeRedis, memory: Engine) -> None:
+    """A dry run tells whom it would flag; nothing is flagged, and Redis isn't touched."""
+    (session,) = enrol(redis, memory, "torv")
+    redis.flushall()
+    let_pass(memory, 20)
+    assert sweep(redis, memory, SETTINGS, dry_run=True).degraded == ["torv"]
+    assert (state(memory, session), events(memory, "degraded"), redis.keys()) == ("pending", [], [])
+
+
+def test_a_sweep_tells_what_it_found(redis: FakeRedis, memory: Engine, caplog: pytest.LogCaptureFixture) -> None:
+    """Outages and flagged agents are logged, names as fields and at most twenty of them."""
+    caplog.set_level(logging.WARNING, "fleetbeat")
+    enrol(redis, memory, *[f"agent {number}" for number in range(30)])
+    sweep(redis, memory, SETTINGS)
+    let_pass(memory, 600)
+    sweep(redis, memory, SETTINGS)
+    let_pass(memory, 20)
+    sweep(redis, memory, SETTINGS)
+    outage, flagged = caplog.records
+    assert outage.seconds == pytest.approx(600, abs=20)
+    assert (flagged.count, len(flagged.agents)) == (30, 20)
+
+
+def test_a_sweep_keeps_house(redis: FakeRedis, memory: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Consumers that dead workers left behind are removed, as far as they hold nothing."""
+    monkeypatch.setattr("fleetbeat_worker.sweep.FORGOTTEN_CONSUMER_SECONDS", -1.0)
+    inbox = Inbox(redis)
+    inbox.create_group()
+    send(redis, b"x")
+    inbox.read("holds", 1, 0.001)
+    inbox.read("gone", 1, 0.001)
+    sweep(redis, memory, SETTINGS)
+    assert [consumer["name"] for consumer in redis.xinfo_consumers(INBOX, GROUP)] == [b"holds"]
+
+
+def test_the_limit_is_a_setting(redis: FakeRedis, memory: Engine) -> None:
+    """How many intervals may be missed is what the registration's batch was judged by."""
+    inbox = Inbox(redis)
+    inbox.create_group()
+    message = register(interval_seconds=5.0)
+    send(redis, message)
+    store_entries(memory, inbox.read("worker", 1, 0.001), redis_time(redis), 4)
+    redis.delete(INBOX)
+    sweep(redis, memory, SETTINGS)
+    let_pass(memory, 19)
+    assert sweep(redis, memory, SETTINGS).degraded == []
+    let_pass(memory, 3)
+    assert sweep(redis, memory, SETTINGS).degraded == ["torv"]
