@@ -33,7 +33,7 @@ def valkey() -> Iterator[ValkeyServer]:
 
     with tempfile.TemporaryDirectory(prefix="fleetbeat-valkey-") as directory:
         # Left to itself it counts up from a fixed port, where the tests of somebody else may stand at the same time.
-        server = ValkeyServer(port=free_port(), data_dir=Path(directory))
+        server = ValkeyServer(port=free_port(), data_dir=Path(directory), config={"hz": 500})  # the finest waits
         server.start()
         yield server
         server.stop()

@@ -58,6 +58,14 @@ def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def children(handle: psutil.Process, *, recursive: bool = False) -> list[psutil.Process]:
+    """Return a process's children, or all that it and they started.
+
+    Asked anew each time: psutil compares the start times, by a wall clock that may have been set in between.
+    """
+    return psutil.Process(handle.pid).children(recursive=recursive)
+
+
 def _run_pool(settings: Settings, workers: int) -> None:
     asked: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _frame: asked.append(number))
@@ -76,14 +84,14 @@ def running_pool(settings: Settings, workers: int = 1) -> Iterator[psutil.Proces
     handle = psutil.Process(process.pid)
     family: list[psutil.Process] = []
     try:
-        eventually(lambda: len(handle.children()) > workers)
+        eventually(lambda: len(children(handle)) > workers)
         yield handle
         if process.is_alive():
-            family = handle.children(recursive=True)
+            family = children(handle, recursive=True)
             process.terminate()
             assert end_of(process) == 0
     finally:
-        family += [handle, *handle.children(recursive=True)] if process.is_alive() else []
+        family += [handle, *children(handle, recursive=True)] if process.is_alive() else []
         for member in family:
             if member.is_running():
                 member.kill()
@@ -93,7 +101,7 @@ def running_pool(settings: Settings, workers: int = 1) -> Iterator[psutil.Proces
 
 def kill_family(handle: psutil.Process) -> None:
     """Kill a process and all that it started, at once, as when a machine goes down."""
-    family = [handle, *handle.children(recursive=True)]
+    family = [handle, *children(handle, recursive=True)]
     for member in family:
         member.suspend()
     for member in family:

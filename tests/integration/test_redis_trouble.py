@@ -29,7 +29,7 @@ from helpers import (
     state,
     stored_ids,
 )
-from processes import running_pool
+from processes import children, running_pool
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -111,12 +111,12 @@ def test_workers_wait_for_redis_at_the_start(place: Place, sqlite: Engine, setti
     """Started before Redis is there, workers wait, and go to work when it comes."""
     with pool(settings, sqlite) as running:
         place.kill()
-        children = {child.pid for child in running.children()}
+        before = {child.pid for child in children(running)}
         place.start()
         message = register()
         send(place.client, message)
         eventually(lambda: state(sqlite, message.session_id))
-        assert {child.pid for child in running.children()} == children
+        assert {child.pid for child in children(running)} == before
 
 
 def test_a_redis_that_was_killed_keeps_what_it_acknowledged(place: Place, sqlite: Engine, settings: Settings) -> None:

@@ -33,7 +33,7 @@ from helpers import (
     state,
     stored_ids,
 )
-from processes import kill_family, running_pool
+from processes import children, kill_family, running_pool
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -103,9 +103,9 @@ def test_killed_workers_under_load_lose_nothing(redis: Redis, database: Engine, 
             new = [heartbeat(sessions[n % 5].session_id) for n in range(100)]
             send(redis, *new)
             beats += new
-            victims = pool.children(recursive=True)
+            victims = children(pool, recursive=True)
             victims[number % len(victims)].kill()
-            eventually(lambda: len(pool.children()) == 3)
+            eventually(lambda: len(children(pool)) == 3)
         eventually(lambda: backlog(redis) == 0, within_seconds=60)
     assert stored_ids(database) == sorted(beat.id for beat in beats)
     assert rejected(database) == []
@@ -116,20 +116,20 @@ def test_children_that_die_are_started_again(redis: Redis, on_sqlite: Settings) 
     """The dispatcher and every worker that is killed come back."""
     with running_pool(on_sqlite, workers=2) as pool:
         eventually(lambda: len(Worker.all(queue=queue(redis))) == 2)
-        before = {child.pid for child in pool.children()}
-        for child in pool.children():
+        before = {child.pid for child in children(pool)}
+        for child in children(pool):
             child.kill()
-        eventually(lambda: len({child.pid for child in pool.children()} - before) == 3)
+        eventually(lambda: len({child.pid for child in children(pool)} - before) == 3)
         eventually(lambda: sum(worker.get_state() == "idle" for worker in Worker.all(queue=queue(redis))) >= 2)
 
 
 def test_children_end_with_their_parent(on_sqlite: Settings) -> None:
     """When the parent is killed with -9, nobody is left behind to work on without it."""
     with running_pool(on_sqlite, workers=2) as pool:
-        children = pool.children(recursive=True)
-        assert len(children) >= 3
+        left_behind = children(pool, recursive=True)
+        assert len(left_behind) >= 3
         pool.kill()
-        _, left = psutil.wait_procs(children, timeout=15)
+        _, left = psutil.wait_procs(left_behind, timeout=15)
         assert left == []
 
 
@@ -196,14 +196,14 @@ def test_foreign_jobs_are_refused_and_the_worker_goes_on(
     redis.rpush("rq:queue:fleetbeat", "text", "list", "never-was")
     sqlite.dispose()
     with running_pool(on_sqlite) as pool:
-        workers = {child.pid for child in pool.children()}
+        workers = {child.pid for child in children(pool)}
         message = register()
         send(redis, message)
         eventually(lambda: state(sqlite, message.session_id), within_seconds=30)
         eventually(lambda: last_sweep(sqlite))
         eventually(lambda: queue(redis).count == 0)
         refused = eventually(lambda: [i for i in queue(redis).failed_job_registry.get_job_ids() if i == "import"])
-        assert {child.pid for child in pool.children()} == workers
+        assert {child.pid for child in children(pool)} == workers
         job = Job.fetch(refused[0], connection=redis, serializer="json")
         assert "names a function that is not Fleetbeat's" in str(job.latest_result().exc_string)
         sqlite.dispose()
