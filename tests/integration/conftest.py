@@ -10,3 +10,4 @@ def _hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let an ingest job look around more often, so that no test waits for it."""
     monkeypatch.setattr(ingest, "BLOCK_SECONDS", 0.02)
     monkeypatch.setattr(ingest, "PUT_RIGHT_SECONDS", 0.1)
+    monkeypatch.setattr(ingest, "PACE_SECONDS", 0.002)

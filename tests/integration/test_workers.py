@@ -99,7 +99,7 @@ def test_killed_workers_under_load_lose_nothing(redis: Redis, database: Engine, 
     database.dispose()
     settings = quick.model_copy(update={"batch_size": 20})
     with running_pool(settings, workers=2) as pool:
-        for number in range(12):
+        for number in range(8):
             new = [heartbeat(sessions[n % 5].session_id) for n in range(100)]
             send(redis, *new)
             beats += new
