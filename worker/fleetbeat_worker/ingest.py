@@ -171,6 +171,7 @@ class Ingest:
             self._trouble_with_database(error)
         except SQLAlchemyError:  # a table is missing, say: nor is that, and no process died of it
             self._lay_down(unit)
+            time.sleep(LONGEST_PAUSE_SECONDS)  # the dispatcher sends the next one at once
             raise
         else:
             # Only now: a database whose disk is full, or of which a table is locked, answers all the same.
