@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 def wait_for_reply(redis: Redis, message: Message, *, sent: float, wait_seconds: float, block_seconds: float) -> Reply:
     """Return the workers' answer to a message that was sent at `sent` (monotonic clock) and has been stored.
 
-    `unknown_session` isn't the last word until UNKNOWN_SESSION_SECONDS after sending: the registration may be on its
-    way, and then a second answer comes. `block_seconds` bounds one blocking read.
+    `unknown_session` isn't the last word until UNKNOWN_SESSION_SECONDS after it was heard, or the wait is over: the
+    registration may be on its way, and then a second answer comes. `block_seconds` bounds one blocking read.
 
     Raises UnknownSession, SessionEnded or MessageRejected as the workers say, NotConfirmed when they say nothing in
     time or nothing that can be read, and redis-py's errors.
@@ -41,8 +41,9 @@ def wait_for_reply(redis: Redis, message: Message, *, sent: float, wait_seconds:
             return reply
         if reply.code != Reason.UNKNOWN_SESSION:
             raise _refusal(message, reply.code)
-        unknown = True
-        end = min(end, sent + UNKNOWN_SESSION_SECONDS)
+        if not unknown:
+            # From now, not from sending: workers that are behind take long for both answers.
+            unknown, end = True, min(end, time.monotonic() + UNKNOWN_SESSION_SECONDS)
     if unknown:
         text = f"No session {message.session_id} is registered. Register the agent first."
         raise UnknownSession(text)

@@ -8,7 +8,7 @@ from uuid import UUID  # noqa: TC003 - pydantic reads it at run time
 from pydantic import BaseModel, ConfigDict
 
 UNKNOWN_SESSION_SECONDS = 2.0
-"""How long after sending a sender takes `unknown_session` for the last word. A heartbeat may overtake its own
+"""How long after hearing `unknown_session` a sender takes it for the last word. A heartbeat may overtake its own
 registration; the worker answers once more when it has put that right."""
 
 

@@ -20,7 +20,7 @@ from fleetbeat_producer.outgoing import compose
 from fleetbeat_producer.replies import wait_for_reply
 from fleetbeat_shared import names
 from fleetbeat_shared.messages import Heartbeat, parse_message
-from fleetbeat_shared.replies import Reply
+from fleetbeat_shared.replies import UNKNOWN_SESSION_SECONDS, Reply
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -118,6 +118,35 @@ def test_a_second_answer_puts_unknown_right(redis: FakeRedis, message: Heartbeat
     """A heartbeat that overtook its registration is confirmed by the second answer."""
     answer(redis, message, UNKNOWN, STORED)
     assert wait(redis, message, 10) == STORED
+
+
+def test_a_second_answer_has_its_time_however_late_the_first_was(redis: FakeRedis, message: Heartbeat) -> None:
+    """Workers that are behind answer late: the time for the second answer starts with the first, not with sending."""
+    long_ago = time.monotonic() - 2 * UNKNOWN_SESSION_SECONDS
+    answer(redis, message, UNKNOWN)
+    timer = threading.Timer(0.2, answer, (redis, message, STORED))
+    timer.start()
+    assert wait_for_reply(redis, message, sent=long_ago, wait_seconds=60, block_seconds=0.05) == STORED
+    timer.join()
+
+
+def test_more_unknown_answers_win_no_time(redis: FakeRedis, message: Heartbeat, unknown_for: float) -> None:
+    """The time runs from the first `unknown_session`; repeating it doesn't start it anew."""
+    stop = threading.Event()
+
+    def repeat() -> None:
+        while not stop.wait(unknown_for / 4):
+            answer(redis, message, UNKNOWN)
+
+    thread = threading.Thread(target=repeat)
+    thread.start()
+    try:
+        with pytest.raises(UnknownSession):
+            wait(redis, message, 30)
+        assert not stop.is_set()
+    finally:
+        stop.set()
+        thread.join()
 
 
 def test_unknown_is_the_last_word_when_the_wait_is_shorter(redis: FakeRedis, message: Heartbeat) -> None:
