@@ -12,13 +12,17 @@ import math
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
-from itertools import islice
+from itertools import islice, takewhile
 from typing import TYPE_CHECKING
 
 from fleetbeat_shared.schedules import slots_after
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+MISSED_COUNTED = 100
+"""Where the counting of what was missed stops: a schedule of every minute, forgotten for a year, has half a million
+slots, and finding each takes time."""
 
 SCHEDULE_GRACE_SECONDS = 60.0
 """How late a heartbeat on a cron schedule may be unless the agent says otherwise: cron itself starts each minute."""
@@ -37,10 +41,6 @@ class State(StrEnum):
     """As many intervals missed as the limit allows."""
     ENDED = "ended"
     """It said goodbye, or another session took its name."""
-
-
-STORED_LIVE_STATES = (State.PENDING, State.OK, State.DEGRADED)
-"""The states in which heartbeats are expected, as far as they are stored."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,29 +98,27 @@ def extend_over_outages(deadline_at: datetime, since: datetime, outages: Iterabl
     return deadline_at
 
 
-def missed_intervals(
-    promise: Promise, since: datetime, deadline_at: datetime, as_of: datetime, missed_limit: int
+def missed_intervals(  # noqa: PLR0913 - all that the count depends on
+    promise: Promise,
+    since: datetime,
+    deadline_at: datetime,
+    as_of: datetime,
+    missed_limit: int,
+    *,
+    count_to: int = MISSED_COUNTED,
 ) -> int:
-    """Return how many intervals (or slots) an agent last seen at `since` has missed by `as_of`.
+    """Return how many intervals (or slots) an agent last seen at `since` has missed by `as_of`, `count_to` at most.
 
     Counted back from the deadline, at which exactly `missed_limit` are missed, so that what moved the deadline (an
     outage) moves the count too.
     """
     if promise.interval_seconds is not None:
         past_deadline = (as_of - deadline_at).total_seconds()
-        return max(0, missed_limit + math.floor(past_deadline / promise.interval_seconds))
+        return min(count_to, max(0, missed_limit + math.floor(past_deadline / promise.interval_seconds)))
     grace = timedelta(seconds=promise.grace_seconds)
     moved = deadline_at - deadline(promise, since, missed_limit)
-    missed = 0
-    for slot in slots_after(promise.schedule or "", promise.time_zone or "UTC", since + grace):
-        if slot + grace + moved > as_of or missed == _MISSED_SHOWN:
-            break
-        missed += 1
-    return missed
-
-
-_MISSED_SHOWN = 1000
-"""Where the counting of missed slots stops: a schedule of every minute, forgotten for a year, has half a million."""
+    slots = islice(slots_after(promise.schedule or "", promise.time_zone or "UTC", since + grace), count_to)
+    return sum(1 for _ in takewhile(lambda slot: slot + grace + moved <= as_of, slots))
 
 
 def shown_state(stored: State, missed: int) -> State:

@@ -1,13 +1,13 @@
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given, strategies as st
 from ops_fixtures import NOON, put_agent, put_rejected, put_sweep, seconds
 from rich.console import Console
 
-from fleetbeat_shared.liveness import State
+from fleetbeat_shared.liveness import MISSED_COUNTED, State, missed_intervals
 from fleetbeat_shared.settings import Settings
 from fleetbeat_worker import fleet, schema
 from fleetbeat_worker.cli.dashboard import render
@@ -108,6 +108,32 @@ def test_missed_intervals_count_from_the_deadline(engine: Engine, monkeypatch: p
     put_sweep(engine, NOON)
     missed = {a.agent_name: a.missed_intervals for a in look(engine, monkeypatch, states=frozenset(State)).agents}
     assert missed == {"rams": 3, "kami": 0, "gone": 0}
+
+
+def test_slots_are_counted_for_those_who_are_shown_alone(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of agents on schedules only those whose count is shown are counted; for a state one slot is enough, or none."""
+    promise = {"interval_seconds": None, "schedule": "* * * * *", "time_zone": "UTC"}
+    for number, state in enumerate(["degraded"] * 3 + ["ok"] * 2 + ["ended"]):
+        ended_at = NOON if state == "ended" else None
+        put_agent(engine, f"cron-{number}", at=NOON - seconds(90_000), state=state, ended_at=ended_at, **promise)
+    put_sweep(engine, NOON)
+    asked = []
+
+    def counting(*arguments: Any, count_to: int) -> int:
+        asked.append(count_to)
+        return missed_intervals(*arguments, count_to=count_to)
+
+    monkeypatch.setattr(fleet, "missed_intervals", counting)
+    unasked = look(engine, monkeypatch, count_missed=False, states=frozenset(State))
+    assert list(unasked.counts) == [State.LATE, State.DEGRADED, State.ENDED]
+    assert {agent.missed_intervals for agent in unasked.agents} == {None}
+    assert asked == [1, 1]
+    asked.clear()
+    view = look(engine, monkeypatch, limit=1)
+    assert [agent.missed_intervals for agent in view.agents] == [MISSED_COUNTED]
+    assert sorted(asked) == [1, 1, MISSED_COUNTED]
+    assert view.agents[0].to_json()["missed_intervals"] == 100
+    assert "100+ missed" in text_of(view)
 
 
 def test_what_an_agent_reported_goes_before_what_is_counted(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:

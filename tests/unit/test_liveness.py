@@ -2,12 +2,15 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
+from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo
 
 import pytest
 from hypothesis import assume, given, settings, strategies as st
 
+from fleetbeat_shared import liveness
 from fleetbeat_shared.liveness import (
+    MISSED_COUNTED,
     Outage,
     Promise,
     State,
@@ -17,6 +20,10 @@ from fleetbeat_shared.liveness import (
     missed_intervals,
     shown_state,
 )
+from fleetbeat_shared.schedules import slots_after
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 NOON = datetime(2024, 6, 1, 12, tzinfo=UTC)
 SECOND = timedelta(seconds=1)
@@ -126,7 +133,8 @@ def test_missed_slots_equal_a_slow_count(minutes: set[int], since: datetime, ela
         if slot > since + grace * SECOND and slot.astimezone(zone).minute in minutes:
             missed += 1
         slot += MINUTE
-    assert missed_intervals(promise, since, deadline(promise, since, 2), as_of, 2) == missed
+    at = deadline(promise, since, 2)
+    assert missed_intervals(promise, since, at, as_of, 2, count_to=1000) == missed
 
 
 @settings(deadline=None)
@@ -150,10 +158,42 @@ def test_missed_intervals_only_grow(
     assert missed_intervals(promise, since, at, since, limit) == 0
 
 
-def test_counting_slots_stops_somewhere() -> None:
-    """A schedule of every minute, forgotten for a year, doesn't count half a million slots."""
-    promise = Promise(None, "* * * * *", None, 60)
-    assert missed_intervals(promise, NOON, deadline(promise, NOON, 2), NOON + timedelta(days=365), 2) == 1000
+@pytest.mark.parametrize("promise", [Promise(None, "* * * * *", None, 60), Promise(60, None, None, 60)])
+def test_counting_stops_somewhere(promise: Promise) -> None:
+    """What promises every minute and is forgotten for a year isn't counted to half a million, on neither promise."""
+    at = deadline(promise, NOON, 2)
+    assert missed_intervals(promise, NOON, at, NOON + timedelta(days=365), 2) == MISSED_COUNTED
+    assert missed_intervals(promise, NOON, at, at + (MISSED_COUNTED - 3) * MINUTE, 2) == MISSED_COUNTED - 1
+
+
+def test_no_more_slots_are_looked_for_than_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slots take time to find, so one that was asked for costs one, and the whole count no more than its bound."""
+    promise, looked = Promise(None, "* * * * *", None, 60), []
+    at = deadline(promise, NOON, 2)
+
+    def counting(*arguments: Any) -> Iterator[datetime]:
+        for slot in slots_after(*arguments):
+            looked.append(slot)
+            yield slot
+
+    monkeypatch.setattr(liveness, "slots_after", counting)
+    monkeypatch.setattr(liveness, "deadline", lambda *_: at)
+    year = NOON + timedelta(days=365)
+    assert missed_intervals(promise, NOON, at, year, 2, count_to=1) == 1
+    assert len(looked) == 1
+    assert missed_intervals(promise, NOON, at, year, 2) == MISSED_COUNTED
+    assert len(looked) == 1 + MISSED_COUNTED
+
+
+@settings(deadline=None)
+@given(promises, moments, spans, st.integers(1, 5))
+def test_a_lower_bound_only_cuts_the_count(
+    promise: Promise, since: datetime, elapsed: timedelta, count_to: int
+) -> None:
+    """Counting to less gives the same number, cut there: so one slot is enough to tell whether any was missed."""
+    at = deadline(promise, since, 2)
+    whole = missed_intervals(promise, since, at, since + elapsed, 2)
+    assert missed_intervals(promise, since, at, since + elapsed, 2, count_to=count_to) == min(whole, count_to)
 
 
 @given(outage_lists(), st.integers(0, 3600))

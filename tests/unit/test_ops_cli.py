@@ -14,7 +14,7 @@ from rq import Queue, SimpleWorker
 
 from fleetbeat_shared import connection
 from fleetbeat_shared.names import FIELD, GROUP, INBOX, QUEUE
-from fleetbeat_worker import schema
+from fleetbeat_worker import fleet, schema
 from fleetbeat_worker.cli import COMMANDS, main
 from fleetbeat_worker.database import open_engine
 
@@ -338,6 +338,45 @@ def test_errors_are_one_sentence_and_keep_secrets(args: list[str], code: int, sa
     assert says in result.stderr
     assert "secret" not in result.output
     assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize("command", ["dashboard", "check", "db upgrade", "db check", "events", "sweep"])
+def test_an_option_that_the_driver_refuses_is_a_bad_setting(command: str) -> None:
+    """A URL with a misspelt option exits 2 and names it, instead of a traceback or an advice to try again."""
+    result = run(*command.split(), "--database-url", "postgresql://u:secret@127.0.0.1:1/x?nonsense=x")
+    assert result.exit_code == 2, result.output
+    assert 'invalid connection option "nonsense"' in result.stderr
+    assert "FLEETBEAT_DATABASE_URL" in result.stderr
+    assert "secret" not in result.output
+
+
+def test_a_folder_that_cant_be_made_is_a_bad_setting(tmp_path: Path) -> None:
+    """A database below something that is no folder exits 2 with the place and the reason in a sentence."""
+    (tmp_path / "file").touch()
+    result = run("db", "upgrade", "--database-url", f"sqlite:///{tmp_path / 'file' / 'below' / 'fleet.db'}")
+    assert result.exit_code == 2, result.output
+    assert f"The folder {tmp_path / 'file' / 'below'} in FLEETBEAT_DATABASE_URL can't be made (" in result.stderr
+
+
+def test_check_counts_no_missed_intervals(engine: Engine, now: datetime, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`check` and the text of `agents list` ask for states alone, which many silent agents on schedules make cheap."""
+    put_agent(engine, "hint", at=now, state="degraded", interval_seconds=None, schedule="* * * * *", time_zone="UTC")
+    put_sweep(engine, now)
+
+    def count(*_: object, **__: object) -> int:
+        pytest.fail("missed intervals of a degraded agent were counted")
+
+    monkeypatch.setattr(fleet, "missed_intervals", count)
+    assert run("check").output.startswith("DEGRADED: 1 of 1 agent: hint")
+    assert "DEGRADED" in run("agents", "list").output
+
+
+def test_agents_show_says_that_counting_stopped(engine: Engine, now: datetime) -> None:
+    """An agent that missed more than are counted shows the bound with a plus."""
+    put_agent(engine, "hint", at=now - seconds(90_000), state="degraded")
+    put_sweep(engine, now)
+    assert ", 100+ missed" in run("agents", "show", "hint").output
+    assert answer("agents", "show", "hint")["agent"]["missed_intervals"] == 100
 
 
 def test_a_bad_variable_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from uuid import UUID
 
 from fleetbeat_shared.connection import redis_errors
 from fleetbeat_shared.errors import RedisUnavailable
-from fleetbeat_shared.liveness import Promise, State, missed_intervals, shown_state
+from fleetbeat_shared.liveness import MISSED_COUNTED, Promise, State, missed_intervals, shown_state
 from fleetbeat_worker.database import reading
 from fleetbeat_worker.pipeline_view import PipelineView, view_pipeline
 from fleetbeat_worker.store.agents import newest_session, session, sessions
@@ -46,6 +46,8 @@ class Selection:
     limit: int | None = None
     newest_first: bool = False
     """By the latest heartbeat, instead of the most urgent state first and then by name."""
+    count_missed: bool = True
+    """Whether to say how many intervals each missed: on a cron schedule that takes longer than to find its state."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +59,8 @@ class AgentView:
     state: State
     degraded: bool
     missed_intervals: int | None
-    """None when nothing is known of any moment: Redis is away, and no sweep ever ran."""
+    """`MISSED_COUNTED` stands for that many or more. None when they weren't asked for, or when nothing is known of any
+    moment: Redis is away, and no sweep ever ran."""
     last_seen_at: datetime | None
     interval_seconds: float | None
     schedule: str | None
@@ -120,11 +123,24 @@ def read_fleet(settings: Settings, engine: Engine, client: Redis, selection: Sel
     readings = _read_redis(settings, client)
     with reading(engine) as connection:
         pipeline = _read_pipeline(settings, connection, *readings)
-        agents = _read_agents(settings, connection, pipeline, selection)
-    counts = Counter(agent.state for agent in agents)
+        rows = sessions(
+            connection,
+            live=bool(selection.states & LIVE_STATES),
+            ended=State.ENDED in selection.states,
+            agent_name=selection.agent_name,
+        )
+        tasks = count_tasks(connection, _stale_before(settings, pipeline), selection.agent_name)
+    # Outside the transaction: working out cron schedules takes time.
+    judge = _Judge(pipeline.as_of, settings.missed_intervals)
+    judged = [(state, row) for row in rows if (state := judge.state(row)) in selection.states]
+    counts = Counter(state for state, _ in judged)
+    shown = _in_order(judged, newest_first=selection.newest_first)[: selection.limit]
     return FleetView(
         pipeline,
-        tuple(_in_order(agents, newest_first=selection.newest_first)[: selection.limit]),
+        tuple(
+            _view(row, state, judge.missed(row, state) if selection.count_missed else None, tasks.get(row.agent_name))
+            for state, row in shown
+        ),
         {state: counts[state] for state in State if counts[state]},
     )
 
@@ -157,7 +173,9 @@ def read_agent(
         counted = count_tasks(connection, _stale_before(settings, pipeline), row.agent_name)
         tasks = counted.get(row.agent_name, TaskCounts())
         events = latest_events(connection, event_limit, session_id=row.session_id)
-    return AgentReport(pipeline, view_agent(row, tasks, pipeline.as_of, settings.missed_intervals), tasks, events)
+    judge = _Judge(pipeline.as_of, settings.missed_intervals)
+    state = judge.state(row)
+    return AgentReport(pipeline, _view(row, state, judge.missed(row, state), tasks), tasks, events)
 
 
 def _read_redis(settings: Settings, client: Redis) -> tuple[Horizon | None, int | None, str | None]:
@@ -189,32 +207,33 @@ def _stale_before(settings: Settings, pipeline: PipelineView) -> datetime:
     return pipeline.now - timedelta(seconds=settings.stale_task_seconds)
 
 
-def _read_agents(
-    settings: Settings, connection: Connection, pipeline: PipelineView, selection: Selection
-) -> list[AgentView]:
-    rows = sessions(
-        connection,
-        live=bool(selection.states & LIVE_STATES),
-        ended=State.ENDED in selection.states,
-        agent_name=selection.agent_name,
-    )
-    tasks = count_tasks(connection, _stale_before(settings, pipeline), selection.agent_name)
-    agents = (
-        view_agent(row, tasks.get(row.agent_name, TaskCounts()), pipeline.as_of, settings.missed_intervals)
-        for row in rows
-    )
-    return [agent for agent in agents if agent.state in selection.states]
+@dataclass(frozen=True, slots=True)
+class _Judge:
+    """What a session's row (of `store.agents`) means at a moment."""
 
+    as_of: datetime | None
+    missed_limit: int
 
-def view_agent(row: Row[Any], tasks: TaskCounts, as_of: datetime | None, missed_limit: int) -> AgentView:
-    """Return a session's row (of `store.agents`) as people see it at a moment."""
-    stored = State(row.state)
-    promise = Promise(row.interval_seconds, row.schedule, row.time_zone, row.grace_seconds)
-    missed: int | None = 0
-    if stored is not State.ENDED:
+    def state(self, row: Row[Any]) -> State:
+        stored = State(row.state)
+        # Whatever isn't ok is shown as it is stored; of what is ok, one missed interval says all.
+        return stored if stored is not State.OK else shown_state(stored, self._count(row, 1) or 0)
+
+    def missed(self, row: Row[Any], state: State) -> int | None:
+        if state is State.ENDED:
+            return 0
+        return self._count(row, MISSED_COUNTED)
+
+    def _count(self, row: Row[Any], count_to: int) -> int | None:
+        if self.as_of is None:
+            return None
+        promise = Promise(row.interval_seconds, row.schedule, row.time_zone, row.grace_seconds)
         since = max(row.registered_at, row.last_seen_at or row.registered_at)
-        missed = None if as_of is None else missed_intervals(promise, since, row.deadline_at, as_of, missed_limit)
-    state = shown_state(stored, missed or 0)
+        return missed_intervals(promise, since, row.deadline_at, self.as_of, self.missed_limit, count_to=count_to)
+
+
+def _view(row: Row[Any], state: State, missed: int | None, tasks: TaskCounts | None) -> AgentView:
+    tasks = tasks or TaskCounts()
     return AgentView(
         agent_name=row.agent_name,
         session_id=row.session_id,
@@ -246,12 +265,12 @@ def view_agent(row: Row[Any], tasks: TaskCounts, as_of: datetime | None, missed_
     )
 
 
-def _in_order(agents: Iterable[AgentView], *, newest_first: bool) -> list[AgentView]:
+def _in_order(judged: Iterable[tuple[State, Row[Any]]], *, newest_first: bool) -> list[tuple[State, Row[Any]]]:
     if newest_first:
         # Those that were never heard come last, the newest registration first.
         return sorted(
-            agents,
-            key=lambda agent: (agent.last_seen_at is not None, agent.last_seen_at or agent.registered_at),
+            judged,
+            key=lambda found: (found[1].last_seen_at is not None, found[1].last_seen_at or found[1].registered_at),
             reverse=True,
         )
-    return sorted(agents, key=lambda agent: (_URGENCY[agent.state], agent.agent_name, agent.registered_at))
+    return sorted(judged, key=lambda found: (_URGENCY[found[0]], found[1].agent_name, found[1].registered_at))

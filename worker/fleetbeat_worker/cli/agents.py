@@ -14,7 +14,7 @@ from fleetbeat_shared.durations import format_duration
 from fleetbeat_shared.errors import UnknownSession
 from fleetbeat_shared.identifiers import normalise_name
 from fleetbeat_shared.liveness import State
-from fleetbeat_worker.cli.dashboard import headline, heard_text, no_agents_text, promise_text, state_text
+from fleetbeat_worker.cli.dashboard import headline, heard_text, missed_text, no_agents_text, promise_text, state_text
 from fleetbeat_worker.cli.events import event_json, events_table
 from fleetbeat_worker.cli.options import States, common_options, example, json_option, open_database, open_redis
 from fleetbeat_worker.cli.output import ago, console, facts_table, plain_table, print_json, safe, stamp
@@ -44,7 +44,11 @@ def agents() -> None:
 @common_options
 def list_agents(*, settings: Settings, states: frozenset[State] | None, show_all: bool, as_json: bool) -> None:
     """List the live agents, the newest heartbeat first."""
-    selection = Selection(states=states or (frozenset(State) if show_all else LIVE_STATES), newest_first=True)
+    selection = Selection(
+        states=states or (frozenset(State) if show_all else LIVE_STATES),
+        newest_first=True,
+        count_missed=as_json,  # the text has no room for it
+    )
     with open_database(settings) as engine, open_redis(settings) as client:
         view = read_fleet(settings, engine, client, selection)
     if as_json:
@@ -162,7 +166,7 @@ def _facts(report: AgentReport) -> dict[str, Text]:
 def _state_fact(report: AgentReport) -> Text:
     agent = report.agent
     since = f" since {stamp(agent.state_changed_at)} UTC" if agent.state is not State.LATE else ""
-    missed = f", {agent.missed_intervals} missed" if agent.missed_intervals else ""
+    missed = f", {missed_text(agent.missed_intervals)}" if agent.missed_intervals else ""
     as_of = report.pipeline.as_of
     held = f" (HELD as of {stamp(as_of)} UTC)" if report.pipeline.held and as_of else ""
     return Text.assemble(state_text(agent), since, missed, held)

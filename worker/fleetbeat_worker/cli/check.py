@@ -75,7 +75,7 @@ def check(*, settings: Settings, agent_name: str | None, as_json: bool) -> None:
 def _ask(settings: Settings, agent_name: str | None) -> Verdict:
     try:
         with open_database(settings) as engine, open_redis(settings) as client:
-            view = read_fleet(settings, engine, client, Selection(agent_name=agent_name))
+            view = read_fleet(settings, engine, client, Selection(agent_name=agent_name, count_missed=False))
     except SettingsError:
         raise
     except FleetbeatError as error:

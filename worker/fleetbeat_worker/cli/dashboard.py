@@ -10,7 +10,7 @@ from rich.text import Text
 
 from fleetbeat_shared.durations import format_duration
 from fleetbeat_shared.identifiers import normalise_name
-from fleetbeat_shared.liveness import State
+from fleetbeat_shared.liveness import MISSED_COUNTED, State
 from fleetbeat_shared.text import clean
 from fleetbeat_worker.cli.options import LIMIT, States, common_options, example, json_option, open_database, open_redis
 from fleetbeat_worker.cli.output import ago, clock, console, counted, plain_table, print_json, safe, stamp
@@ -128,7 +128,11 @@ def _agents_table(view: FleetView) -> Table:
             state_text(agent),
             safe(agent.agent_name, "bold"),
             heard_text(agent.last_seen_at, view.pipeline.now),
-            Text.assemble(promise_text(agent), "\n", _missed_text(agent)),
+            Text.assemble(
+                promise_text(agent),
+                "\n",
+                (missed_text(agent.missed_intervals), STYLES[agent.state] if agent.missed_intervals else "dim"),
+            ),
             _tasks_text(agent),
             _work_text(agent),
             _said_text(agent),
@@ -163,10 +167,11 @@ def promise_text(agent: AgentView) -> Text:
     return Text.assemble(safe(agent.schedule), "\n", safe(agent.time_zone or "UTC", "dim"))
 
 
-def _missed_text(agent: AgentView) -> Text:
-    if agent.missed_intervals is None:
-        return Text("? missed", style="dim")
-    return Text(f"{agent.missed_intervals:,} missed", style=STYLES[agent.state] if agent.missed_intervals else "dim")
+def missed_text(missed: int | None) -> str:
+    """Return how many intervals an agent missed; counting stops at MISSED_COUNTED."""
+    if missed is None:
+        return "? missed"
+    return f"{missed}+ missed" if missed >= MISSED_COUNTED else f"{missed} missed"
 
 
 def _tasks_text(agent: AgentView) -> Text:
