@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, DatabaseError, DBAPIError, InterfaceError, NoSuchModuleError, OperationalError
+from sqlalchemy.exc import (
+    ArgumentError,
+    DatabaseError,
+    DBAPIError,
+    InterfaceError,
+    NoSuchModuleError,
+    OperationalError,
+    ProgrammingError,
+)
 
 from fleetbeat_shared.errors import DatabaseUnavailable, SettingsError
 
@@ -28,7 +36,8 @@ _ROLLED_BACK = {"40001", "40P01"}
 def open_engine(url: str) -> Engine:
     """Return an engine for `sqlite:///…` or `postgresql://…`; it connects at its first use.
 
-    Raises SettingsError when the URL is none of these, or the database's driver isn't installed.
+    Raises SettingsError when the URL is none of these, the database's driver isn't installed, or the folder of SQLite's
+    file isn't there and can't be made.
     """
     try:
         parsed = make_url(url)
@@ -41,6 +50,8 @@ def open_engine(url: str) -> Engine:
     except ModuleNotFoundError as error:
         message = 'The PostgreSQL driver is missing; install it with: pip install "fleetbeat[worker,postgres]".'
         raise SettingsError(message) from error
+    except SettingsError:
+        raise
     except (ArgumentError, NoSuchModuleError, ValueError):
         pass  # its text would repeat the URL, with the password
     message = "FLEETBEAT_DATABASE_URL is no URL that works here; write sqlite:///path or postgresql://user@host/name."
@@ -65,11 +76,22 @@ def _prepare_postgresql(connection: Any, _record: object) -> None:  # noqa: ANN4
 def _open_sqlite(url: Any) -> Engine:  # noqa: ANN401 - SQLAlchemy's URL
     in_memory = url.database in {None, "", ":memory:"}
     if not in_memory:
-        Path(url.database).parent.mkdir(parents=True, exist_ok=True)
+        _make_folder(Path(url.database).parent)
     engine = create_engine(url, connect_args={"timeout": BUSY_SECONDS, "check_same_thread": False})
     event.listen(engine, "connect", _prepare_sqlite)
     event.listen(engine, "begin", _begin_sqlite)
     return engine
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        why = error.strerror or type(error).__name__
+        message = (
+            f"The folder {folder} in FLEETBEAT_DATABASE_URL can't be made ({why}). Name one that you may write to."
+        )
+        raise SettingsError(message) from error
 
 
 def _prepare_sqlite(connection: Any, _record: object) -> None:  # noqa: ANN401 - the driver's connection
@@ -113,7 +135,7 @@ def reading(engine: Engine) -> Iterator[Connection]:
 def database_errors(engine: Engine) -> Iterator[None]:
     """Turn what trying again may mend into DatabaseUnavailable; a fault of the data or the program stays what it is.
 
-    Raises SettingsError when a file is there that is no database.
+    Raises SettingsError when the URL has an option that the driver refuses, or a file is there that is no database.
     """
     try:
         yield
@@ -126,6 +148,9 @@ def database_errors(engine: Engine) -> Iterator[None]:
             raise DatabaseUnavailable(message) from error
         if type(error) is DatabaseError:  # not one of its subclasses: SQLite says so of a file that isn't its own
             message = f"{place(engine)} can't be used as a database: {reason(error)}."
+            raise SettingsError(message) from error
+        if isinstance(error, ProgrammingError) and error.statement is None:  # no statement yet: it refuses to connect
+            message = f"FLEETBEAT_DATABASE_URL can't be used to connect to {place(engine)}: {reason(error)}."
             raise SettingsError(message) from error
         raise
 
