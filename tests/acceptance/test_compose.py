@@ -13,8 +13,10 @@ import pytest
 from redis.exceptions import AuthenticationError, NoPermissionError
 
 from acceptance.compose_support import BIN, PASSWORDS, ROOT, Stack, read, variables
+from fleetbeat_shared import names
 from fleetbeat_shared.connection import connect
 from fleetbeat_shared.durations import parse_duration
+from fleetbeat_shared.identifiers import new_message_id
 from fleetbeat_shared.messages import MAX_MESSAGE_BYTES
 from fleetbeat_shared.settings import DEFAULT_REDIS_PORT, PREFIX, Settings
 from fleetbeat_worker.pool import STOP_SECONDS
@@ -108,6 +110,17 @@ def test_valkey_runs_as_configured(stack: Stack) -> None:
         stranger.ping()
 
 
+def test_agents_may_send_and_hear_the_answer(stack: Stack) -> None:
+    """What agents log in with may add to the inbox, and take what workers put under the key of an answer."""
+    key = names.reply_key(new_message_id())
+    with closing(connect(stack.agent_url(), timeout_seconds=5)) as client, closing(stack.valkey_client()) as worker:
+        entry = client.xadd(names.INBOX, {names.FIELD: b"of a test"})
+        assert worker.xdel(names.INBOX, entry) == 1
+        assert client.blpop([key], timeout=0.01) is None
+        worker.rpush(key, b"answer")
+        assert client.blpop([key], timeout=5) == (key.encode(), b"answer")
+
+
 @pytest.mark.parametrize(
     "command",
     [
@@ -119,6 +132,12 @@ def test_valkey_runs_as_configured(stack: Stack) -> None:
         ("KEYS", "*"),
         ("CONFIG", "GET", "requirepass"),
         ("EVAL", "return 1", "0"),
+        # Keys of answers are for taking alone: what an agent put there, nobody would ever remove.
+        ("XADD", "fleetbeat:reply:one", "*", "m", "x"),
+        ("SET", "fleetbeat:reply:one", "x"),
+        ("RPUSH", "fleetbeat:reply:one", "x"),
+        ("BLPOP", "fleetbeat:inbox", "0.01"),
+        ("BLPOP", "rq:queue:fleetbeat", "0.01"),
     ],
 )
 def test_agents_may_do_nothing_else(stack: Stack, command: tuple[str, ...]) -> None:
