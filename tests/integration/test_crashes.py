@@ -6,6 +6,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from redis.exceptions import ConnectionError as RedisConnectionError
 from sqlalchemy import event, text
 
 from fleetbeat_shared.names import GROUP, INBOX
@@ -321,3 +322,22 @@ def test_a_broken_database_blames_nobody(redis: Redis, database: Engine, quick: 
         connection.execute(text("ALTER TABLE elsewhere RENAME TO events"))
     eventually(lambda: drain(redis, database, quick, "other", within=2.0) == 0 and backlog(redis) == 0)
     assert (count_heartbeats(database), rejected(database)) == (5, [])
+
+
+def test_redis_failing_a_worker_is_no_death(
+    redis: Redis, database: Engine, quick: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However often Redis fails between reading and storing, no message is blamed for it."""
+    (session,) = enrol(redis, database, quick, "torv")
+    send(redis, heartbeat(session))
+    with monkeypatch.context() as patched:
+        patched.setattr(Inbox, "horizon", _fail)
+        for _ in range(8):
+            with pytest.raises(RedisConnectionError):
+                drain(redis, database, quick)
+    drain(redis, database, quick)
+    assert (count_heartbeats(database), reasons(database)) == (1, [])
+
+
+def _fail(_inbox: Inbox) -> None:
+    raise RedisConnectionError

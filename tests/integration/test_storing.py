@@ -7,15 +7,16 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from sqlalchemy import select, text
+from sqlalchemy import insert, select, text, update
 
 from fleetbeat_shared.identifiers import new_message_id
 from fleetbeat_shared.messages import MAX_MESSAGE_BYTES
 from fleetbeat_shared.names import GROUP, INBOX, reply_key
+from fleetbeat_worker.batch import Batch
 from fleetbeat_worker.database import open_engine, reading, writing
-from fleetbeat_worker.inbox import Inbox
+from fleetbeat_worker.inbox import Entry, Inbox
 from fleetbeat_worker.sweep import sweep
-from fleetbeat_worker.tables import StoredHeartbeat, Task, TaskState
+from fleetbeat_worker.tables import RejectedMessage, StoredHeartbeat, Task, TaskState
 from fleetbeat_worker.transactions import put_right, store_entries
 from helpers import (
     agent,
@@ -297,13 +298,15 @@ def test_a_family_in_the_wrong_order(redis: Redis, database: Engine, quick: Sett
 
 
 def test_an_old_rejected_message_is_not_dug_up(redis: Redis, database: Engine, quick: Settings) -> None:
-    """A registration puts right what overtook it by a minute at most."""
+    """A registration puts right what was set aside a minute ago at most."""
     message = register()
-    send(redis, heartbeat(message.session_id), at=redis_time(redis) - seconds(90))
+    send(redis, heartbeat(message.session_id))
     drain(redis, database, quick)
+    with writing(database) as connection:
+        connection.execute(update(RejectedMessage).values(rejected_at=redis_time(redis) - seconds(90)))
     send(redis, message)
     drain(redis, database, quick)
-    put_right(database, redis, redis_time(redis), 2)
+    put_right(database, redis, redis_time(redis), quick)
     assert (count_heartbeats(database), reasons(database)) == (0, ["unknown_session"])
 
 
@@ -425,3 +428,85 @@ def test_a_far_off_id_is_stored_too(redis: Redis, database: Engine, quick: Setti
         drain(redis, database, quick)
     assert stored_ids(database) == sorted(odd)
     assert datetime.now(UTC) - agent(database, session).last_seen_at < timedelta(seconds=20)
+
+
+def test_an_old_backlog_is_put_right_as_well(redis: Redis, database: Engine, quick: Settings) -> None:
+    """After an outage, heartbeats may be stored before the batch with their registration is, however old both are."""
+    Inbox(redis).create_group()
+    message = register()
+    old = redis_time(redis) - seconds(600)
+    send(redis, message, at=old)
+    (registration,) = Inbox(redis).read("slow", 1, 0.1)
+    send(redis, heartbeat(message.session_id), heartbeat(message.session_id), at=old + seconds(5))
+    drain(redis, database, quick, "fast")
+    assert reasons(database) == ["unknown_session"] * 2
+    store_entries(database, [registration], redis_time(redis), 2)
+    sweep(redis, database, quick)
+    assert (count_heartbeats(database), reasons(database)) == (2, [])
+
+
+def test_one_that_cannot_be_put_right_stands_in_nobodys_way(
+    redis: Redis, database: Engine, quick: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two overtaken heartbeats the one that can't be stored is left with a reason, and sweeps go on."""
+    message = register()
+    good, bad = heartbeat(message.session_id), heartbeat(message.session_id, progress="bad")
+    send(redis, bad, good)
+    drain(redis, database, quick)
+    send(redis, message)
+    beat = Batch.apply
+
+    def apply(self: Batch, entry: Entry, found: Any) -> None:
+        if found.id == bad.id:
+            raise ValueError
+        beat(self, entry, found)
+
+    monkeypatch.setattr(Batch, "apply", apply)
+    drain(redis, database, quick)
+    sweep(redis, database, quick)
+    assert (stored_ids(database), reasons(database)) == ([good.id], ["failed"])
+
+
+def test_what_an_old_run_said_is_not_put_back(redis: Redis, database: Engine, quick: Settings) -> None:
+    """A heartbeat of before the session was opened anew is stored, and says nothing of the new run."""
+    message = register(work="old")
+    send(redis, message)
+    drain(redis, database, quick)
+    send(redis, heartbeat(message.session_id, error="old trouble", progress="old"))
+    (late,) = Inbox(redis).read("slow", 1, 0.1)
+    send(redis, deregister(message.session_id))
+    drain(redis, database, quick)
+    send(redis, register(session_id=message.session_id, work="new"))
+    drain(redis, database, quick)
+    store_entries(database, [late], redis_time(redis), 2)
+    found = agent(database, message.session_id)
+    assert (count_heartbeats(database), found.error, found.current_work) == (1, None, "new")
+    assert state(database, message.session_id) == "pending"
+
+
+def test_tasks_stay_with_a_live_sibling(redis: Redis, database: Engine, quick: Settings) -> None:
+    """When one of two parallel sessions ends, what is in progress stays so; when the last ends, it is open again."""
+    first, second = register(parallel=True), register(parallel=True)
+    send(redis, first, second)
+    drain(redis, database, quick)
+    now = redis_time(redis)
+    values = {
+        "agent_name": "torv",
+        "title": "t",
+        "state": TaskState.IN_PROGRESS.value,
+        "created_at": now,
+        "updated_at": now,
+    }
+    with writing(database) as connection:
+        connection.execute(insert(Task).values(values))
+
+    def task_state() -> str:
+        with reading(database) as connection:
+            return str(connection.execute(select(Task.state)).scalar_one())
+
+    send(redis, deregister(first.session_id))
+    drain(redis, database, quick)
+    assert task_state() == "in_progress"
+    send(redis, deregister(second.session_id))
+    drain(redis, database, quick)
+    assert task_state() == "open"

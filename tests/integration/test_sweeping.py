@@ -5,11 +5,13 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 import pytest
+from redis.exceptions import ResponseError
 from sqlalchemy import select, text
 
 from fleetbeat_shared.names import INBOX
-from fleetbeat_worker.database import open_engine, reading
+from fleetbeat_worker.database import open_engine, reading, writing
 from fleetbeat_worker.inbox import Inbox
+from fleetbeat_worker.partitions import partition_name
 from fleetbeat_worker.sweep import sweep
 from fleetbeat_worker.tables import OutageRow, Pipeline
 from helpers import (
@@ -369,3 +371,63 @@ def test_a_clock_that_was_turned_back_flags_nobody(
     assert look() == []
     assert pipeline(database).watermark == before.watermark
     assert state(database, session) == "ok"
+
+
+def test_ids_of_the_future_hold_all_verdicts_until_they_are_gone(
+    database: Engine, redis: Redis, quick: Settings, look: Callable[[], list[str]]
+) -> None:
+    """While an explicit id of tomorrow hides how old the backlog is, nobody is flagged; then the stream is mended."""
+    (session,) = enrol(redis, database, quick, "torv")
+    look()
+    let_pass(database, LONG_AGO)
+    send(redis, heartbeat(session), at=redis_time(redis) + seconds(86_400))
+    send(redis, heartbeat(session))
+    assert wait(database, look, 5 * LONG_AGO) == []
+    drain(redis, database, quick)
+    look()
+    (entry_id,) = send(redis, heartbeat(session))
+    assert int(entry_id.partition("-")[0]) < redis_time(redis).timestamp() * 1000 + 1000
+    drain(redis, database, quick)
+    assert state(database, session) == "ok"
+
+
+def test_the_largest_id_is_mended(
+    database: Engine, redis: Redis, quick: Settings, look: Callable[[], list[str]], beat: Callable[..., None]
+) -> None:
+    """The largest id there is lets nobody add to the stream any more, until the workers have drained it."""
+    (session,) = enrol(redis, database, quick, "torv")
+    redis.xadd(INBOX, {"m": b"x"}, id=f"{2**64 - 1}-{2**64 - 1}")
+    with pytest.raises(ResponseError):
+        send(redis, heartbeat(session))
+    drain(redis, database, quick)
+    look()
+    beat(session)
+    assert state(database, session) == "ok"
+
+
+def test_a_sweep_from_a_shell_takes_the_workers_interval(database: Engine, redis: Redis, quick: Settings) -> None:
+    """Where workers sweep every five minutes, somebody whose setting says five seconds sees no outage in four."""
+    enrol(redis, database, quick, "torv", interval_seconds=3600.0)
+    sweep(redis, database, quick.model_copy(update={"sweep_seconds": 300.0}))
+    let_pass(database, 240)
+    report = sweep(redis, database, quick.model_copy(update={"sweep_seconds": 5.0}), periodic=False)
+    assert (report.outage_seconds, pipeline(database).sweep_seconds) == (None, 300.0)
+
+
+def test_a_backup_stops_no_verdict(postgres_url: str, redis: Redis, quick: Settings) -> None:
+    """While a long reader keeps partitions from being made, the silent are flagged all the same."""
+    engine = open_engine(postgres_url)
+    (session,) = enrol(redis, engine, quick, "torv", interval_seconds=5.0)
+    sweep(redis, engine, quick)
+    let_pass(engine, LONG_AGO)
+    missing = partition_name((redis_time(redis) + seconds(6 * 86_400)).date())
+    with writing(engine) as connection:
+        connection.execute(text(f"DROP TABLE {missing}"))
+    with reading(engine) as backup:
+        backup.execute(text("SELECT count(*) FROM heartbeats_default"))
+        sweep(redis, engine, quick)
+        assert state(engine, session) == "degraded"
+    sweep(redis, engine, quick)
+    with reading(engine) as connection:
+        assert connection.execute(text("SELECT to_regclass(:name)"), {"name": missing}).scalar() is not None
+    engine.dispose()

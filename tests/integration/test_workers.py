@@ -18,6 +18,7 @@ from sqlalchemy import select, text
 
 from fleetbeat_shared.names import QUEUE
 from fleetbeat_worker.database import open_engine, reading, writing
+from fleetbeat_worker.pool import STOP_SECONDS, Pool
 from fleetbeat_worker.tables import Pipeline
 from helpers import (
     backlog,
@@ -251,3 +252,29 @@ def test_rq_info_shows_the_pipeline(redis: Redis, redis_url: str, on_sqlite: Set
         output = eventually(lambda: subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     assert "fleetbeat" in output
     assert "1 workers" in output
+
+
+def test_a_pool_that_is_stopped_at_once_ends_at_once(on_sqlite: Settings) -> None:
+    """No signal is lost between the start of a process and the moment that it is ready to end in order."""
+    for _ in range(5):
+        pool = Pool(on_sqlite, workers=2)
+        pool.start()
+        began = time.monotonic()
+        pool.stop()
+        assert time.monotonic() - began < STOP_SECONDS / 2
+
+
+def test_a_database_that_is_away_costs_little(redis: Redis, on_sqlite: Settings) -> None:
+    """While the database is away jobs wait in it, instead of following each other in haste."""
+    settings = on_sqlite.model_copy(update={"database_url": "postgresql://127.0.0.1:9/nobody", "sweep_seconds": 2.0})
+    send(redis, heartbeat(register().session_id))
+    with running_pool(settings, workers=2):
+        begun = eventually(lambda: _jobs_done(redis))
+        ends_at = time.monotonic() + 6
+        eventually(lambda: time.monotonic() > ends_at)
+        assert _jobs_done(redis) - begun < 20
+
+
+def _jobs_done(redis: Redis) -> int:
+    workers = Worker.all(queue=queue(redis))
+    return sum(worker.successful_job_count + worker.failed_job_count for worker in workers)

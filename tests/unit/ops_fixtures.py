@@ -69,6 +69,13 @@ def put_event(engine: Engine, kind: str, name: str, at: datetime = NOON, **colum
 
 def put_rejected(engine: Engine, entry_id: str, raw: bytes, reason: str = "not_json", detail: str = "no JSON") -> int:
     with writing(engine) as connection:
-        values = {"entry_id": entry_id, "received_at": NOON, "reason": reason, "detail": detail, "raw": raw}
+        values = {
+            "entry_id": entry_id,
+            "received_at": NOON,
+            "reason": reason,
+            "rejected_at": NOON,
+            "detail": detail,
+            "raw": raw,
+        }
         key = connection.execute(insert(RejectedMessage).values(values)).inserted_primary_key
     return int(key[0])

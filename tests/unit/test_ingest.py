@@ -26,10 +26,9 @@ SETTINGS = Settings(batch_size=10, linger_seconds=0.02, lease_seconds=3600.0)
 
 @pytest.fixture(autouse=True)
 def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let nothing wait; and the Redis in memory can't tell how much memory a key takes."""
+    """Let nothing wait."""
     for name in ("BLOCK_SECONDS", "PACE_SECONDS", "PUT_RIGHT_SECONDS", "FIRST_PAUSE_SECONDS", "LONGEST_PAUSE_SECONDS"):
         monkeypatch.setattr(module, name, 0.002)
-    monkeypatch.setattr(Inbox, "count_for", lambda _self, size: size)
 
 
 @pytest.fixture
@@ -37,7 +36,7 @@ def run(redis: FakeRedis, memory: Engine) -> Callable[..., int]:
     """Return what runs one ingest job for a few seconds at most."""
 
     def act(consumer: str = "worker", stop: Callable[[], bool] = lambda: False, within: float = 5.0) -> int:
-        return Ingest(redis, memory, SETTINGS, consumer, stop).run(within)
+        return Ingest(redis, memory, SETTINGS, consumer, stop=stop).run(within)
 
     return act
 

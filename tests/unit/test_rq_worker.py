@@ -6,8 +6,10 @@ import zlib
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from redis.exceptions import ConnectionError as RedisConnectionError
 from rq import Queue
-from rq.exceptions import NoSuchJobError
+from rq.exceptions import NoSuchJobError, StopRequested
+from rq.job import Job
 
 from fleetbeat_shared.names import QUEUE
 from fleetbeat_worker import jobs
@@ -112,3 +114,17 @@ def test_a_job_without_data_is_none(redis: FakeRedis) -> None:
     """A hash without data is what RQ calls no job, and passes over."""
     with pytest.raises(NoSuchJobError):
         job_named(redis).restore({b"status": b"queued"})
+
+
+@pytest.mark.parametrize("error", [StopRequested(), RedisConnectionError()])
+def test_a_signal_while_a_job_is_read_is_no_fault_of_the_job(
+    redis: FakeRedis, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """RQ's request to stop, and a lost connection, pass through: the job is good, and the worker must hear them."""
+
+    def restore(_self: Job, _raw: object) -> None:
+        raise error
+
+    monkeypatch.setattr(Job, "restore", restore)
+    with pytest.raises(type(error)):
+        job_named(redis).restore({b"data": OURS})

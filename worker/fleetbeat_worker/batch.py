@@ -117,6 +117,7 @@ class Batch:
                 "reason": reason.value,
                 "detail": detail,
                 "session_id": message.session_id if message else None,
+                "rejected_at": self.facts.now,
                 "awaits_session_id": awaits,
                 "raw": entry.wire[:MAX_MESSAGE_BYTES],
             }
@@ -151,8 +152,9 @@ class Batch:
         )
         if message.progress:
             self._event(EventType.HEARTBEAT, seen_at, agent, message_id=message.id, text=message.progress)
-        self._see(agent, seen_at)
-        self._report(agent, (seen_at, entry.position(self.facts.now)), row)
+        order = (seen_at, entry.position(self.facts.now))
+        self._see(agent, order)
+        self._report(agent, order, row)
         if message.reply:
             answer = Reply(
                 ok=True,
@@ -163,14 +165,15 @@ class Batch:
             )
             self.replies.append((message.id, answer))
 
-    def _see(self, agent: AgentRecord, seen_at: datetime) -> None:
+    def _see(self, agent: AgentRecord, order: tuple[datetime, int]) -> None:
         """Move `last_seen_at` forward, and what hangs on it; an older heartbeat moves nothing."""
+        seen_at = order[0]
         if agent.last_seen_at is not None and seen_at <= agent.last_seen_at:
             return
         before, agent.last_seen_at = agent.since, seen_at
         agent.seen = True
-        if agent.state is State.ENDED:
-            return
+        if agent.state is State.ENDED or (agent.reported is not None and order < agent.reported):
+            return  # a heartbeat of before the session was opened anew says nothing of it now
         agent.deadline_at = self._deadline(agent.promise, agent.since)
         if agent.state is State.OK:
             return
@@ -209,7 +212,9 @@ class Batch:
             agent = self._new_agent(message, promise, received_at, position)
         elif agent.ended_at is not None:
             agent.registered_at, agent.ended_at = received_at, None
-            agent.set(registered_at=received_at, ended_at=None, exit_status=None, error=None)
+            agent.reported = (received_at, position)
+            reported = {"reported_at": received_at, "reported_entry": position}
+            agent.set(registered_at=received_at, ended_at=None, exit_status=None, error=None, **reported)
             self._change_state(agent, State.PENDING, received_at)
         agent.agent_name, agent.promise, agent.parallel = message.agent_name, promise, message.parallel
         agent.lifecycle_entry = position

@@ -13,8 +13,9 @@ import time
 from typing import TYPE_CHECKING, cast
 
 from redis.exceptions import LockError, OutOfMemoryError, RedisError, ResponseError
-from rq import Queue, Worker
+from rq import Queue
 from rq.utils import now as rq_now
+from sqlalchemy.exc import SQLAlchemyError
 
 from fleetbeat_shared.connection import connect, place, reason
 from fleetbeat_shared.errors import DatabaseUnavailable
@@ -24,6 +25,7 @@ from fleetbeat_worker.database import open_engine
 from fleetbeat_worker.inbox import Demand, Inbox, is_missing
 from fleetbeat_worker.ingest import Ingest
 from fleetbeat_worker.log import Complaint, logger
+from fleetbeat_worker.queue_state import read_workers
 from fleetbeat_worker.sweep import sweep
 
 if TYPE_CHECKING:
@@ -169,7 +171,7 @@ class Dispatcher:
         return sum(job_id.startswith(f"{kind}-".encode()) for job_id in ids)
 
     def _idle_workers(self) -> int:
-        workers = Worker.all(queue=self._queue)
+        workers = read_workers(self._queue)
         return sum(
             worker.get_state() == "idle"
             and worker.last_heartbeat is not None
@@ -186,13 +188,13 @@ class Dispatcher:
         engine = open_engine(self._settings.sql_url)
         try:
             consumer = f"direct-{socket.gethostname()}-{os.getpid()}"
-            Ingest(self._client, engine, self._settings, consumer, self._stop).run(self._settings.sweep_seconds)
+            Ingest(self._client, engine, self._settings, consumer, stop=self._stop).run(self._settings.sweep_seconds)
             if time.monotonic() >= self._sweep_at:
                 self._sweep_at = time.monotonic() + self._settings.sweep_seconds
                 sweep(self._client, engine, self._settings)
-        except DatabaseUnavailable as error:
-            self._database_trouble.trouble(str(error))
-            time.sleep(POLL_SECONDS)
+        except (DatabaseUnavailable, SQLAlchemyError) as error:
+            self._database_trouble.trouble(f"The inbox can't be drained: {str(error).splitlines()[0]}")
+            time.sleep(RENEW_SECONDS)
         except (RedisError, OSError) as error:
             self._redis_trouble.trouble(f"Redis at {where} can't be used ({reason(error)}). Workers wait for it.")
             time.sleep(POLL_SECONDS)

@@ -22,8 +22,13 @@ if TYPE_CHECKING:
 
     from redis import Redis
 
-READ_BYTES = 16 * 1024 * 1024
-"""About how many bytes of entries are read at once at most: a flood of large messages can't fill the memory."""
+READ_STEP = 100
+"""How many entries are read with one command."""
+READ_BYTES = 4 * 1024 * 1024
+"""After how many bytes a batch takes no further step."""
+
+CLOCK_STEP_MILLISECONDS = 60_000
+"""Ids may lie this far in the future without anybody's fault: Redis goes on counting when its clock is set back."""
 
 READER_SECONDS = 1.0
 """A consumer that asked for entries within this time is there and will take the next ones."""
@@ -37,6 +42,22 @@ local pending = redis.pcall('XPENDING', KEYS[1], ARGV[1], '-', '+', 1, ARGV[2])
 if pending.err then return 1 end  -- no such group: nobody is in it
 if #pending > 0 then return 0 end
 return redis.call('XGROUP', 'DELCONSUMER', KEYS[1], ARGV[1], ARGV[2]) + 1
+"""
+
+# Ids that lie in the future stay there: each is larger than the one before. With the stream made anew they begin at the
+# present. Only while it is empty, so that nothing is lost, which only a script can see and do in one step.
+_REBUILD = """
+if redis.call('EXISTS', KEYS[1]) == 0 or redis.call('XLEN', KEYS[1]) > 0 then return 0 end
+local info = redis.call('XINFO', 'STREAM', KEYS[1])
+local last = '0-0'
+for place = 1, #info, 2 do
+  if info[place] == 'last-generated-id' then last = info[place + 1] end
+end
+local milliseconds = tonumber(string.match(last, '^%d+'))
+if milliseconds <= tonumber(redis.call('TIME')[1]) * 1000 + tonumber(ARGV[2]) then return 0 end
+redis.call('DEL', KEYS[1])
+redis.call('XGROUP', 'CREATE', KEYS[1], ARGV[1], '0', 'MKSTREAM')
+return 1
 """
 
 
@@ -78,8 +99,9 @@ class Horizon:
 
     now: datetime
     """Redis's time."""
-    watermark: datetime
-    """All that was received before it is in SQL."""
+    watermark: datetime | None
+    """All that was received before it is in SQL. None if the oldest entry's id lies in the future, where only a sender
+    that gave an explicit id can have put it: then nobody knows when anything in the inbox was received."""
     backlog: int
     """Entries that are not in SQL yet."""
 
@@ -111,21 +133,21 @@ class Inbox:
                 raise
 
     def read(self, consumer: str, count: int, block_seconds: float) -> list[Entry]:
-        """Take entries that nobody took, waiting for the first one for a time."""
-        answer = self._client.xreadgroup(
-            GROUP, consumer, {INBOX: ">"}, count=count, block=max(1, int(block_seconds * 1000))
-        )
-        return _entries(answer[0][1]) if answer else []
+        """Take entries that nobody took, waiting for the first one for a time.
 
-    def count_for(self, size: int) -> int:
-        """Return how many entries to read at once: `size`, or fewer if they are large."""
-        with self._client.pipeline(transaction=False) as pipe:
-            pipe.memory_usage(INBOX, samples=5)
-            pipe.xlen(INBOX)
-            memory, length = pipe.execute()
-        if not memory or length < 1:
-            return size
-        return max(1, min(size, int(READ_BYTES * length // memory)))
+        They are taken in steps, and fewer than `count` if they are large: a flood of them can't fill the memory.
+        """
+        entries = self._read_step(consumer, min(count, READ_STEP), max(1, int(block_seconds * 1000)))
+        taken, size = len(entries), sum(len(entry.wire) for entry in entries)
+        while taken == READ_STEP and len(entries) < count and size < READ_BYTES:
+            step = self._read_step(consumer, min(count - len(entries), READ_STEP), None)
+            entries += step
+            taken, size = len(step), size + sum(len(entry.wire) for entry in step)
+        return entries
+
+    def _read_step(self, consumer: str, count: int, block_milliseconds: int | None) -> list[Entry]:
+        answer = self._client.xreadgroup(GROUP, consumer, {INBOX: ">"}, count=count, block=block_milliseconds)
+        return _entries(answer[0][1]) if answer else []
 
     def pending_of(self, consumer: str, count: int) -> list[Pending]:
         """Return the oldest entries in a consumer's hands."""
@@ -163,6 +185,10 @@ class Inbox:
         """Remove a consumer unless entries are in its hands; return whether it is gone."""
         return bool(self._client.eval(_LEAVE, 1, INBOX, GROUP, consumer))
 
+    def rebuild_if_in_future(self) -> bool:
+        """Make the empty stream anew if a sender pushed its ids into the future; return whether that was done."""
+        return bool(self._client.eval(_REBUILD, 1, INBOX, GROUP, CLOCK_STEP_MILLISECONDS))
+
     def remove_idle_consumers(self, idle_seconds: float) -> None:
         """Remove the consumers that dead workers left behind, as far as nothing is in their hands."""
         try:
@@ -186,8 +212,11 @@ class Inbox:
             pipe.xlen(INBOX)
             (seconds, microseconds), oldest, backlog = pipe.execute()
         now = from_milliseconds(seconds * 1000 + microseconds // 1000)
-        watermark = _entries(oldest)[0].received_at(now) if oldest else now
-        return Horizon(now=now, watermark=watermark, backlog=backlog)
+        if not oldest:
+            return Horizon(now, watermark=now, backlog=backlog)
+        (entry,) = _entries(oldest)
+        is_known = entry.milliseconds <= to_milliseconds(now) + CLOCK_STEP_MILLISECONDS
+        return Horizon(now, watermark=entry.received_at(now) if is_known else None, backlog=backlog)
 
     def last_id(self) -> str | None:
         """Return the id of the newest entry, or None if there is none."""
@@ -205,10 +234,15 @@ class Inbox:
             pipe.xpending(INBOX, GROUP)
             pipe.xpending_range(INBOX, GROUP, "-", "+", 1, idle=int(lease_seconds * 1000))
             pipe.xinfo_consumers(INBOX, GROUP)
-            length, summary, expired, consumers = pipe.execute()
+            pipe.xinfo_groups(INBOX)
+            pipe.xrevrange(INBOX, count=1)
+            length, summary, expired, consumers, groups, newest = pipe.execute()
         readers = sum(consumer["idle"] < READER_SECONDS * 1000 for consumer in consumers)
         pending = summary["pending"]
-        return Demand(max(0, length - pending), pending, readers, bool(expired))
+        delivered = next(_order(group["last-delivered-id"]) for group in groups if _text(group["name"]) == GROUP)
+        # The difference alone is too small when a sender trimmed entries that are pending.
+        waits = bool(newest) and _order(newest[0][0]) > delivered
+        return Demand(max(int(waits), length - pending), pending, readers, bool(expired))
 
     def wait_for_entry(self, seconds: float) -> None:
         """Return when the stream has an entry, or after a time."""
@@ -232,6 +266,11 @@ def _wire(fields: dict[bytes, bytes]) -> bytes:
 
 def _pending(answer: Iterable[Any]) -> list[Pending]:
     return [Pending(_text(item["message_id"]), item["times_delivered"]) for item in answer]
+
+
+def _order(entry_id: bytes | str) -> tuple[int, int]:
+    milliseconds, _, sequence = _text(entry_id).partition("-")
+    return int(milliseconds), int(sequence)
 
 
 def _text(value: bytes | str) -> str:

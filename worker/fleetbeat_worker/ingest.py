@@ -30,7 +30,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from fleetbeat_shared.errors import DatabaseUnavailable
 from fleetbeat_shared.messages import Reason
 from fleetbeat_worker.database import writing
-from fleetbeat_worker.inbox import Entry, Inbox, is_missing
+from fleetbeat_worker.inbox import READ_STEP, Entry, Inbox, is_missing
 from fleetbeat_worker.log import Complaint, logger
 from fleetbeat_worker.transactions import put_right, send_replies, set_aside, store_entries
 
@@ -74,16 +74,28 @@ class Unit:
 class Ingest:
     """One run of the job, in one process."""
 
-    def __init__(
-        self, client: Redis, engine: Engine, settings: Settings, consumer: str, stop: Callable[[], bool] = lambda: False
+    def __init__(  # noqa: PLR0913 - what it works with, and the two who may end it
+        self,
+        client: Redis,
+        engine: Engine,
+        settings: Settings,
+        consumer: str,
+        *,
+        stop: Callable[[], bool] = lambda: False,
+        make_room: Callable[[], bool] = lambda: False,
     ) -> None:
-        """Take from the inbox under the name `consumer`; `stop` is asked between batches whether to end early."""
+        """Take from the inbox under the name `consumer`.
+
+        Between batches, `stop` is asked whether to end early, and `make_room` whether other work waits; as long as the
+        database is away that can't be done either.
+        """
         self._client = client
         self._inbox = Inbox(client)
         self._engine = engine
         self._settings = settings
         self._consumer = consumer
         self._stop = stop
+        self._make_room = make_room
         self._held: list[str] = []
         self._own_may_be_pending = True
         self._look_for_expired_at = 0.0
@@ -113,7 +125,7 @@ class Ingest:
                     break
                 self._put_right_when_due()
                 # Not before the first batch: sweeps that take longer than their interval would leave no room for any.
-                if time.monotonic() >= ends_at or self._stop():
+                if time.monotonic() >= ends_at or self._stop() or (self._database_is_there and self._make_room()):
                     break
         self._inbox.leave(self._consumer)
         return self.stored
@@ -148,7 +160,7 @@ class Ingest:
 
     def _take_over(self, pending: Sequence[Pending], idle_seconds: float) -> Unit | None:
         deliveries = pending[0].deliveries
-        size = {0: self._inbox.count_for(len(pending)), DIED_TOGETHER: SUSPECTS_TOGETHER}.get(deliveries, 1)
+        size = {0: READ_STEP, DIED_TOGETHER: SUSPECTS_TOGETHER}.get(deliveries, 1)
         ids = [item.id for item in pending[:size] if item.deliveries == deliveries]
         entries = self._inbox.take_over(self._consumer, ids, idle_seconds)
         if deliveries:
@@ -157,8 +169,7 @@ class Ingest:
 
     def _fresh_unit(self, block_seconds: float) -> Unit | None:
         time.sleep(max(0.0, min(PACE_SECONDS, self._last_commit_at + PACE_SECONDS - time.monotonic())))
-        count = self._inbox.count_for(self._settings.batch_size)
-        entries = self._inbox.read(self._consumer, count, block_seconds)
+        entries = self._inbox.read(self._consumer, self._settings.batch_size, block_seconds)
         return Unit(entries, 0) if entries else None
 
     def _process(self, unit: Unit) -> None:
@@ -167,11 +178,12 @@ class Ingest:
             self._store(unit)
         except DatabaseUnavailable as error:
             # That is no fault of the messages: they are laid down with the delivery count that they had.
-            self._lay_down(unit)
+            self._patiently(lambda: self._lay_down(unit))
             self._trouble_with_database(error)
-        except SQLAlchemyError:  # a table is missing, say: nor is that, and no process died of it
-            self._lay_down(unit)
-            time.sleep(LONGEST_PAUSE_SECONDS)  # the dispatcher sends the next one at once
+        except Exception as error:  # Redis failed us, say, or a table is missing: no process died of it
+            self._patiently(lambda: self._lay_down(unit))
+            if isinstance(error, SQLAlchemyError):
+                time.sleep(LONGEST_PAUSE_SECONDS)  # the dispatcher sends the next job at once
             raise
         else:
             # Only now: a database whose disk is full, or of which a table is locked, answers all the same.
@@ -185,8 +197,9 @@ class Ingest:
             self._held = []
 
     def _lay_down(self, unit: Unit) -> None:
-        held, self._held = self._held, []
-        self._inbox.release(self._consumer, held, self._settings.lease_seconds, unit.deliveries)
+        self._held = []  # first, so that their leases aren't renewed meanwhile
+        ids = [entry.id for entry in unit.entries]
+        self._inbox.release(self._consumer, ids, self._settings.lease_seconds, unit.deliveries)
         self._own_may_be_pending = True
 
     def _store(self, unit: Unit) -> None:
@@ -208,7 +221,7 @@ class Ingest:
             return
         self._put_right_at = None
         try:
-            put_right(self._engine, self._client, self._now(), self._settings.missed_intervals)
+            put_right(self._engine, self._client, self._now(), self._settings)
         except DatabaseUnavailable as error:
             logger.debug("Left to the next sweep: %s", error)
 

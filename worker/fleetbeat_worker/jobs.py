@@ -43,7 +43,7 @@ def ingest() -> int:
         queue = Queue(QUEUE, connection=client, serializer="json")
         job = get_current_job()
         consumer = (job and job.worker_name) or f"process-{os.getpid()}"
-        run = Ingest(client, engine, settings, consumer, stop=lambda: asked() or queue.count > 0)
+        run = Ingest(client, engine, settings, consumer, stop=asked, make_room=lambda: queue.count > 0)
         return run.run(settings.sweep_seconds)
 
 

@@ -49,11 +49,14 @@ class PipelineView:
         }
 
 
-def patience_seconds(settings: Settings) -> float:
-    """Return how late the pipeline may be before it counts as behind: as late as would be an outage to the sweep."""
+def patience_seconds(settings: Settings, stored: StoredPipeline) -> float:
+    """Return how late the pipeline may be before it counts as behind: as late as would be an outage to the sweep.
+
+    The workers may sweep less often than the settings of whoever looks say.
+    """
     from fleetbeat_worker.sweep import OUTAGE_SECONDS, OUTAGE_SWEEPS  # it imports RQ, for which looking needn't wait
 
-    return max(OUTAGE_SECONDS, OUTAGE_SWEEPS * settings.sweep_seconds)
+    return max(OUTAGE_SECONDS, OUTAGE_SWEEPS * max(settings.sweep_seconds, stored.sweep_seconds or 0))
 
 
 def view_pipeline(  # noqa: PLR0913 - everything that the view is made of
@@ -82,10 +85,11 @@ def view_pipeline(  # noqa: PLR0913 - everything that the view is made of
             held=True,
             trouble=away,
         )
-    lag = max(0.0, (horizon.now - horizon.watermark).total_seconds())
-    behind = _lag_trouble(settings, lag, horizon.backlog, workers)
-    unwatched = _sweep_trouble(settings, stored.last_sweep_at, horizon.now)
-    as_of = max(horizon.watermark, stored.watermark or horizon.watermark)
+    patience = patience_seconds(settings, stored)
+    as_of = max((moment for moment in (horizon.watermark, stored.watermark) if moment is not None), default=None)
+    lag = max(0.0, (horizon.now - (horizon.watermark or as_of or horizon.now)).total_seconds())
+    behind = _FROM_FUTURE if horizon.watermark is None else _lag_trouble(patience, lag, horizon.backlog, workers)
+    unwatched = _sweep_trouble(patience, stored.last_sweep_at, horizon.now)
     unwatched_since = stored.watermark if unwatched is not None else None
     if unwatched_since is not None:
         # Nobody watched since: the next sweep moves every deadline by that time, so it can't count as silence here.
@@ -103,17 +107,23 @@ def view_pipeline(  # noqa: PLR0913 - everything that the view is made of
     )
 
 
-def _lag_trouble(settings: Settings, lag_seconds: float, backlog: int, workers: int | None) -> str | None:
-    if lag_seconds <= patience_seconds(settings):
+_FROM_FUTURE = (
+    "The inbox has ids of the future, which some agent gave: nothing can be judged until the workers have drained it "
+    "and made it anew."
+)
+
+
+def _lag_trouble(patience: float, lag_seconds: float, backlog: int, workers: int | None) -> str | None:
+    if lag_seconds <= patience:
         return None
     message = f"The workers are {format_duration(round(lag_seconds))} behind ({backlog:,} messages wait). "
     return message + ("Start more: fleetbeat worker -n 4" if workers else "None is running: fleetbeat worker")
 
 
-def _sweep_trouble(settings: Settings, last_sweep_at: datetime | None, now: datetime) -> str | None:
+def _sweep_trouble(patience: float, last_sweep_at: datetime | None, now: datetime) -> str | None:
     if last_sweep_at is None:
         return "No sweep has run yet, so no silence is noticed. Start a worker: fleetbeat worker"
     seconds = (now - last_sweep_at).total_seconds()
-    if seconds <= patience_seconds(settings):
+    if seconds <= patience:
         return None
     return f"The last sweep was {format_duration(round(seconds))} ago. Is a worker running (fleetbeat worker)?"

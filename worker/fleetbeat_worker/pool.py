@@ -39,6 +39,8 @@ LONGEST_PAUSE_SECONDS = 5.0
 STOP_SECONDS = 30.0
 """How long a child may take to finish its batch when the pool stops."""
 
+_STOPPING = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
+
 _FORK = multiprocessing.get_context("fork")
 
 
@@ -103,7 +105,12 @@ class Pool:
         child.started_at = time.monotonic()
         arguments = (child.main, self._settings, self._alive_read, self._alive_write)
         child.process = _FORK.Process(target=_child_main, args=arguments, name=f"fleetbeat-{child.role}")
-        child.process.start()
+        # A signal between the fork and the moment that the child is ready for it would be lost on the parent's handler.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING)
+        try:
+            child.process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def _restart_if_ended(self, child: _Child) -> None:
         now = time.monotonic()
@@ -124,7 +131,9 @@ def _child_main(main: Callable[[Settings], None], settings: Settings, alive_read
     os.close(alive_write)
     os.setpgid(0, 0)  # Ctrl-C in a terminal reaches the parent alone, which ends us in order
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPPING)
     threading.Thread(target=_end_with_parent, args=(alive_read,), name="parent", daemon=True).start()
     main(settings)
 

@@ -47,14 +47,20 @@ class QueueState:
     jobs_failed: int
     workers: tuple[WorkerState, ...]
 
+    @property
+    def lag_seconds(self) -> float | None:
+        """How far the watermark is behind; None when ids of the future hide it."""
+        watermark = self.horizon.watermark
+        return None if watermark is None else (self.horizon.now - watermark).total_seconds()
+
     def to_json(self) -> dict[str, Any]:
         """Return what `fleetbeat queue --json` prints."""
-        lag = (self.horizon.now - self.horizon.watermark).total_seconds()
+        lag = self.lag_seconds
         return {
             "now": self.horizon.now,
             "watermark": self.horizon.watermark,
             "backlog": self.horizon.backlog,
-            "lag_seconds": round(lag, 3),
+            "lag_seconds": None if lag is None else round(lag, 3),
             "pending": [{"consumer": name, "entries": number} for name, number in self.pending.items()],
             "jobs": {"waiting": self.jobs_waiting, "started": self.jobs_started, "failed": self.jobs_failed},
             "workers": [
@@ -91,21 +97,22 @@ def read_queue(client: Redis) -> QueueState:
                 job_id=worker.get_current_job_id(),
                 last_heartbeat_at=worker.last_heartbeat,
             )
-            for worker in sorted(_workers(queue), key=lambda worker: worker.name)
+            for worker in sorted(read_workers(queue), key=lambda worker: worker.name)
         ),
     )
 
 
 def count_workers(client: Redis) -> int:
     """Return how many RQ workers listen to our queue. Raises redis-py's errors."""
-    return len(_workers(_queue(client)))
+    return len(read_workers(_queue(client)))
 
 
 def _queue(client: Redis) -> Queue:
     return Queue(QUEUE, connection=client, serializer=JSONSerializer)
 
 
-def _workers(queue: Queue) -> list[Any]:
+def read_workers(queue: Queue) -> list[Any]:
+    """Return RQ's workers of a queue. Raises redis-py's errors."""
     options = queue.connection.connection_pool.connection_kwargs
     patience = options.get("socket_timeout")
     try:

@@ -12,10 +12,11 @@ import signal
 import zlib
 from typing import TYPE_CHECKING, Any
 
-from redis.exceptions import OutOfMemoryError, ResponseError
+from redis.exceptions import OutOfMemoryError, RedisError, ResponseError
 from rq import Queue, Worker, worker_registration
-from rq.exceptions import NoSuchJobError
+from rq.exceptions import NoSuchJobError, StopRequested
 from rq.job import Job, JobStatus
+from rq.timeouts import BaseTimeoutException
 from rq.utils import now as rq_now, utcformat
 
 from fleetbeat_shared.names import QUEUE
@@ -46,6 +47,8 @@ class FleetbeatJob(Job):
         if why is None:
             try:
                 return super().restore(raw_data)
+            except (StopRequested, BaseTimeoutException, RedisError):
+                raise  # a signal or a lost connection came at this moment: that is no fault of the job
             except Exception as error:  # noqa: BLE001 - whatever is wrong with it, the worker goes on
                 why = f"the job can't be read ({type(error).__name__})"
         logger.warning("A job is refused", extra={"job": self.id, "why": why})

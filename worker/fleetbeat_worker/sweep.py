@@ -11,6 +11,9 @@ from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+from sqlalchemy.exc import SQLAlchemyError
+
+from fleetbeat_shared.errors import DatabaseUnavailable
 from fleetbeat_worker.database import writing
 from fleetbeat_worker.inbox import Inbox
 from fleetbeat_worker.log import logger
@@ -39,8 +42,8 @@ class SweepReport:
 
     swept_at: datetime
     """Redis's time."""
-    watermark: datetime
-    """As of when the verdicts are."""
+    watermark: datetime | None
+    """As of when the verdicts are; None when nothing has ever been known."""
     outage_seconds: float | None
     """How long nobody had watched, if it was long enough to matter."""
     degraded: list[str]
@@ -51,45 +54,65 @@ class SweepReport:
         return asdict(self)
 
 
-def sweep(client: Redis, engine: Engine, settings: Settings, *, dry_run: bool = False) -> SweepReport:
+def sweep(
+    client: Redis, engine: Engine, settings: Settings, *, periodic: bool = True, dry_run: bool = False
+) -> SweepReport:
     """Put right what was overtaken, then flag every agent whose deadline lies before the watermark.
 
+    `periodic` is one of the workers' own, which write down their interval; others may have been started with another.
     With `dry_run` nothing is changed: the report says what would be.
 
     Raises redis-py's errors and DatabaseUnavailable.
     """
     inbox = Inbox(client)
     if not dry_run:
-        put_right(engine, client, inbox.horizon().now, settings.missed_intervals)
+        try:
+            put_right(engine, client, inbox.horizon().now, settings)
+        except SQLAlchemyError as error:  # it must not stand in the way of the verdicts
+            logger.error("What overtook its registration can't be put right", exc_info=error)
     # Redis first, SQL afterwards: whatever is committed in between can only make agents look more alive.
     horizon = inbox.horizon()
     with writing(engine) as connection:
-        report = _decide(connection, horizon, settings)
+        report = _decide(connection, horizon, settings, periodic=periodic)
         if dry_run:
             connection.rollback()
-        else:
-            make_partitions(connection, horizon.now)
     if not dry_run:
-        inbox.remove_idle_consumers(FORGOTTEN_CONSUMER_SECONDS)
         _tell(report)
+        _keep_house(inbox, engine, horizon.now)
     return report
 
 
-def _decide(connection: Connection, horizon: Horizon, settings: Settings) -> SweepReport:
-    last_watermark, last_sweep_at = lock_pipeline(connection)
-    watermark = max(horizon.watermark, last_watermark or horizon.watermark)
-    gap = outage_between(last_sweep_at, horizon.now, settings.sweep_seconds)
-    if gap is not None and last_sweep_at is not None:
-        record_outage(connection, last_sweep_at, horizon.now)
-    due = find_due(connection, watermark)
-    flag(connection, due, watermark, horizon.now)
-    write_pipeline(connection, watermark, horizon.now)
+def _decide(connection: Connection, horizon: Horizon, settings: Settings, *, periodic: bool) -> SweepReport:
+    last = lock_pipeline(connection)
+    known = [moment for moment in (horizon.watermark, last.watermark) if moment is not None]
+    watermark = max(known, default=None)
+    interval = settings.sweep_seconds if periodic else max(settings.sweep_seconds, last.sweep_seconds or 0)
+    gap = outage_between(last.last_sweep_at, horizon.now, interval)
+    if gap is not None and last.last_sweep_at is not None:
+        record_outage(connection, last.last_sweep_at, horizon.now)
+    due = find_due(connection, watermark) if watermark is not None else []
+    if watermark is not None:
+        flag(connection, due, watermark, horizon.now)
+    write_pipeline(connection, watermark, horizon.now, settings.sweep_seconds if periodic else last.sweep_seconds)
     return SweepReport(
         swept_at=horizon.now,
         watermark=watermark,
         outage_seconds=gap.total_seconds() if gap else None,
         degraded=[agent.agent_name for agent in due],
     )
+
+
+def _keep_house(inbox: Inbox, engine: Engine, now: datetime) -> None:
+    """Do what has time: it comes after the verdicts, and what fails is tried again by the next sweep."""
+    if inbox.rebuild_if_in_future():
+        logger.warning("The inbox's ids lay in the future, where some agent's explicit id put them; it was made anew")
+    inbox.remove_idle_consumers(FORGOTTEN_CONSUMER_SECONDS)
+    try:
+        with writing(engine) as connection:
+            make_partitions(connection, now)
+    except DatabaseUnavailable as error:
+        # A backup that reads the default partition is in the way, say. There are some days' partitions in reserve.
+        logger.warning("Partitions can't be made now: %s", error)
 
 
 def outage_between(last_sweep_at: datetime | None, now: datetime, sweep_seconds: float) -> timedelta | None:

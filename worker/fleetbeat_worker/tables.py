@@ -223,6 +223,8 @@ class RejectedMessage(Base):
     """What exactly is wrong."""
     session_id: Mapped[UUID | None]
     """If the message could be read."""
+    rejected_at: Mapped[datetime]
+    """When it was set aside: for a minute from then on it may be put right."""
     awaits_session_id: Mapped[UUID | None]
     """The session that wasn't known: a heartbeat may overtake its own registration, a delegate its parent's."""
     raw: Mapped[bytes]
@@ -249,3 +251,5 @@ class Pipeline(Base):
     """Everything received before it was in SQL at the last sweep. Never goes back."""
     last_sweep_at: Mapped[datetime | None]
     """Redis's time at the last sweep."""
+    sweep_seconds: Mapped[float | None]
+    """The interval of the workers' sweeps: whoever looks may have another setting."""

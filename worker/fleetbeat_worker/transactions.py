@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from redis.exceptions import RedisError
@@ -15,9 +16,9 @@ from fleetbeat_shared.messages import Reason
 from fleetbeat_shared.names import REPLY_SECONDS, reply_key
 from fleetbeat_shared.text import clean
 from fleetbeat_worker.batch import Batch, Facts, understand
-from fleetbeat_worker.database import rolled_back_by_conflict, writing
+from fleetbeat_worker.database import reading, rolled_back_by_conflict, writing
 from fleetbeat_worker.log import logger
-from fleetbeat_worker.store.batches import open_batch, take_overtaken, take_rejected, write_batch
+from fleetbeat_worker.store.batches import find_overtaken, give_up, open_batch, take_rejected, write_batch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
@@ -28,10 +29,14 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
 
     from fleetbeat_shared.replies import Reply
+    from fleetbeat_shared.settings import Settings
     from fleetbeat_worker.inbox import Entry
 
 CONFLICT_TRIES = 10
 """How often a batch that lost against another transaction is tried again at once."""
+
+OVERTAKING_SECONDS = 60
+"""For how long, at least, a message waits for the registration that it overtook."""
 
 _OUR_FAULT = (ProgrammingError, InternalError, NotSupportedError, BaseTimeoutException)
 """What no message can cause: a missing table, a broken database, the end of the job's time."""
@@ -67,20 +72,36 @@ def set_aside(engine: Engine, entry: Entry, now: datetime, reason: Reason, detai
     return batch
 
 
-def put_right(engine: Engine, client: Redis, now: datetime, missed_limit: int) -> int:
+def put_right(engine: Engine, client: Redis, now: datetime, settings: Settings) -> int:
     """Apply the messages that overtook the registration which they needed; return how many.
 
     Raises DatabaseUnavailable.
     """
+    # A registration in a dead worker's hands takes a lease, or a few, until another has it.
+    since = now - timedelta(seconds=max(OVERTAKING_SECONDS, 3 * settings.lease_seconds))
     count = 0
     # A delegate's registration that is put right may be what its heartbeats waited for: look again until all is done.
     while True:
-        batch = _store(engine, lambda connection: take_overtaken(connection, now), now, missed_limit)
-        applied = len(batch.heartbeats) + sum(agent.is_new for agent in batch.agents.values())
-        count += applied
-        send_replies(client, batch.replies)
-        if not applied:
+        with reading(engine) as connection:
+            ids = find_overtaken(connection, since, settings.batch_size)
+        if not ids:
             return count
+        for batch in _apply_overtaken(engine, ids, now, settings.missed_intervals):
+            count += len(batch.heartbeats) + sum(agent.is_new for agent in batch.agents.values())
+            send_replies(client, batch.replies)
+
+
+def _apply_overtaken(engine: Engine, ids: Sequence[int], now: datetime, missed_limit: int) -> list[Batch]:
+    try:
+        return [_store(engine, lambda connection: take_rejected(connection, ids), now, missed_limit)]
+    except (DatabaseUnavailable, *_OUR_FAULT):
+        raise
+    except Exception as error:  # noqa: BLE001 - as in store_entries
+        if len(ids) > 1:
+            return [batch for one in ids for batch in _apply_overtaken(engine, [one], now, missed_limit)]
+        with writing(engine) as connection:
+            give_up(connection, ids[0], Reason.FAILED.value, _what_failed(error))
+        return []
 
 
 def apply_rejected(engine: Engine, client: Redis, now: datetime, missed_limit: int, rejected_id: int) -> Batch:

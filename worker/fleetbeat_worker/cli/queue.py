@@ -37,7 +37,7 @@ def queue(*, settings: Settings, as_json: bool) -> None:
 
 def _text(state: QueueState) -> RenderableType:
     horizon = state.horizon
-    lag = format_duration((horizon.now - horizon.watermark).total_seconds())
+    lag = "unknown" if state.lag_seconds is None else format_duration(state.lag_seconds)
     parts: list[RenderableType] = [
         Text.assemble(("Inbox    ", "bold"), f"{counted(horizon.backlog, 'message')} not yet in SQL, lag {lag}"),
         Text.assemble(

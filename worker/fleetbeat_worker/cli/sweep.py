@@ -24,12 +24,13 @@ if TYPE_CHECKING:
 def sweep(*, settings: Settings, dry_run: bool, as_json: bool) -> None:
     """Look for silent agents now; workers do the same by themselves every few seconds."""
     with open_database(settings) as engine, open_redis(settings) as client, redis_errors(settings.redis_url):
-        report = run_sweep(client, engine, settings, dry_run=dry_run)
+        report = run_sweep(client, engine, settings, periodic=False, dry_run=dry_run)
     if as_json:
         print_json({**report.to_json(), "dry_run": dry_run})
         return
     would = "would be" if dry_run else "are now"
-    click.echo(f"As of {stamp(report.watermark)} UTC: {counted(len(report.degraded), 'agent')} {would} degraded.")
+    as_of = f"As of {stamp(report.watermark)} UTC" if report.watermark else "Nothing is known yet"
+    click.echo(f"{as_of}: {counted(len(report.degraded), 'agent')} {would} degraded.")
     for name in report.degraded:
         click.echo(f"  {clean(name)}")
     if report.outage_seconds is not None:

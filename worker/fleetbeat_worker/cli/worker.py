@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from fleetbeat_shared.connection import connect, place
+from fleetbeat_shared.connection import connect, place, redis_errors
 from fleetbeat_shared.errors import DatabaseUnavailable
 from fleetbeat_worker import jobs, schema
 from fleetbeat_worker.cli.options import asked_to_stop, common_options, example
@@ -106,7 +106,8 @@ def _drained(settings: Settings) -> Callable[[], bool]:
 def _sweep_once(settings: Settings) -> None:
     engine = open_engine(settings.sql_url)
     try:
-        with closing(connect(settings.redis_url, timeout_seconds=jobs.WORKER_TIMEOUT_SECONDS)) as client:
+        client = connect(settings.redis_url, timeout_seconds=jobs.WORKER_TIMEOUT_SECONDS)
+        with closing(client), redis_errors(settings.redis_url):
             sweep(client, engine, settings)
     finally:
         engine.dispose()

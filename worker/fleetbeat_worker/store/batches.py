@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import ARRAY, any_, bindparam, delete, func, insert, select, text, update
+from sqlalchemy import ARRAY, any_, bindparam, delete, insert, select, text, update
 
 from fleetbeat_shared.liveness import Outage, Promise, State
 from fleetbeat_shared.messages import Heartbeat, Register
@@ -33,9 +33,6 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection, Table
 
     from fleetbeat_shared.messages import Deregister
-
-OVERTAKING_SECONDS = 60
-"""For how long a message waits for the registration that it overtook."""
 
 _REGISTRATION_LOCK = 0x626561740001  # one number for all batches with registrations on PostgreSQL
 
@@ -176,11 +173,15 @@ def write_batch(connection: Connection, batch: Batch) -> None:
     bulk.insert(connection, _EVENTS, batch.events)
     bulk.insert(connection, _REJECTED, batch.rejected)
     if batch.idle_tasks_of:
-        connection.execute(
-            update(Task)
-            .where(Task.agent_name.in_(list(batch.idle_tasks_of)), Task.state == TaskState.IN_PROGRESS.value)
-            .values(state=TaskState.OPEN.value, updated_at=batch.facts.now)
-        )
+        _reopen_tasks(connection, batch.idle_tasks_of, batch.facts.now)
+
+
+def _reopen_tasks(connection: Connection, names: Collection[str], now: datetime) -> None:
+    """Put the tasks in progress back to open, of the agents that have no live session left to work on them."""
+    live = select(Agent.session_id).where(Agent.agent_name == Task.agent_name, Agent.ended_at.is_(None))
+    in_progress = Task.state == TaskState.IN_PROGRESS.value
+    statement = update(Task).where(Task.agent_name.in_(list(names)), in_progress, ~live.exists())
+    connection.execute(statement.values(state=TaskState.OPEN.value, updated_at=now))
 
 
 def _write_agents(connection: Connection, batch: Batch) -> None:
@@ -206,20 +207,25 @@ def _liveness(agent: AgentRecord) -> dict[str, Any]:
     return {name: getattr(agent, name) for name in _LIVENESS_COLUMNS}
 
 
-def take_overtaken(connection: Connection, now: datetime) -> list[Entry]:
-    """Take out, in the order of the stream, the rejected messages whose awaited session is known by now.
+def find_overtaken(connection: Connection, since: datetime, limit: int) -> list[int]:
+    """Return the oldest rejected messages, set aside after `since`, whose awaited session is known by now.
 
-    Only those of the last minute, so that an old one isn't dug up by a registration of much later.
+    Not older ones, so that what was set aside long ago isn't dug up by a registration of much later.
     """
     query = (
-        select(RejectedMessage.id, RejectedMessage.entry_id, RejectedMessage.raw)
+        select(RejectedMessage.id)
         .join(Agent, Agent.session_id == RejectedMessage.awaits_session_id)
-        .where(RejectedMessage.received_at > now - timedelta(seconds=OVERTAKING_SECONDS))
+        .where(RejectedMessage.rejected_at > since)
         .order_by(RejectedMessage.received_at, RejectedMessage.id)
+        .limit(limit)
     )
-    if connection.dialect.name == "postgresql":
-        query = query.with_for_update(of=RejectedMessage, skip_locked=True)
-    return _take_out(connection, connection.execute(query).fetchall())
+    return list(connection.execute(query).scalars())
+
+
+def give_up(connection: Connection, rejected_id: int, reason: str, detail: str) -> None:
+    """Leave a rejected message where it is, for another reason, and await nothing any more."""
+    values = {"reason": reason, "detail": detail, "awaits_session_id": None}
+    connection.execute(update(RejectedMessage).where(RejectedMessage.id == rejected_id).values(values))
 
 
 def take_rejected(connection: Connection, ids: Collection[int]) -> list[Entry]:
@@ -231,15 +237,7 @@ def take_rejected(connection: Connection, ids: Collection[int]) -> list[Entry]:
     )
     if connection.dialect.name == "postgresql":
         query = query.with_for_update()
-    return _take_out(connection, connection.execute(query).fetchall())
-
-
-def _take_out(connection: Connection, rows: Sequence[Any]) -> list[Entry]:
+    rows = connection.execute(query).fetchall()
     if rows:
         connection.execute(delete(RejectedMessage).where(RejectedMessage.id.in_([row.id for row in rows])))
     return [Entry(row.entry_id, row.raw) for row in rows]
-
-
-def count_rejected(connection: Connection) -> int:
-    """Return how many messages are set aside."""
-    return connection.execute(select(func.count()).select_from(RejectedMessage)).scalar_one()

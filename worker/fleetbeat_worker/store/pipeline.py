@@ -23,9 +23,12 @@ class StoredPipeline:
     """Everything received before it was in SQL at the last sweep."""
     last_sweep_at: datetime | None = None
     """Redis's time at the last sweep."""
+    sweep_seconds: float | None = None
+    """How often the workers sweep."""
 
 
 def stored_pipeline(connection: Connection) -> StoredPipeline:
     """Return what the last sweep wrote down."""
-    row = connection.execute(select(Pipeline.watermark, Pipeline.last_sweep_at)).first()
-    return StoredPipeline(row.watermark, row.last_sweep_at) if row is not None else StoredPipeline()
+    query = select(Pipeline.watermark, Pipeline.last_sweep_at, Pipeline.sweep_seconds)
+    row = connection.execute(query).first()
+    return StoredPipeline(*row) if row is not None else StoredPipeline()

@@ -10,6 +10,7 @@ from sqlalchemy import bindparam, insert, select, text, update
 from fleetbeat_shared.liveness import State
 from fleetbeat_worker.column_types import Instant
 from fleetbeat_worker.store import bulk
+from fleetbeat_worker.store.pipeline import StoredPipeline
 from fleetbeat_worker.tables import Agent, Event, EventType, Liveness, OutageRow, Pipeline
 
 if TYPE_CHECKING:
@@ -33,16 +34,18 @@ class Due:
     deadline_at: datetime
 
 
-def lock_pipeline(connection: Connection) -> tuple[datetime | None, datetime | None]:
-    """Return the last watermark and the time of the last sweep; a second sweep waits here until this one is through."""
-    query = select(Pipeline.watermark, Pipeline.last_sweep_at).with_for_update()
-    row = connection.execute(query).one()
-    return row.watermark, row.last_sweep_at
+def lock_pipeline(connection: Connection) -> StoredPipeline:
+    """Return what the last sweep wrote down; a second sweep waits here until this one is through."""
+    query = select(Pipeline.watermark, Pipeline.last_sweep_at, Pipeline.sweep_seconds).with_for_update()
+    return StoredPipeline(*connection.execute(query).one())
 
 
-def write_pipeline(connection: Connection, watermark: datetime, swept_at: datetime) -> None:
-    """Write down how far verdicts have been taken, and when."""
-    connection.execute(update(Pipeline).values(watermark=watermark, last_sweep_at=swept_at))
+def write_pipeline(
+    connection: Connection, watermark: datetime | None, swept_at: datetime, sweep_seconds: float | None
+) -> None:
+    """Write down how far verdicts have been taken, when, and how often that is done."""
+    values = {"watermark": watermark, "last_sweep_at": swept_at, "sweep_seconds": sweep_seconds}
+    connection.execute(update(Pipeline).values(values))
 
 
 def record_outage(connection: Connection, started_at: datetime, ended_at: datetime) -> int:
@@ -59,7 +62,7 @@ def record_outage(connection: Connection, started_at: datetime, ended_at: dateti
     # The function's name is all that differs between the databases.
     statement = text(
         f"UPDATE liveness AS l SET deadline_at = l.deadline_at + (:ended - {latest}(:started, {since})) "  # noqa: S608
-        f"FROM agents AS a WHERE a.session_id = l.session_id AND l.state IN ('pending', 'ok') AND {since} < :ended"
+        f"FROM agents AS a WHERE a.session_id = l.session_id AND l.state IN {_WATCHED} AND {since} < :ended"
     ).bindparams(bindparam("started", type_=Instant), bindparam("ended", type_=Instant))
     moved = connection.execute(statement, {"started": started_at, "ended": ended_at}).rowcount
     connection.execute(insert(OutageRow).values(started_at=started_at, ended_at=ended_at))

@@ -126,6 +126,7 @@ def _create_the_rest() -> None:
         sa.Column("reason", sa.Text, nullable=False),
         sa.Column("detail", sa.Text, nullable=False),
         sa.Column("session_id", Identifier),
+        sa.Column("rejected_at", Instant, nullable=False),
         sa.Column("awaits_session_id", Identifier),
         sa.Column("raw", sa.LargeBinary, nullable=False),
     )
@@ -150,6 +151,7 @@ def _create_the_rest() -> None:
         sa.Column("id", sa.Integer, primary_key=True),
         sa.Column("watermark", Instant),
         sa.Column("last_sweep_at", Instant),
+        sa.Column("sweep_seconds", sa.Double),
     )
     op.execute("INSERT INTO pipeline (id) VALUES (1)")
 
