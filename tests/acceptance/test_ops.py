@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 from contextlib import closing
 from datetime import timedelta
 from typing import TYPE_CHECKING
@@ -120,7 +121,7 @@ def test_tasks_of_an_agent(fleet: Place) -> None:
 def test_rejected_messages(pipeline: Place, redis: Redis) -> None:
     """What is set aside is listed and shown; requeued, it stays until it can be accepted, as of its receipt."""
     session_id = uuid4()
-    received_at = redis_time(redis) - timedelta(minutes=5)  # too long ago to be put right without being asked to
+    received_at = redis_time(redis) - timedelta(minutes=5)
     send(redis, heartbeat(session_id, progress="long ago"), b"no message at all", at=received_at)
     pipeline.run("fleetbeat", "worker", "--burst")
     found = pipeline.json("fleetbeat", "rejected", "list")
@@ -131,6 +132,9 @@ def test_rejected_messages(pipeline: Place, redis: Redis) -> None:
     kept = pipeline.json("fleetbeat", "rejected", "requeue", str(number), exits=1)
     assert kept["results"] == [{"id": number, "outcome": "unknown_session"}]
 
+    with closing(sqlite3.connect(pipeline.directory / "fleet.db")) as connection, connection:
+        # As if it had been set aside too long ago to be put right without being asked to.
+        connection.execute("UPDATE rejected_messages SET rejected_at = rejected_at - 300000")
     send(redis, register("late riser", session_id, interval_seconds=3600))
     pipeline.run("fleetbeat", "worker", "--burst")
     assert pipeline.state("late riser") == "pending"

@@ -130,7 +130,10 @@ def _missing_file(url: str) -> Path | None:
     name = parsed.database
     if parsed.get_backend_name() != "sqlite" or not name or name == ":memory:" or name.startswith("file:"):
         return None
-    return None if Path(name).exists() else Path(name)
+    try:
+        return None if Path(name).exists() else Path(name)
+    except OSError:
+        return None  # nor can open_engine open it, and it says so
 
 
 @contextmanager
