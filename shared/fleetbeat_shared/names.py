@@ -27,6 +27,10 @@ REPLY_SECONDS = 60
 """How long a worker's answer waits for the sender that asked for it."""
 
 
+REPLY_PREFIX = "fleetbeat:reply:"
+"""How the keys of answers begin."""
+
+
 def reply_key(message_id: UUID) -> str:
     """Return the key of the list on which the answer to a message arrives."""
-    return f"fleetbeat:reply:{message_id}"
+    return f"{REPLY_PREFIX}{message_id}"

@@ -26,6 +26,7 @@ COMMANDS = {
     "rejected": ("rejected:rejected", "Look at messages that were set aside, and requeue them."),
     "worker": ("worker:worker", "Run workers and the dispatcher."),
     "sweep": ("sweep:sweep", "Look for silent agents now."),
+    "acl": ("acl:acl", "Print the least rights that agents and workers need in Redis."),
     "db": ("db:db", "Upgrade or check the database's schema."),
 }
 """Name to `module:attribute` in this package and a short help text, in the order of `--help`."""
