@@ -20,14 +20,17 @@ def connect(url: str, *, timeout_seconds: float, name: str | None = None) -> Red
     It tries each command once: redis-py's own retries would send an XADD twice and wait up to a minute for a
     server that is away. A process that forks makes its client afterwards.
 
-    Raises SettingsError when the URL is none of Redis's.
+    The URL's options are redis-py's: `rediss://host:port/0?ssl_ca_certs=PATH&ssl_certfile=PATH&ssl_keyfile=PATH`.
+
+    Raises SettingsError when the URL is none of Redis's, or has an option that it can't have.
     """
     from redis import Redis  # costs 0.25 s, and not everybody who imports us talks to Redis
     from redis.backoff import NoBackoff
+    from redis.exceptions import RedisError
     from redis.retry import Retry
 
     try:
-        return Redis.from_url(
+        client = Redis.from_url(
             url,
             socket_timeout=timeout_seconds,
             socket_connect_timeout=timeout_seconds,
@@ -37,6 +40,15 @@ def connect(url: str, *, timeout_seconds: float, name: str | None = None) -> Red
     except ValueError:
         message = "FLEETBEAT_REDIS_URL is no Redis URL; write redis://host:port/0, rediss://… or unix://path."
         raise SettingsError(message) from None
+    pool = client.connection_pool
+    try:
+        pool.connection_class(**pool.connection_kwargs)  # else it would fail at the first command, with a TypeError
+    except (TypeError, ValueError, RedisError):
+        message = (
+            "FLEETBEAT_REDIS_URL has an option that can't be used there; those that begin with ssl_ need rediss://."
+        )
+        raise SettingsError(message) from None
+    return client
 
 
 @contextmanager
@@ -57,6 +69,8 @@ def reason(error: BaseException) -> str:
     """Return why a Redis command failed, in a few words, without anything that a URL may have held."""
     from redis import exceptions
 
+    if isinstance(error, exceptions.ConnectionError) and (why := _tls_reason(error.__context__)):
+        return why
     known: list[tuple[type[BaseException], str]] = [
         (exceptions.AuthenticationError, "wrong user or password"),
         (exceptions.NoPermissionError, "the user lacks the rights"),
@@ -67,6 +81,19 @@ def reason(error: BaseException) -> str:
         (exceptions.ConnectionError, "no connection"),
     ]
     return next((words for kind, words in known if isinstance(error, kind)), type(error).__name__)
+
+
+def _tls_reason(error: BaseException | None) -> str | None:
+    """Return why there is no TLS connection, from the error that redis-py's own hides, or None if that isn't why."""
+    import ssl
+
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return "its certificate isn't trusted for this host"
+    if isinstance(error, ssl.SSLError):
+        return "no TLS connection; it may want another certificate of ours, or none, or speak no TLS"
+    if isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError):
+        return "a file or socket that the URL names can't be opened"
+    return None
 
 
 def place(url: str) -> str:
