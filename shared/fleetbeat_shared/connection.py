@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit, urlunsplit
 
 from fleetbeat_shared.errors import RedisUnavailable, SettingsError
 
@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from redis import Redis
+
+SENTINEL_SCHEME = "redis+sentinel"
+_SENTINEL_PORT = 26379
 
 
 def connect(url: str, *, timeout_seconds: float, name: str | None = None) -> Redis:
@@ -21,6 +24,8 @@ def connect(url: str, *, timeout_seconds: float, name: str | None = None) -> Red
     server that is away. A process that forks makes its client afterwards.
 
     The URL's options are redis-py's: `rediss://host:port/0?ssl_ca_certs=PATH&ssl_certfile=PATH&ssl_keyfile=PATH`.
+    With `redis+sentinel://user:password@host:port,host:port/service/0` each new connection asks those Sentinels for the
+    service's master; options that begin with `sentinel_` (`sentinel_password`) are for the Sentinels themselves.
 
     Raises SettingsError when the URL is none of Redis's, or has an option that it can't have.
     """
@@ -29,26 +34,62 @@ def connect(url: str, *, timeout_seconds: float, name: str | None = None) -> Red
     from redis.exceptions import RedisError
     from redis.retry import Retry
 
+    options: dict[str, Any] = {
+        "socket_timeout": timeout_seconds,
+        "socket_connect_timeout": timeout_seconds,
+        "retry": Retry(NoBackoff(), 0),
+    }
     try:
-        client = Redis.from_url(
-            url,
-            socket_timeout=timeout_seconds,
-            socket_connect_timeout=timeout_seconds,
-            retry=Retry(NoBackoff(), 0),
-            client_name=name,
-        )
-    except ValueError:
-        message = "FLEETBEAT_REDIS_URL is no Redis URL; write redis://host:port/0, rediss://… or unix://path."
-        raise SettingsError(message) from None
-    pool = client.connection_pool
-    try:
+        if urlsplit(url).scheme == SENTINEL_SCHEME:
+            client = _through_sentinels(url, options, name)
+        else:
+            client = Redis.from_url(url, client_name=name, **options)
+        pool = client.connection_pool
         pool.connection_class(**pool.connection_kwargs)  # else it would fail at the first command, with a TypeError
-    except (TypeError, ValueError, RedisError):
+    except ValueError:
+        message = (
+            "FLEETBEAT_REDIS_URL is no Redis URL; write redis://host:port/0, rediss://…, unix://path "
+            "or redis+sentinel://host:port,host:port/service."
+        )
+        raise SettingsError(message) from None
+    except (TypeError, RedisError):
         message = (
             "FLEETBEAT_REDIS_URL has an option that can't be used there; those that begin with ssl_ need rediss://."
         )
         raise SettingsError(message) from None
     return client
+
+
+def _through_sentinels(url: str, options: dict[str, Any], name: str | None) -> Redis:
+    """Return a client of the master that some Sentinels name. Raises ValueError when the URL is malformed."""
+    from redis.connection import parse_url
+    from redis.sentinel import Sentinel
+
+    parts = urlsplit(url)
+    login, at, hosts = parts.netloc.rpartition("@")
+    service, _, database = parts.path.strip("/").partition("/")
+    if not service or not (database or "0").isdecimal():
+        message = "no service, or a database that is no number"
+        raise ValueError(message)
+    form = urlunsplit(("redis", f"{login}{at}master", f"/{database}", parts.query, ""))
+    given = parse_url(form)  # type: ignore[no-untyped-call] # redis-py has no hint there
+    del given["host"]  # it stood there for the sake of the form
+    theirs = {key: value for key, value in given.items() if key.startswith("sentinel_")}
+    sentinel = Sentinel(  # type: ignore[no-untyped-call] # nor there
+        [_address(host) for host in hosts.split(",")],
+        sentinel_kwargs=options | {key.removeprefix("sentinel_"): value for key, value in theirs.items()},
+    )
+    ours = {key: value for key, value in given.items() if key not in theirs}
+    client: Redis = sentinel.master_for(service, client_name=name, **options | ours)  # type: ignore[no-untyped-call]
+    return client
+
+
+def _address(text: str) -> tuple[str, int]:
+    parts = urlsplit(f"//{text}")
+    if not parts.hostname:
+        message = "no host"
+        raise ValueError(message)
+    return parts.hostname, parts.port or _SENTINEL_PORT
 
 
 @contextmanager
@@ -68,6 +109,7 @@ def redis_errors(url: str) -> Iterator[None]:
 def reason(error: BaseException) -> str:
     """Return why a Redis command failed, in a few words, without anything that a URL may have held."""
     from redis import exceptions
+    from redis.sentinel import MasterNotFoundError
 
     if isinstance(error, exceptions.ConnectionError) and (why := _tls_reason(error.__context__)):
         return why
@@ -76,6 +118,7 @@ def reason(error: BaseException) -> str:
         (exceptions.NoPermissionError, "the user lacks the rights"),
         (exceptions.OutOfMemoryError, "its memory is full"),
         (exceptions.ReadOnlyError, "it is a read-only replica"),
+        (MasterNotFoundError, "no Sentinel names a master that is up"),
         (exceptions.TimeoutError, "no answer in time"),
         (TimeoutError, "no answer in time"),
         (exceptions.ConnectionError, "no connection"),
@@ -100,6 +143,8 @@ def place(url: str) -> str:
     """Return where a URL points to, without its user, password and options."""
     parts = urlsplit(url)
     path = parts.path.rpartition("@")[2]  # a password with an unescaped slash would stand in front of it
+    if parts.scheme == SENTINEL_SCHEME and path == parts.path:
+        return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{path}"
     if not parts.hostname:
         return path or "an unknown place"
     host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname

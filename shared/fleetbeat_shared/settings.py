@@ -29,7 +29,8 @@ class Settings(BaseModel):
     data_dir: Path = Field(default=Path("~/.fleetbeat"), description="Where `fleetbeat up` keeps its data.")
     redis_url: str = Field(
         default=f"redis://127.0.0.1:{DEFAULT_REDIS_PORT}/0",
-        description="The Redis or Valkey that agents and workers meet at (`redis://`, `rediss://` or `unix://`).",
+        description="The Redis or Valkey that agents and workers meet at "
+        "(`redis://`, `rediss://`, `unix://` or `redis+sentinel://`).",
         repr=False,
     )
     redis_timeout_seconds: Annotated[float, Field(gt=0, le=60)] = Field(

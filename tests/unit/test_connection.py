@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from fleetbeat_shared.connection import connect, place, redis_errors
@@ -16,6 +18,12 @@ from fleetbeat_shared.errors import RedisUnavailable, SettingsError
         "rediss://:canary@queue/0?ssl_ca_cert=/ca.pem",
         "rediss://:canary@queue/0?ssl_cert_reqs=perhaps",
         "redis://:canary@queue/0?db=first",
+        "redis+sentinel://:canary@one:26379,two:26379",
+        "redis+sentinel://:canary@one:26379,two:26379/fleet/first",
+        "redis+sentinel://:canary@one:port/fleet",
+        "redis+sentinel://:canary@one,,two/fleet",
+        "redis+sentinel://:canary@one/fleet?sentinel_passwort=canary2",
+        "redis+sentinel://:canary@one/fleet?ssl_ca_certs=/ca.pem",
     ],
 )
 def test_a_url_that_cant_be_used_is_told_at_once(url: str) -> None:
@@ -34,6 +42,18 @@ def test_a_urls_certificates_reach_the_connection() -> None:
     assert (given["socket_timeout"], given["client_name"]) == (1, "torv")
 
 
+def test_a_url_of_sentinels_names_them_the_service_and_both_logins() -> None:
+    """Hosts with and without port, the database, the servers' password and the Sentinels' own go where they belong."""
+    url = "redis+sentinel://agent:p%40ss@one:26380,[::1],two/fleet/3?sentinel_password=theirs"
+    pool: Any = connect(url, timeout_seconds=1, name="torv").connection_pool
+    given = pool.connection_kwargs
+    assert pool.service_name == "fleet"
+    assert (given["username"], given["password"], given["db"], given["client_name"]) == ("agent", "p@ss", 3, "torv")
+    sentinels = [client.connection_pool.connection_kwargs for client in pool.sentinel_manager.sentinels]
+    assert [(each["host"], each["port"]) for each in sentinels] == [("one", 26380), ("::1", 26379), ("two", 26379)]
+    assert {(each["password"], each["socket_timeout"]) for each in sentinels} == {("theirs", 1)}
+
+
 @pytest.mark.parametrize(
     ("url", "told"),
     [
@@ -41,6 +61,12 @@ def test_a_urls_certificates_reach_the_connection() -> None:
         ("rediss://agent:canary@queue/0?ssl_ca_certs=/ca.pem&ssl_password=canary", "rediss://queue/0"),
         ("redis://:canary@[::1]:6379/0", "redis://[::1]:6379/0"),
         ("unix://:canary@/run/valkey.sock", "/run/valkey.sock"),
+        (
+            "redis+sentinel://:canary@one:26379,two/fleet/1?sentinel_password=canary",
+            "redis+sentinel://one:26379,two/fleet/1",
+        ),
+        ("redis+sentinel://:can/ary@one:26379,two/fleet", "one:26379,two/fleet"),
+        ("redis+sentinel://:can@ary@[::1]:26379,two/fleet", "redis+sentinel://[::1]:26379,two/fleet"),
         ("redis://:can/ary@queue:6379/0", "queue:6379/0"),
     ],
 )
