@@ -1,12 +1,18 @@
-"""The three calls of an agent: register, send_heartbeat, deregister."""
+"""The three calls of an agent: register, send_heartbeat, deregister.
+
+Each puts its message into the buffer of this process and returns; a thread sends it. Only a heartbeat that asks for an
+answer waits.
+"""
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fleetbeat_producer.outgoing import compose, session_to_register
-from fleetbeat_producer.transport import transport_of_this_process
+from fleetbeat_producer.process import this_process
+from fleetbeat_producer.transport import check_wait, transport_of_this_process
 from fleetbeat_shared.messages import Deregister, Heartbeat, Register
 
 if TYPE_CHECKING:
@@ -60,7 +66,7 @@ def register(  # noqa: PLR0913 - each is a fact that an agent may state of itsel
     of the same name ends, unless `parallel` is given. The session id is a new random one, or `session_id`, or, with
     `stable`, derived from the name; registering the same session again changes what it promised.
 
-    Raises InvalidMessage (a ValueError) for a bad argument, SettingsError for a bad environment, and RedisUnavailable.
+    Raises InvalidMessage (a ValueError) for a bad argument, and SettingsError for a bad environment.
     """
     message = compose(
         Register,
@@ -76,7 +82,7 @@ def register(  # noqa: PLR0913 - each is a fact that an agent may state of itsel
         metadata=metadata,
         parallel=parallel,
     )
-    transport_of_this_process().send(message)
+    this_process().put(message)
     return Registration(message.session_id, message.agent_name, message.id)
 
 
@@ -96,10 +102,11 @@ def send_heartbeat(  # noqa: PLR0913 - each is a fact that an agent may state of
     """Say that a session is alive, and what it does. What is left out stays as the last heartbeat said it.
 
     `error` as an empty text says that an earlier error is over. With `wait_seconds` the call waits as long for the
-    workers to store the heartbeat, and returns what SQL says; without, it returns once Redis has it.
+    workers to store the heartbeat (after all that this process said before), and returns what SQL says; without, it
+    returns at once.
 
-    Raises InvalidMessage (a ValueError) for a bad argument, SettingsError for a bad environment, and RedisUnavailable;
-    with `wait_seconds` also NotConfirmed, UnknownSession, SessionEnded and MessageRejected.
+    Raises InvalidMessage (a ValueError) for a bad argument, and SettingsError for a bad environment; with
+    `wait_seconds` also RedisUnavailable, NotConfirmed, UnknownSession, SessionEnded and MessageRejected.
     """
     message = compose(
         Heartbeat,
@@ -114,17 +121,20 @@ def send_heartbeat(  # noqa: PLR0913 - each is a fact that an agent may state of
         metadata=metadata,
         reply=wait_seconds is not None,
     )
-    transport = transport_of_this_process()
     if wait_seconds is None:
-        transport.send(message)
+        this_process().put(message)
         return HeartbeatResult(message.session_id, None, message.sent_at, message.progress)
-    reply = transport.ask(message, wait_seconds)
+    check_wait(wait_seconds)
+    began = time.monotonic()
+    this_process().flush(wait_seconds)  # the registration may still be on its way
+    left = max(wait_seconds - (time.monotonic() - began), 0.001)
+    reply = transport_of_this_process().ask(message, left)
     return HeartbeatResult(reply.session_id, reply.agent_name, reply.timestamp or message.sent_at, reply.progress)
 
 
 def deregister(session_id: UUID | str, *, error: str | None = None, exit_status: int | None = None) -> None:
     """Say goodbye: no more heartbeats are expected of this session. Saying it twice does no harm.
 
-    Raises InvalidMessage (a ValueError) for a bad argument, SettingsError for a bad environment, and RedisUnavailable.
+    Raises InvalidMessage (a ValueError) for a bad argument, and SettingsError for a bad environment.
     """
-    transport_of_this_process().send(compose(Deregister, session_id, error=error, exit_status=exit_status))
+    this_process().put(compose(Deregister, session_id, error=error, exit_status=exit_status))

@@ -46,9 +46,7 @@ class Transport:
         Raises InvalidMessage when this is no time to wait, RedisUnavailable when the message couldn't be sent, and
         NotConfirmed, UnknownSession, SessionEnded or MessageRejected when it was sent, without success.
         """
-        if not (isinstance(wait_seconds, int | float) and 0 < wait_seconds < math.inf):
-            why = "wait_seconds must be a number of seconds above 0"
-            raise refused(why, "heartbeat")
+        check_wait(wait_seconds)
         sent = time.monotonic()
         self.send(message)
         try:
@@ -67,6 +65,13 @@ class Transport:
 
     def __repr__(self) -> str:
         return f"<Transport to {place(self._url)}>"
+
+
+def check_wait(wait_seconds: float) -> None:
+    """Raise InvalidMessage unless this is a time to wait."""
+    if not (isinstance(wait_seconds, int | float) and 0 < wait_seconds < math.inf):
+        why = "wait_seconds must be a number of seconds above 0"
+        raise refused(why, "heartbeat")
 
 
 def transport_of_this_process() -> Transport:

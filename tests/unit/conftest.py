@@ -34,9 +34,13 @@ def redis(redis_server: FakeServer) -> Iterator[FakeRedis]:
 @pytest.fixture
 def producer_redis(redis: FakeRedis, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeRedis]:
     """Let the producer's calls reach the Redis in memory, whatever URL they are given."""
-    from fleetbeat_producer import transport
+    from fleetbeat_producer import process, sender, transport
 
-    monkeypatch.setattr(transport, "connect", lambda _url, **_options: redis)
-    transport._transport_of.cache_clear()  # noqa: SLF001 - each test is a process of its own
+    for module in (sender, transport):
+        monkeypatch.setattr(module, "connect", lambda _url, **_options: redis)
+    monkeypatch.setattr(sender, "GATHER_SECONDS", 0.001)
+    for made in (process._sender_of, transport._transport_of):  # noqa: SLF001 - each test is a process of its own
+        made.cache_clear()
     yield redis
-    transport._transport_of.cache_clear()  # noqa: SLF001 - as above
+    for made in (process._sender_of, transport._transport_of):  # noqa: SLF001 - as above
+        made.cache_clear()

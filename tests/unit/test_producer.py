@@ -15,8 +15,10 @@ from fleetbeat_producer import (
     RedisUnavailable,
     SettingsError,
     deregister,
+    flush,
     register,
     send_heartbeat,
+    stats,
 )
 from fleetbeat_producer.transport import Transport, transport_of_this_process
 from fleetbeat_shared import names
@@ -35,7 +37,8 @@ SESSION = UUID("3d6f6917-efad-4b03-b9bf-d8e124b2e8bb")
 
 
 def sent(redis: FakeRedis) -> list[Message]:
-    """Return what the inbox holds, in order."""
+    """Return what the inbox holds, in order, once all that was said has arrived."""
+    assert flush(10)
     return [parse_message(entry[names.FIELD.encode()]) for _, entry in redis.xrange(names.INBOX)]
 
 
@@ -167,18 +170,25 @@ def test_metadata_that_workers_could_not_read_is_refused(producer_redis: FakeRed
     assert sent(producer_redis) == []
 
 
-@pytest.mark.usefixtures("producer_redis")
-def test_redis_away_is_one_kind_of_error(redis_server: FakeServer) -> None:
-    """Every call tells a Redis that is away in the same way, with its place and the cause kept."""
+def test_redis_away_reaches_no_caller(producer_redis: FakeRedis, redis_server: FakeServer) -> None:
+    """With Redis away each call returns, and what was said arrives when Redis is there again."""
     redis_server.connected = False
-    for call in (
-        lambda: register("hint", interval_seconds=5),
-        lambda: send_heartbeat(SESSION),
-        lambda: deregister(SESSION),
-    ):
-        with pytest.raises(RedisUnavailable, match=r"redis://127\.0\.0\.1:6390/0") as caught:
-            call()
-        assert caught.value.__cause__ is not None
+    made = register("hint", interval_seconds=5)
+    send_heartbeat(made.session_id)
+    deregister(made.session_id)
+    assert stats().queued == 3
+    redis_server.connected = True
+    assert [message.kind for message in sent(producer_redis)] == ["register", "heartbeat", "deregister"]
+    assert (stats().queued, stats().sent, stats().dropped) == (0, 3, 0)
+
+
+@pytest.mark.usefixtures("producer_redis")
+def test_who_waits_is_told_that_redis_is_away(redis_server: FakeServer) -> None:
+    """Only a call that asked for an answer raises, with Redis's place and the cause kept."""
+    redis_server.connected = False
+    with pytest.raises(RedisUnavailable, match=r"redis://127\.0\.0\.1:6390/0") as caught:
+        send_heartbeat(SESSION, wait_seconds=0.1)
+    assert caught.value.__cause__ is not None
 
 
 def test_nobody_listening_is_told_without_the_password(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,7 +196,7 @@ def test_nobody_listening_is_told_without_the_password(monkeypatch: pytest.Monke
     settings = Settings(redis_url="redis://me:hunter2@127.0.0.1:1/0", redis_timeout_seconds=0.5)
     monkeypatch.setattr("fleetbeat_producer.client.transport_of_this_process", lambda: Transport(settings))
     with pytest.raises(RedisUnavailable) as caught:
-        send_heartbeat(SESSION)
+        send_heartbeat(SESSION, wait_seconds=0.1)
     assert "redis://127.0.0.1:1/0" in str(caught.value)
     assert "hunter2" not in str(caught.value) + repr(Transport(settings))
 

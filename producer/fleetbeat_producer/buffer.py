@@ -1,0 +1,97 @@
+"""The messages of a process that wait to be sent: bounded, counted, and never in an agent's way."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from fleetbeat_shared.messages import Heartbeat
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from fleetbeat_shared.messages import Message
+
+CAPACITY = 10_000
+"""How many messages wait at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """A message, and since when it waits."""
+
+    message: Message
+    number: int
+    """Its place in the order of the calls."""
+    since: float
+    """Monotonic clock, seconds."""
+
+
+class Buffer:
+    """Messages in the order of the calls. Every message is, at any moment, queued, sent or dropped.
+
+    When it is full the oldest heartbeat is dropped, and only if there is none the oldest registration or
+    deregistration: an agent that nobody knows of is worse than a missed beat.
+
+    The lock is held for moments only, never over input or output; it can be taken again by the thread that has it,
+    as a signal handler may come at any line of ours.
+    """
+
+    def __init__(self, capacity: int = CAPACITY) -> None:
+        self._capacity = capacity
+        self._lock = threading.RLock()
+        self._heartbeats: deque[Waiting] = deque()
+        self._others: deque[Waiting] = deque()
+        self._in_flight = 0
+        self._next_number = 0
+        self._sent = 0
+        self._dropped = 0
+
+    def put(self, message: Message, now: float) -> None:
+        """Add a message (`now`: monotonic clock); drop the oldest if there is no room."""
+        with self._lock:
+            self._queue_of(message).append(Waiting(message, self._next_number, now))
+            self._next_number += 1
+            self._make_room()
+
+    def take(self, count: int) -> list[Waiting]:
+        """Take the oldest messages, to send them; say afterwards with `settle` what became of them."""
+        taken: list[Waiting] = []
+        with self._lock:
+            while len(taken) < count and (queue := self._oldest_queue()) is not None:
+                taken.append(queue.popleft())
+            self._in_flight += len(taken)
+        return taken
+
+    def settle(self, sent: int, unsent: Iterable[Waiting] = ()) -> None:
+        """Count messages that were sent, and put those back, in front, that were not."""
+        back = list(unsent)
+        with self._lock:
+            self._in_flight -= sent + len(back)
+            self._sent += sent
+            for waiting in reversed(back):
+                self._queue_of(waiting.message).appendleft(waiting)
+            self._make_room()
+
+    def counts(self) -> tuple[int, int, int]:
+        """Return how many messages are queued (those being sent among them), sent, and dropped; all were calls."""
+        with self._lock:
+            return self._length() + self._in_flight, self._sent, self._dropped
+
+    def _length(self) -> int:
+        return len(self._heartbeats) + len(self._others)
+
+    def _queue_of(self, message: Message) -> deque[Waiting]:
+        return self._heartbeats if isinstance(message, Heartbeat) else self._others
+
+    def _oldest_queue(self) -> deque[Waiting] | None:
+        if not self._heartbeats or not self._others:
+            return self._heartbeats or self._others or None
+        return min(self._heartbeats, self._others, key=lambda queue: queue[0].number)
+
+    def _make_room(self) -> None:
+        while self._length() + self._in_flight > self._capacity and self._length():
+            (self._heartbeats or self._others).popleft()
+            self._dropped += 1
