@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -16,7 +18,6 @@ from helpers import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
     from typing import Any
 
     from redis import Redis
@@ -194,3 +195,14 @@ os._exit(0)
 """
     printed, _ = run(code, redis_url)
     assert printed.startswith("2 no thread can be started")
+
+
+PAGE = (Path(__file__).parents[2] / "docs" / "producer.md").read_text(encoding="utf-8")
+EXAMPLES = re.findall(r"(?<!worker -->\n)^```python\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
+
+
+@pytest.mark.parametrize("number", range(len(EXAMPLES)))
+def test_the_examples_of_the_page_run(redis: Redis, redis_url: str, number: int) -> None:
+    """Every example of docs/producer.md runs as it stands, and what it says arrives."""
+    run(EXAMPLES[number], redis_url)
+    assert inbox(redis) or "stats" in EXAMPLES[number]
