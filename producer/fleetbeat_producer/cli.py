@@ -11,6 +11,7 @@ import click
 
 from fleetbeat_producer.options import common_options, duration, metadata_option, session_options
 from fleetbeat_producer.outgoing import compose, session_to_register, stable_session
+from fleetbeat_producer.run import run
 from fleetbeat_producer.transport import Transport
 from fleetbeat_shared.errors import FleetbeatError, InvalidMessage, NotConfirmed, RedisUnavailable, SettingsError
 from fleetbeat_shared.messages import Deregister, Heartbeat, Register
@@ -61,6 +62,9 @@ def _exit_code(error: FleetbeatError) -> int:
 @click.version_option(package_name="fleetbeat")
 def main() -> None:
     """Tell Fleetbeat that an agent is alive."""
+
+
+main.add_command(run)
 
 
 @main.command(
