@@ -190,9 +190,15 @@ class Sender:
         if now >= self._warn_at:
             self._warn_at = now + WARN_EVERY_SECONDS
             queued, sent, dropped = self._buffer.counts()
-            fields = {"queued": queued, "sent": sent, "dropped": dropped}
-            where = place(self.settings.redis_url)
-            logger.warning("Heartbeats can't be sent to %s (%s); %s", where, why, fields, extra=fields)
+            logger.warning(
+                "Heartbeats can't be sent to %s (%s): %d wait, %d were sent, %d were dropped. It is tried again.",
+                place(self.settings.redis_url),
+                why,
+                queued,
+                sent,
+                dropped,
+                extra={"queued": queued, "sent": sent, "dropped": dropped},
+            )
 
 
 def _wire(waiting: Waiting, now: float) -> bytes:
