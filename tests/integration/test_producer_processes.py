@@ -124,6 +124,7 @@ ended = time.monotonic()
 import atexit
 atexit._run_exitfuncs()
 print(time.monotonic() - ended < 2.5)
+sys.stdout.flush()
 os._exit(0)
 """
     printed, _ = run(code, url)
@@ -191,6 +192,7 @@ threading.Thread.start = refuse
 session.start()
 session.progress('x')
 print(fleetbeat.stats().queued, fleetbeat.stats().last_error)
+sys.stdout.flush()
 os._exit(0)
 """
     printed, _ = run(code, redis_url)
