@@ -177,7 +177,7 @@ time.sleep(30)
 
 def test_a_session_beats_by_itself(redis: Redis, redis_url: str) -> None:
     """On an interval of a second the thread beats, while the agent does something else."""
-    code = "with fleetbeat.AgentSession('torv', interval_seconds=1): time.sleep(3.2)"
+    code = "with fleetbeat.AgentSession('torv', interval_seconds=1): time.sleep(2.3)"
     run(code, redis_url)
     beats = [message for message in inbox(redis) if isinstance(message, Heartbeat)]
     assert 2 <= len(beats) <= 5
