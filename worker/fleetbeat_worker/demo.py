@@ -52,10 +52,11 @@ REFRESH_SECONDS = 0.25
 class Demo:
     """One run; its parts come up and go down with `run`."""
 
-    def __init__(self, settings: Settings, pool: Pool) -> None:
-        """Show what a pool does with some agents."""
+    def __init__(self, settings: Settings, pool: Pool, asked_to_stop: Callable[[], bool]) -> None:
+        """Show what a pool does with some agents, until it is asked to stop."""
         self._settings = settings
         self._pool = pool
+        self._asked_to_stop = asked_to_stop
         self._console = console()
         self._agents: dict[str, subprocess.Popen[bytes]] = {}
         self._story: list[Text] = []
@@ -104,6 +105,8 @@ class Demo:
             self._console.print(self._story[-1], Text(), render(view), Text(), sep="\n")
 
     def _look(self) -> FleetView:
+        if self._asked_to_stop():  # here, and not at any line: an agent that is just being started must be ended too
+            sys.exit("The demonstration was broken off; all that it started is ended.")
         self._pool.look_after(REFRESH_SECONDS)
         engine = open_engine(self._settings.sql_url)  # for each look: the pool may fork between two
         try:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import signal
-import sys
 import time
 
 import click
 
-from fleetbeat_worker.cli.options import example
+from fleetbeat_worker.cli.options import asked_to_stop, example
 from fleetbeat_worker.demo import Demo, temporary_pipeline
 from fleetbeat_worker.log import set_up
 
@@ -23,12 +21,10 @@ What to do next:
 def demo() -> None:
     """Watch four agents beat, one die, be flagged, and come back; it takes half a minute and leaves nothing behind."""
     set_up("ERROR")
-    # As Ctrl-C does: an exception, on whose way out all that was started is ended.
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda received, _frame: sys.exit(128 + received))
+    asked = asked_to_stop()
     started_at = time.monotonic()
     click.echo("Starting Valkey, SQLite, a worker and a dispatcher in a temporary place …\n")
     with temporary_pipeline() as (settings, pool):
-        Demo(settings, pool).run()
+        Demo(settings, pool, asked).run()
     click.echo(NEXT_STEPS)
     click.echo(f"\nThe demonstration took {time.monotonic() - started_at:.0f} s; all that it started has ended.")
