@@ -139,7 +139,9 @@ class Demo:
         interval_seconds, work = AGENTS[name]
         command = [sys.executable, "-m", "fleetbeat_producer.example_agent", "--name", name, "--work", work]
         command += ["--every", str(interval_seconds)]
-        self._agents[name] = subprocess.Popen(command, stdin=subprocess.DEVNULL)  # noqa: S603 - our own module
+        self._agents[name] = subprocess.Popen(  # noqa: S603 - our own module
+            command, stdin=subprocess.DEVNULL, start_new_session=True
+        )
 
     def _end_agents(self) -> None:
         for process in self._agents.values():
