@@ -21,8 +21,8 @@ demo: .venv/made ## Watch four agents beat, one die, be flagged, and come back (
 up: .venv/made ## Run all of it here until Ctrl-C: Valkey, SQLite, workers
 	@$(BIN)/fleetbeat up
 
-test: .venv/made-dev ## Run all tests (ARGS="-k sweep" chooses)
-	@$(BIN)/python -m pytest $(ARGS)
+test: .venv/made-dev ## Run all tests (ARGS="-k sweep" chooses, ARGS="-n 0" runs them one by one)
+	@$(BIN)/python -m pytest --numprocesses auto --dist loadscope $(ARGS)
 
 check: .venv/made-dev ## Check format, lint, types, and who imports whom
 	@$(BIN)/ruff format --check

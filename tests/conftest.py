@@ -26,6 +26,11 @@ if TYPE_CHECKING:
     from fleetbeat_shared.settings import Settings
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """Return how many tests run at once under `make test`: they wait for about half of their time."""
+    return (os.cpu_count() or 1) + 1
+
+
 @pytest.fixture(scope="session")
 def valkey() -> Iterator[ValkeyServer]:
     """Return a real Valkey of these tests alone; what a test leaves in it is removed before the next one."""

@@ -197,7 +197,7 @@ def test_an_events_detail_reads_as_people_speak(engine: Engine, now: datetime) -
         "x": None,
     }
     put_event(engine, "degraded", "hint", now, detail=detail)
-    assert "deadline 2026-01-31 12:00:00, silent 20s, missed 2, why 31" in run("events").output.replace("\n", "")
+    assert "deadline 2026-01-31 12:00:00, silent 20s, missed 2, why 31" in " ".join(run("events").output.split())
 
 
 def test_a_rejected_message_is_shown_and_does_nothing(engine: Engine) -> None:
