@@ -32,7 +32,7 @@ def store_heartbeat(wire: str) -> None:
     settings, engine = _tools()
     now = datetime.now(UTC)
     entry = Entry(f"{to_milliseconds(now)}-0", wire.encode())
-    (batch,) = store_entries(engine, [entry], now, settings.missed_intervals)
+    (batch,) = store_entries(engine, [entry], now, settings)
     if not batch.heartbeats:
         message = f"the heartbeat was set aside: {batch.rejected}"
         raise ValueError(message)

@@ -12,6 +12,7 @@ from sqlalchemy import insert, select, text, update
 from fleetbeat_shared.identifiers import new_message_id
 from fleetbeat_shared.messages import MAX_MESSAGE_BYTES
 from fleetbeat_shared.names import GROUP, INBOX, reply_key
+from fleetbeat_shared.settings import Settings
 from fleetbeat_worker.batch import Batch
 from fleetbeat_worker.database import open_engine, reading, writing
 from fleetbeat_worker.inbox import Entry, Inbox
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
     from redis import Redis
     from sqlalchemy import Engine
 
-    from fleetbeat_shared.settings import Settings
+SETTINGS = Settings()
 
 
 def test_batches_are_stored_and_acknowledged(redis: Redis, database: Engine, quick: Settings) -> None:
@@ -173,7 +174,7 @@ def test_a_replay_is_rejected_once(redis: Redis, database: Engine) -> None:
     inbox.create_group()
     entries = inbox.read("worker", 10, 0.1)
     for _ in range(2):
-        store_entries(database, entries, redis_time(redis), 2)
+        store_entries(database, entries, redis_time(redis), SETTINGS)
     assert reasons(database) == ["not_json"]
 
 
@@ -276,8 +277,8 @@ def test_a_registration_that_another_worker_committed_in_between(
     inbox.create_group()
     send(redis, beat, message)
     first, second = inbox.read("one", 1, 0.1), inbox.read("two", 1, 0.1)
-    store_entries(database, first, redis_time(redis), 2)
-    store_entries(database, second, redis_time(redis), 2)
+    store_entries(database, first, redis_time(redis), SETTINGS)
+    store_entries(database, second, redis_time(redis), SETTINGS)
     inbox.acknowledge([entry.id for entry in first + second])
     assert reasons(database) == ["unknown_session"]
     sweep(redis, database, quick)
@@ -317,10 +318,10 @@ def test_a_replayed_registration_reopens_nothing(redis: Redis, database: Engine,
     message = register()
     send(redis, message)
     entries = inbox.read("worker", 1, 0.1)
-    store_entries(database, entries, redis_time(redis), 2)
+    store_entries(database, entries, redis_time(redis), SETTINGS)
     send(redis, heartbeat(message.session_id), deregister(message.session_id, exit_status=0))
     drain(redis, database, quick)
-    store_entries(database, entries, redis_time(redis), 2)
+    store_entries(database, entries, redis_time(redis), SETTINGS)
     found = agent(database, message.session_id)
     assert (found.state, found.exit_status) == ("ended", 0)
     assert found.ended_at is not None
@@ -440,7 +441,7 @@ def test_an_old_backlog_is_put_right_as_well(redis: Redis, database: Engine, qui
     send(redis, heartbeat(message.session_id), heartbeat(message.session_id), at=old + seconds(5))
     drain(redis, database, quick, "fast")
     assert reasons(database) == ["unknown_session"] * 2
-    store_entries(database, [registration], redis_time(redis), 2)
+    store_entries(database, [registration], redis_time(redis), SETTINGS)
     sweep(redis, database, quick)
     assert (count_heartbeats(database), reasons(database)) == (2, [])
 
@@ -478,7 +479,7 @@ def test_what_an_old_run_said_is_not_put_back(redis: Redis, database: Engine, qu
     drain(redis, database, quick)
     send(redis, register(session_id=message.session_id, work="new"))
     drain(redis, database, quick)
-    store_entries(database, [late], redis_time(redis), 2)
+    store_entries(database, [late], redis_time(redis), SETTINGS)
     found = agent(database, message.session_id)
     assert (count_heartbeats(database), found.error, found.current_work) == (1, None, "new")
     assert state(database, message.session_id) == "pending"
@@ -510,3 +511,91 @@ def test_tasks_stay_with_a_live_sibling(redis: Redis, database: Engine, quick: S
     send(redis, deregister(second.session_id))
     drain(redis, database, quick)
     assert task_state() == "open"
+
+
+def add_tasks(database: Engine, name: str, *tasks: tuple[TaskState, float]) -> None:
+    """Give an agent tasks, each touched so many seconds ago."""
+    now = datetime.now(UTC)
+    with writing(database) as connection:
+        for task_state, ago in tasks:
+            touched = now - seconds(ago)
+            values = {"agent_name": name, "title": "x", "created_at": touched, "updated_at": touched}
+            connection.execute(insert(Task).values(state=task_state.value, **values))
+
+
+def counts(row: Any) -> tuple[int | None, int | None]:
+    return row.open_tasks, row.stale_tasks
+
+
+def stored_counts(database: Engine) -> set[tuple[int | None, int | None]]:
+    with reading(database) as connection:
+        return {counts(row) for row in connection.execute(select(StoredHeartbeat.__table__))}
+
+
+OPEN, BUSY, DONE = TaskState.OPEN, TaskState.IN_PROGRESS, TaskState.DONE
+
+
+def test_counts_that_are_left_out_are_counted(redis: Redis, database: Engine, quick: Settings) -> None:
+    """A heartbeat without task counts gets them from the tasks of its agent; who never had any gets none."""
+    worked, idle, without = enrol(redis, database, quick, 'Ωmega "1"', "idle", "without")
+    add_tasks(database, 'Ωmega "1"', (OPEN, 0), (BUSY, 200_000), (OPEN, 200_000), (DONE, 200_000))
+    add_tasks(database, "idle", (DONE, 200_000))
+    send(redis, *[heartbeat(session) for session in (worked, idle, without)])
+    drain(redis, database, quick)
+    assert [counts(agent(database, session)) for session in (worked, idle, without)] == [(3, 2), (0, 0), (None, None)]
+    assert stored_counts(database) == {(3, 2), (0, 0), (None, None)}
+    newcomer = register("idle", parallel=True)
+    send(redis, newcomer, heartbeat(newcomer.session_id))
+    drain(redis, database, quick)
+    assert counts(agent(database, newcomer.session_id)) == (0, 0)
+
+
+def test_counts_that_are_given_stay(redis: Redis, database: Engine, quick: Settings) -> None:
+    """Each of the two counts is taken as given, or else counted; the newest heartbeat's are the agent's."""
+    (session,) = enrol(redis, database, quick, "torv")
+    add_tasks(database, "torv", (OPEN, 200_000))
+    send(redis, heartbeat(session, open_tasks=7), heartbeat(session, stale_tasks=5))
+    drain(redis, database, quick)
+    assert stored_counts(database) == {(7, 1), (1, 5)}
+    assert counts(agent(database, session)) == (1, 5)
+    add_tasks(database, "torv", (OPEN, 0))
+    send(redis, heartbeat(session))
+    drain(redis, database, quick)
+    assert counts(agent(database, session)) == (2, 1)
+
+
+def test_older_counts_overwrite_no_newer_ones(redis: Redis, database: Engine, quick: Settings) -> None:
+    """A heartbeat that was given counts, replayed or late, changes nothing of what a newer one had counted."""
+    (session,) = enrol(redis, database, quick, "torv")
+    add_tasks(database, "torv", (OPEN, 0))
+    inbox = Inbox(redis)
+    send(redis, heartbeat(session, open_tasks=7, stale_tasks=7, status="busy"))
+    entries = inbox.read("slow", 10, 0.1)
+    store_entries(database, entries, redis_time(redis), quick)
+    assert counts(agent(database, session)) == (7, 7)
+    send(redis, heartbeat(session), at=redis_time(redis) + seconds(0.005))
+    newer = inbox.read("quick", 10, 0.1)
+    for replayed in (newer, entries, newer):
+        store_entries(database, replayed, redis_time(redis) + seconds(1), quick)
+        assert counts(agent(database, session)) == (1, 0)
+    assert stored_counts(database) == {(7, 7), (1, 0)}
+
+
+def test_a_silent_heartbeat_writes_no_counts_that_are_there(
+    redis: Redis, database: Engine, quick: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As long as an agent's counts are what they were, its heartbeats leave the wide row of the agent alone."""
+    (session,) = enrol(redis, database, quick, "torv")
+    add_tasks(database, "torv", (OPEN, 0))
+    changed: list[bool] = []
+    whole = Batch.apply
+
+    def watch(batch: Batch, *arguments: Any) -> None:
+        whole(batch, *arguments)
+        changed.append(bool(batch.agents[session].reports))
+
+    monkeypatch.setattr(Batch, "apply", watch)
+    for _ in range(3):
+        send(redis, heartbeat(session))
+        drain(redis, database, quick)
+    assert changed == [True, False, False]

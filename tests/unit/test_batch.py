@@ -13,6 +13,7 @@ from fleetbeat_shared.liveness import Outage, State
 from fleetbeat_worker.batch import AgentRecord, Batch, Facts, understand
 from fleetbeat_worker.column_types import to_milliseconds
 from fleetbeat_worker.inbox import Entry
+from fleetbeat_worker.store.tasks import TaskCounts
 from helpers import deregister, heartbeat, register, seconds
 
 if TYPE_CHECKING:
@@ -23,10 +24,15 @@ if TYPE_CHECKING:
 NOON = datetime(2026, 1, 31, 12, 0, tzinfo=UTC)
 
 
-def new_batch(*agents: AgentRecord, watermark: float | None = None, outages: tuple[Outage, ...] = ()) -> Batch:
+def new_batch(
+    *agents: AgentRecord,
+    watermark: float | None = None,
+    outages: tuple[Outage, ...] = (),
+    tasks: dict[str, TaskCounts] | None = None,
+) -> Batch:
     """Begin a batch an hour after noon, with agents as an earlier batch left them."""
     since = NOON + seconds(watermark) if watermark is not None else None
-    facts = Facts(NOON + seconds(3600), since, list(outages), missed_limit=2)
+    facts = Facts(NOON + seconds(3600), since, list(outages), missed_limit=2, tasks=tasks or {})
     stored = {a.session_id: replace(a, settings={}, reports={}, is_new=False, seen=False) for a in agents}
     return Batch(facts, stored)
 
@@ -507,3 +513,24 @@ def test_order_and_repetition_change_nothing(arrivals: list[tuple[int, int, str 
     newest = max(NOON + seconds(after - waited) for after, waited, _ in arrivals)
     assert only(batch).last_seen_at == newest
     assert only(batch).deadline_at == max(newest, NOON) + seconds(61.5)
+
+
+def test_a_late_heartbeat_keeps_its_text_and_loses_its_counts() -> None:
+    """An older heartbeat says what no newer one has said, but with a newer one the tasks were counted."""
+    batch = new_batch(registered("torv"), tasks={"torv": TaskCounts(open=2, stale=1)})
+    session_id = next(iter(batch.agents))
+    apply(batch, heartbeat(session_id), 20)
+    apply(batch, heartbeat(session_id, open_tasks=9, stale_tasks=9, status="busy"), 10)
+    reports = only(batch).reports
+    assert (reports["open_tasks"], reports["stale_tasks"], reports["status"]) == (2, 1, "busy")
+    assert [(row["open_tasks"], row["stale_tasks"]) for row in batch.heartbeats] == [(2, 1), (9, 9)]
+
+
+def test_without_tasks_of_its_own_an_agent_keeps_the_counts_it_gave() -> None:
+    """Other agents' tasks say nothing of an agent that counts its work itself, now and then."""
+    batch = new_batch(registered("torv"), tasks={"hint": TaskCounts(open=2)})
+    session_id = next(iter(batch.agents))
+    apply(batch, heartbeat(session_id), 20)
+    apply(batch, heartbeat(session_id, open_tasks=9), 10)
+    assert only(batch).reports["open_tasks"] == 9
+    assert [row["open_tasks"] for row in batch.heartbeats] == [None, 9]

@@ -34,7 +34,7 @@ def enrol(redis: FakeRedis, memory: Engine, *names: str, interval: float = 5.0) 
     messages = [register(name, interval_seconds=interval) for name in names]
     send(redis, *messages)
     entries = inbox.read("worker", 100, 0.001)
-    store_entries(memory, entries, redis_time(redis), 2)
+    store_entries(memory, entries, redis_time(redis), SETTINGS)
     inbox.acknowledge([entry.id for entry in entries])
     inbox.leave("worker")
     return [message.session_id for message in messages]
@@ -126,7 +126,7 @@ def test_the_limit_is_a_setting(redis: FakeRedis, memory: Engine) -> None:
     inbox.create_group()
     message = register(interval_seconds=5.0)
     send(redis, message)
-    store_entries(memory, inbox.read("worker", 1, 0.001), redis_time(redis), 4)
+    store_entries(memory, inbox.read("worker", 1, 0.001), redis_time(redis), Settings(missed_intervals=4))
     redis.delete(INBOX)
     sweep(redis, memory, SETTINGS)
     let_pass(memory, 19)

@@ -18,15 +18,19 @@ from fleetbeat_worker.column_types import from_milliseconds, to_milliseconds
 from fleetbeat_worker.tables import EventType
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
     from uuid import UUID
 
     from fleetbeat_worker.inbox import Entry
+    from fleetbeat_worker.store.tasks import TaskCounts
 
 Row = dict[str, Any]
 
 REPORTED = ("progress", "work_item_id", "status", "summary", "error", "open_tasks", "stale_tasks", "metadata")
 """What a heartbeat may say of its agent; what it leaves out stays as it was."""
+
+TASK_COUNTS = ("open_tasks", "stale_tasks")
+"""Of these, what a heartbeat leaves out is counted, if its agent has tasks."""
 
 
 @dataclass(slots=True)
@@ -46,6 +50,8 @@ class AgentRecord:
     state_changed_at: datetime
     last_seen_at: datetime | None
     deadline_at: datetime
+    open_tasks: int | None = None
+    stale_tasks: int | None = None
     settings: Row = field(default_factory=dict)
     """Columns of `agents` that a registration or an end changed."""
     reports: Row = field(default_factory=dict)
@@ -76,6 +82,8 @@ class Facts:
     """As the last sweep left it."""
     outages: list[Outage]
     missed_limit: int
+    tasks: Mapping[str, TaskCounts]
+    """How much work agents have, by name; one that never had a task is absent."""
 
 
 @dataclass(slots=True)
@@ -139,7 +147,8 @@ class Batch:
         seen_at = received_at
         if message.buffered_seconds:
             seen_at = from_milliseconds(to_milliseconds(received_at - timedelta(seconds=message.buffered_seconds)))
-        row = {name: getattr(message, name) for name in REPORTED}
+        said = {name: getattr(message, name) for name in REPORTED}
+        counted = self._count_tasks(agent, said) if self.facts.tasks else {}
         self.heartbeats.append(
             {
                 "id": message.id,
@@ -147,14 +156,15 @@ class Batch:
                 "received_at": received_at,
                 "seen_at": seen_at,
                 "sent_at": message.sent_at,
-                **row,
+                **said,
+                **counted,
             }
         )
         if message.progress:
             self._event(EventType.HEARTBEAT, seen_at, agent, message_id=message.id, text=message.progress)
         order = (seen_at, entry.position(self.facts.now))
         self._see(agent, order)
-        self._report(agent, order, row)
+        self._report(agent, order, said, counted)
         if message.reply:
             answer = Reply(
                 ok=True,
@@ -186,17 +196,40 @@ class Batch:
             self._event(EventType.RECOVERED, seen_at, agent, detail=detail)
         self._change_state(agent, State.OK, seen_at)
 
-    def _report(self, agent: AgentRecord, order: tuple[datetime, int], row: Row) -> None:
+    def _count_tasks(self, agent: AgentRecord, said: Row) -> Row:
+        """Return the counts of tasks that a heartbeat left out, as they are now."""
+        tasks = self.facts.tasks.get(agent.agent_name)
+        counts = {} if tasks is None else {"open_tasks": tasks.open, "stale_tasks": tasks.stale}
+        return {name: count for name, count in counts.items() if said[name] is None}
+
+    def _report(self, agent: AgentRecord, order: tuple[datetime, int], said: Row, counted: Row) -> None:
         """Take over what a heartbeat says of its agent, unless a newer one has spoken."""
-        reported = {name: value for name, value in row.items() if value is not None}
+        if agent.reported is not None and order < agent.reported:
+            return
+        reported = {name: value for name, value in said.items() if value is not None}
         if not reported.get("progress"):
             reported.pop("progress", None)
-        if not reported or (agent.reported is not None and order < agent.reported):
+        if agent.agent_name in self.facts.tasks:
+            self._report_counts(agent, order[0], reported, counted)
+        if not reported:
             return
         if "progress" in reported:
             reported["current_work"] = reported["progress"]
         agent.reported = order
         agent.reports |= reported | {"reported_at": order[0], "reported_entry": order[1]}
+
+    def _report_counts(self, agent: AgentRecord, seen_at: datetime, reported: Row, counted: Row) -> None:
+        """Take over the counts that a heartbeat lacked, or take out those that it has if a newer heartbeat was seen.
+
+        The newer one had them given or counted, even if it said nothing.
+        """
+        if seen_at != agent.last_seen_at:
+            for name in TASK_COUNTS:
+                reported.pop(name, None)
+            return
+        # Only what differs: a heartbeat that says nothing shall not write to `agents`.
+        known = {name: getattr(agent, name) for name in counted} | agent.reports
+        agent.reports |= {name: count for name, count in counted.items() if count != known[name]}
 
     def _register(self, entry: Entry, message: Register) -> None:
         position, received_at = entry.position(self.facts.now), entry.received_at(self.facts.now)

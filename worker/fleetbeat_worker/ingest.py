@@ -208,7 +208,7 @@ class Ingest:
             detail = "three times running, a process died while it worked on this message alone"
             batches = [set_aside(self._engine, entry, now, Reason.POISON, detail) for entry in unit.entries]
         else:
-            batches = store_entries(self._engine, unit.entries, now, self._settings.missed_intervals)
+            batches = store_entries(self._engine, unit.entries, now, self._settings)
         for batch in batches:
             send_replies(self._client, batch.replies)
             if any(row["awaits_session_id"] for row in batch.rejected):

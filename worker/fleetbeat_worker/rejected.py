@@ -35,7 +35,7 @@ def apply_again(settings: Settings, engine: Engine, client: Redis, ids: Sequence
         now = Inbox(client).horizon().now
     for rejected_id in ids:
         try:
-            batch = apply_rejected(engine, client, now, settings.missed_intervals, rejected_id)
+            batch = apply_rejected(engine, client, now, settings, rejected_id)
         except SQLAlchemyError:
             yield rejected_id, Reason.FAILED.value
         else:

@@ -42,7 +42,7 @@ _OUR_FAULT = (ProgrammingError, InternalError, NotSupportedError, BaseTimeoutExc
 """What no message can cause: a missing table, a broken database, the end of the job's time."""
 
 
-def store_entries(engine: Engine, entries: Sequence[Entry], now: datetime, missed_limit: int) -> list[Batch]:
+def store_entries(engine: Engine, entries: Sequence[Entry], now: datetime, settings: Settings) -> list[Batch]:
     """Store entries; return what was changed: one batch, or one for each entry if they had to be tried alone.
 
     When something in a batch can't be stored, each entry is tried alone, and the one that fails again is set aside.
@@ -50,12 +50,12 @@ def store_entries(engine: Engine, entries: Sequence[Entry], now: datetime, misse
     Raises DatabaseUnavailable; then nothing of the failing transaction is stored.
     """
     try:
-        return [_store(engine, lambda _: entries, now, missed_limit)]
+        return [_store(engine, lambda _: entries, now, settings)]
     except (DatabaseUnavailable, *_OUR_FAULT):
         raise
     except Exception as error:  # noqa: BLE001 - whatever it is, the neighbours shall not suffer for it
         if len(entries) > 1:
-            return [batch for entry in entries for batch in store_entries(engine, [entry], now, missed_limit)]
+            return [batch for entry in entries for batch in store_entries(engine, [entry], now, settings)]
         logger.warning("A message can't be stored and is set aside", extra={"entry_id": entries[0].id}, exc_info=error)
         return [set_aside(engine, entries[0], now, Reason.FAILED, _what_failed(error))]
 
@@ -65,7 +65,7 @@ def set_aside(engine: Engine, entry: Entry, now: datetime, reason: Reason, detai
 
     Raises DatabaseUnavailable.
     """
-    batch = Batch(Facts(now=now, watermark=None, outages=[], missed_limit=1), agents={})
+    batch = Batch(Facts(now=now, watermark=None, outages=[], missed_limit=1, tasks={}), agents={})
     batch.reject(entry, reason, detail)
     with writing(engine) as connection:
         write_batch(connection, batch)
@@ -86,25 +86,25 @@ def put_right(engine: Engine, client: Redis, now: datetime, settings: Settings) 
             ids = find_overtaken(connection, since, settings.batch_size)
         if not ids:
             return count
-        for batch in _apply_overtaken(engine, ids, now, settings.missed_intervals):
+        for batch in _apply_overtaken(engine, ids, now, settings):
             count += len(batch.heartbeats) + sum(agent.is_new for agent in batch.agents.values())
             send_replies(client, batch.replies)
 
 
-def _apply_overtaken(engine: Engine, ids: Sequence[int], now: datetime, missed_limit: int) -> list[Batch]:
+def _apply_overtaken(engine: Engine, ids: Sequence[int], now: datetime, settings: Settings) -> list[Batch]:
     try:
-        return [_store(engine, lambda connection: take_rejected(connection, ids), now, missed_limit)]
+        return [_store(engine, lambda connection: take_rejected(connection, ids), now, settings)]
     except (DatabaseUnavailable, *_OUR_FAULT):
         raise
     except Exception as error:  # noqa: BLE001 - as in store_entries
         if len(ids) > 1:
-            return [batch for one in ids for batch in _apply_overtaken(engine, [one], now, missed_limit)]
+            return [batch for one in ids for batch in _apply_overtaken(engine, [one], now, settings)]
         with writing(engine) as connection:
             give_up(connection, ids[0], Reason.FAILED.value, _what_failed(error))
         return []
 
 
-def apply_rejected(engine: Engine, client: Redis, now: datetime, missed_limit: int, rejected_id: int) -> Batch:
+def apply_rejected(engine: Engine, client: Redis, now: datetime, settings: Settings, rejected_id: int) -> Batch:
     """Apply a rejected message again, as of the time at which it was received.
 
     If it is rejected again, its row stays as it was; the batch has the reason.
@@ -112,7 +112,7 @@ def apply_rejected(engine: Engine, client: Redis, now: datetime, missed_limit: i
     Raises DatabaseUnavailable.
     """
     with writing(engine) as connection:
-        batch = _apply(connection, take_rejected(connection, [rejected_id]), now, missed_limit)
+        batch = _apply(connection, take_rejected(connection, [rejected_id]), now, settings)
         if batch.rejected:
             connection.rollback()
         else:
@@ -121,11 +121,11 @@ def apply_rejected(engine: Engine, client: Redis, now: datetime, missed_limit: i
     return batch
 
 
-def _store(engine: Engine, take: Callable[[Connection], Sequence[Entry]], now: datetime, missed_limit: int) -> Batch:
+def _store(engine: Engine, take: Callable[[Connection], Sequence[Entry]], now: datetime, settings: Settings) -> Batch:
     for attempt in range(1, CONFLICT_TRIES + 1):
         try:
             with writing(engine) as connection:
-                batch = _apply(connection, take(connection), now, missed_limit)
+                batch = _apply(connection, take(connection), now, settings)
                 write_batch(connection, batch)
         except DatabaseUnavailable as error:
             if attempt == CONFLICT_TRIES or not rolled_back_by_conflict(error):
@@ -136,9 +136,9 @@ def _store(engine: Engine, take: Callable[[Connection], Sequence[Entry]], now: d
     raise AssertionError  # the last attempt returned or raised
 
 
-def _apply(connection: Connection, entries: Sequence[Entry], now: datetime, missed_limit: int) -> Batch:
+def _apply(connection: Connection, entries: Sequence[Entry], now: datetime, settings: Settings) -> Batch:
     messages, failures = understand(entries)
-    batch = open_batch(connection, messages, now, missed_limit)
+    batch = open_batch(connection, messages, now, settings)
     for entry, message in messages:
         batch.apply(entry, message)
     for entry, error in failures:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import ARRAY, any_, bindparam, delete, insert, select, text, update
+from sqlalchemy import ARRAY, any_, bindparam, delete, exists, insert, select, text, update
 
 from fleetbeat_shared.liveness import Outage, Promise, State
 from fleetbeat_shared.messages import Heartbeat, Register
@@ -13,6 +13,7 @@ from fleetbeat_worker.batch import REPORTED, AgentRecord, Batch, Facts
 from fleetbeat_worker.column_types import Instant
 from fleetbeat_worker.inbox import Entry
 from fleetbeat_worker.store import bulk
+from fleetbeat_worker.store.tasks import count_tasks_of
 from fleetbeat_worker.tables import (
     Agent,
     Event,
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection, Table
 
     from fleetbeat_shared.messages import Deregister
+    from fleetbeat_shared.settings import Settings
+    from fleetbeat_worker.store.tasks import TaskCounts
 
 _REGISTRATION_LOCK = 0x626561740001  # one number for all batches with registrations on PostgreSQL
 
@@ -59,6 +62,8 @@ _OF_AGENTS = select(
     Agent.lifecycle_entry,
     Agent.reported_at,
     Agent.reported_entry,
+    Agent.open_tasks,
+    Agent.stale_tasks,
     Liveness.state,
     Liveness.state_changed_at,
     Liveness.last_seen_at,
@@ -76,7 +81,7 @@ _LOCK_AGENTS = (
     .order_by(_LIVENESS.c.session_id)
     .with_for_update()
 )
-_READ_WATERMARK = select(Pipeline.watermark)
+_READ_PIPELINE = select(Pipeline.watermark, exists(select(Task.id)))
 _READ_OUTAGES = (
     select(OutageRow.started_at, OutageRow.ended_at)
     .where(OutageRow.ended_at > bindparam("since", type_=Instant))
@@ -89,7 +94,7 @@ def open_batch(
     connection: Connection,
     messages: Sequence[tuple[Entry, Register | Heartbeat | Deregister]],
     now: datetime,
-    missed_limit: int,
+    settings: Settings,
 ) -> Batch:
     """Lock and read the agents that messages name, and what they are judged by.
 
@@ -106,7 +111,12 @@ def open_batch(
     agents = _read_agents(connection, ids)
     # Only now, under the locks: an outage that a sweep records between would be missed otherwise.
     outages = _read_outages(connection, _oldest_moment(messages, registrations, agents, now))
-    return Batch(Facts(now, read_watermark(connection), outages, missed_limit), agents)
+    watermark, has_tasks = connection.execute(_READ_PIPELINE).one()
+    tasks: dict[str, TaskCounts] = {}
+    if has_tasks:
+        names = {agent.agent_name for agent in agents.values()} | {message.agent_name for message in registrations}
+        tasks = count_tasks_of(connection, names, now - timedelta(seconds=settings.stale_task_seconds))
+    return Batch(Facts(now, watermark, outages, settings.missed_intervals, tasks), agents)
 
 
 def _live_namesakes(connection: Connection, names: Collection[str]) -> set[UUID]:
@@ -139,7 +149,7 @@ def _read_agents(connection: Connection, ids: Collection[UUID]) -> dict[UUID, Ag
     agents = {}
     for row in connection.execute(_READ_AGENTS[connection.dialect.name], {"ids": list(ids)}):
         session_id, name, interval, schedule, time_zone, grace, parallel, *times, state, changed, seen, due = row
-        registered, ended, lifecycle_entry, reported_at, reported_entry = times
+        registered, ended, lifecycle_entry, reported_at, reported_entry, open_tasks, stale_tasks = times
         agents[session_id] = AgentRecord(
             session_id=session_id,
             agent_name=name,
@@ -153,13 +163,10 @@ def _read_agents(connection: Connection, ids: Collection[UUID]) -> dict[UUID, Ag
             state_changed_at=changed,
             last_seen_at=seen,
             deadline_at=due,
+            open_tasks=open_tasks,
+            stale_tasks=stale_tasks,
         )
     return agents
-
-
-def read_watermark(connection: Connection) -> datetime | None:
-    """Return the watermark of the last sweep."""
-    return connection.execute(_READ_WATERMARK).scalar()
 
 
 def _read_outages(connection: Connection, since: datetime) -> list[Outage]:
