@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from fleetbeat_producer.transport import Transport
 from fleetbeat_shared.durations import parse_duration
+from fleetbeat_shared.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -60,3 +63,12 @@ def session_options(command: _Command) -> _Command:
 metadata_option = click.option(
     "--metadata", metavar="JSON", callback=json_object, help="A JSON object of at most 4 KiB."
 )
+
+
+def transport_to(redis_url: str | None) -> Transport:
+    """Return the way to the Redis that `--redis-url` names, or else the settings.
+
+    Raises SettingsError.
+    """
+    settings = Settings.from_environment(os.environ)
+    return Transport(settings if redis_url is None else settings.model_copy(update={"redis_url": redis_url}))

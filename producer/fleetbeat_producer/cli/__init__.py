@@ -1,0 +1,80 @@
+"""`fleetbeat-agent`: the producer for shells, cron lines and programs in other languages.
+
+Each command's module is imported when the command is used: a one-shot heartbeat pays for nothing else.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+import click
+
+from fleetbeat_producer.cli.output import print_json
+from fleetbeat_shared.errors import FleetbeatError, InvalidMessage, NotConfirmed, RedisUnavailable, SettingsError
+
+# Exit codes. 0: done.
+REFUSED = 1  # refused or failed: the session is unknown or has ended, the workers set the message aside
+USAGE = 2  # a bad option, argument or setting; nothing was sent
+TRY_AGAIN = 75  # Redis is away, or no worker confirmed in time (EX_TEMPFAIL of sysexits.h)
+
+COMMANDS = {
+    "register": ("register:register", "Make an agent known, with how often it promises to beat."),
+    "heartbeat": ("heartbeat:heartbeat", "Say that an agent is alive, and what it does."),
+    "deregister": ("heartbeat:deregister", "Say goodbye: no more heartbeats are expected."),
+    "run": ("run:run", "Run a command as an agent: register, beat, say how it ended."),
+}
+"""Name to `module:attribute` in this package and a short help text, in the order of `--help`."""
+
+
+class _Script(click.Group):
+    """Imports a command when it is used; tells errors as one sentence on stderr, or with `--json` as an object."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
+        """Return the names in the order of the table."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - click's
+        """Import a command."""
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, attribute = COMMANDS[cmd_name][0].partition(":")
+        command: click.Command = getattr(import_module(f"{__name__}.{module}"), attribute)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - click's
+        """Write the list of commands without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        # Looked up here, as a command whose options can't be parsed never sees its own --json.
+        ctx.obj = "--json" in args
+        return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401 - as in the class above
+        try:
+            return super().invoke(ctx)
+        except FleetbeatError as error:
+            if ctx.obj:
+                print_json({"ok": False, "error": str(error), "code": error.code})
+            else:
+                click.echo(f"Error: {error}", err=True)
+            ctx.exit(_exit_code(error))
+        except click.UsageError as error:
+            if not ctx.obj:
+                raise
+            print_json({"ok": False, "error": error.format_message(), "code": "usage"})
+            ctx.exit(USAGE)
+
+
+def _exit_code(error: FleetbeatError) -> int:
+    if isinstance(error, InvalidMessage | SettingsError):
+        return USAGE
+    return TRY_AGAIN if isinstance(error, RedisUnavailable | NotConfirmed) else REFUSED
+
+
+@click.group(cls=_Script, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="fleetbeat")
+def main() -> None:
+    """Tell Fleetbeat that an agent is alive."""

@@ -1,0 +1,108 @@
+"""`fleetbeat-agent heartbeat` and `fleetbeat-agent deregister`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from fleetbeat_producer.cli.options import common_options, metadata_option, session_options, transport_to
+from fleetbeat_producer.cli.output import iso, sent, tell
+from fleetbeat_producer.outgoing import compose, stable_session
+from fleetbeat_shared.messages import Deregister, Heartbeat
+
+if TYPE_CHECKING:
+    from uuid import UUID
+
+
+@click.command(
+    epilog="\b\nExamples:\n"
+    '  fleetbeat-agent heartbeat --agent hint --progress "reading the inbox" --open-tasks 3\n'
+    "  fleetbeat-agent heartbeat --session 0198c5a0-6b1e-4e0e-9d53-5d0f4f1a7c11 --wait 5 --json"
+)
+@session_options
+@click.option("--progress", metavar="TEXT", help="What the agent just did or does now.")
+@click.option("--work-item", metavar="ID", help="The work item that it works on.")
+@click.option("--status", metavar="WORD", help="Its own word for how it is: ok, busy, blocked, error.")
+@click.option("--summary", metavar="TEXT", help="One line about the whole of its work.")
+@click.option("--error", metavar="TEXT", help="What went wrong; an empty text says that it is over.")
+@click.option("--open-tasks", type=int, metavar="N", help="How many tasks are open.")
+@click.option("--stale-tasks", type=int, metavar="N", help="How many of them nobody has touched for long.")
+@metadata_option
+@click.option("--wait", type=float, metavar="SECONDS", help="Wait until it is stored, and print what SQL says.")
+@common_options
+def heartbeat(  # noqa: PLR0913 - one for each option
+    *,
+    session: str | None,
+    agent: str | None,
+    progress: str | None,
+    work_item: str | None,
+    status: str | None,
+    summary: str | None,
+    error: str | None,
+    open_tasks: int | None,
+    stale_tasks: int | None,
+    metadata: dict[str, Any] | None,
+    wait: float | None,
+    redis_url: str | None,
+    as_json: bool,
+) -> None:
+    """Say that an agent is alive, and what it does. What isn't given stays as it was."""
+    agent_name, session_id = chosen_session(session, agent)
+    message = compose(
+        Heartbeat,
+        session_id,
+        progress=progress,
+        work_item_id=work_item,
+        status=status,
+        summary=summary,
+        error=error,
+        open_tasks=open_tasks,
+        stale_tasks=stale_tasks,
+        metadata=metadata,
+        reply=wait is not None,
+    )
+    told = sent(message, agent_name)
+    transport = transport_to(redis_url)
+    if wait is None:
+        transport.send(message)
+        sentence = f"Sent a heartbeat of {agent_name or f'session {message.session_id}'}."
+    else:
+        reply = transport.ask(message, wait)
+        told |= {"session_id": str(reply.session_id), "agent_name": reply.agent_name, "progress": reply.progress}
+        told |= {"timestamp": iso(reply.timestamp or message.sent_at)}
+        progress_told = f": {reply.progress}" if reply.progress else ""
+        sentence = f"{reply.agent_name} was seen at {told['timestamp']}{progress_told}."
+    tell(told, sentence, as_json=as_json)
+
+
+@click.command(epilog="\b\nExample:\n  fleetbeat-agent deregister --agent hint --exit-status 0")
+@session_options
+@click.option("--error", metavar="TEXT", help="Why the agent ends, if something went wrong.")
+@click.option("--exit-status", type=int, metavar="N", help="The exit status of its process.")
+@common_options
+def deregister(  # noqa: PLR0913 - one for each option
+    *,
+    session: str | None,
+    agent: str | None,
+    error: str | None,
+    exit_status: int | None,
+    redis_url: str | None,
+    as_json: bool,
+) -> None:
+    """Say goodbye: no more heartbeats are expected of this session."""
+    agent_name, session_id = chosen_session(session, agent)
+    message = compose(Deregister, session_id, error=error, exit_status=exit_status)
+    transport_to(redis_url).send(message)
+    sentence = f"Deregistered {agent_name or f'session {message.session_id}'}."
+    tell(sent(message, agent_name), sentence, as_json=as_json)
+
+
+def chosen_session(session: str | None, agent: str | None) -> tuple[str | None, UUID | str]:
+    """Return the agent's name, if that is how the session was named, and the session's id."""
+    if agent is not None and session is None:
+        return stable_session(agent)
+    if session is not None and agent is None:
+        return None, session
+    message = "Give either --session or --agent."
+    raise click.UsageError(message)
