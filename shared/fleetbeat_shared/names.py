@@ -16,6 +16,9 @@ FIELD = "m"
 GROUP = "fleetbeat"
 """The consumer group through which the workers read the inbox."""
 
+ACCOUNT = "fleetbeat:account"
+"""A hash: what the workers took out of the inbox, counted."""
+
 QUEUE = "fleetbeat"
 """The RQ queue of the jobs `ingest` and `sweep`. One queue only: with several, RQ pops in a way that loses a job
 when the worker dies."""

@@ -107,6 +107,11 @@ def last_sweep(engine: Engine) -> Any:
         return connection.execute(select(Pipeline.last_sweep_at)).scalar()
 
 
+def known_life(engine: Engine) -> Any:
+    with reading(engine) as connection:
+        return connection.execute(select(Pipeline.inbox_life)).scalar()
+
+
 def test_workers_wait_for_redis_at_the_start(place: Place, sqlite: Engine, settings: Settings) -> None:
     """Started before Redis is there, workers wait, and go to work when it comes."""
     with pool(settings, sqlite) as running:
@@ -138,12 +143,13 @@ def test_a_redis_that_was_killed_keeps_what_it_acknowledged(place: Place, sqlite
 
 
 def test_a_redis_that_lost_everything_is_worked_with_again(place: Place, sqlite: Engine, settings: Settings) -> None:
-    """After a restart without persistence the workers go on by themselves, and sweep."""
+    """After a restart without persistence the workers go on by themselves, and sweep; the loss is told once."""
     place.start()
     message = register()
     send(place.client, message)
     with pool(settings, sqlite):
         eventually(lambda: state(sqlite, message.session_id))
+        eventually(lambda: known_life(sqlite))
         place.kill()
         place.start()
         moment = redis_time(place.client)
@@ -152,7 +158,9 @@ def test_a_redis_that_lost_everything_is_worked_with_again(place: Place, sqlite:
         eventually(lambda: stored_ids(sqlite) == [beat.id])
         eventually(lambda: last_sweep(sqlite) > moment)
         eventually(lambda: Worker.all(connection=place.client))
-        assert events(sqlite, "degraded") == []
+        (lost,) = eventually(lambda: events(sqlite, "inbox_lost"))
+        assert lost.detail["messages_waited"] in {0, 1}
+        assert events(sqlite, "degraded", "inbox_trimmed") == []
 
 
 def test_a_flushed_redis_is_worked_with_again(place: Place, sqlite: Engine, settings: Settings) -> None:

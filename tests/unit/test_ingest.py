@@ -36,6 +36,7 @@ def run(redis: FakeRedis, memory: Engine) -> Callable[..., int]:
     """Return what runs one ingest job for a few seconds at most."""
 
     def act(consumer: str = "worker", stop: Callable[[], bool] = lambda: False, within: float = 5.0) -> int:
+        Inbox(redis).create_group()  # it takes longer than a run lingers
         return Ingest(redis, memory, SETTINGS, consumer, stop=stop).run(within)
 
     return act

@@ -10,9 +10,11 @@ from sqlalchemy import select
 
 from fleetbeat_shared.names import GROUP, INBOX
 from fleetbeat_shared.settings import Settings
+from fleetbeat_worker.account import Account
 from fleetbeat_worker.database import reading
 from fleetbeat_worker.inbox import Inbox
-from fleetbeat_worker.sweep import outage_between, sweep
+from fleetbeat_worker.store.pipeline import StoredPipeline
+from fleetbeat_worker.sweep import losses, outage_between, sweep
 from fleetbeat_worker.tables import Pipeline
 from fleetbeat_worker.transactions import store_entries
 from helpers import events, let_pass, redis_time, register, seconds, send, state
@@ -133,3 +135,53 @@ def test_the_limit_is_a_setting(redis: FakeRedis, memory: Engine) -> None:
     assert sweep(redis, memory, SETTINGS).degraded == []
     let_pass(memory, 3)
     assert sweep(redis, memory, SETTINGS).degraded == ["torv"]
+
+
+BEFORE = StoredPipeline(inbox_life="one", inbox_lost=3, inbox_backlog=7)
+
+
+@pytest.mark.parametrize(
+    ("last", "life", "lost", "found"),
+    [
+        (StoredPipeline(), "one", 5, (0, None)),
+        (BEFORE, "one", 3, (0, None)),
+        (BEFORE, "one", 5, (2, None)),
+        (BEFORE, "two", 0, (0, 7)),
+        (BEFORE, "two", 5, (5, 7)),
+        (BEFORE, "one", -40, (0, 7)),
+    ],
+    ids=["first look", "nothing", "trimmed", "lost", "lost and trimmed", "deleted"],
+)
+def test_what_an_account_says(last: StoredPipeline, life: str, lost: int, found: tuple[int, int | None]) -> None:
+    """What is lost more than before was trimmed; another life, or less than before, means that all was lost."""
+    assert losses(last, Account(NOON, life, lost)) == found
+
+
+def test_losses_are_told_once(redis: FakeRedis, memory: Engine, caplog: pytest.LogCaptureFixture) -> None:
+    """Messages that were trimmed, and a Redis that came back empty, are each one event and one line of the log."""
+    caplog.set_level(logging.WARNING, "fleetbeat")
+    enrol(redis, memory, "torv")
+    sweep(redis, memory, SETTINGS)
+    send(redis, b"one", b"two", b"three")
+    redis.xadd(INBOX, {"m": b"x"}, maxlen=1, approximate=False)
+    assert [sweep(redis, memory, SETTINGS).trimmed for _ in range(2)] == [3, 0]
+    redis.flushall()
+    found = [sweep(redis, memory, SETTINGS).lost_backlog for _ in range(3)]
+    assert found == [None, 1, None]  # the first makes the account
+    assert [event.detail for event in events(memory, "inbox_trimmed", "inbox_lost")] == [
+        {"messages_lost": 3},
+        {"messages_waited": 1},
+    ]
+    trimmed, lost = caplog.records
+    assert (trimmed.count, lost.waited_at_last_sweep) == (3, 1)
+
+
+def test_an_account_that_was_overtaken_is_left_out(redis: FakeRedis, memory: Engine) -> None:
+    """A sweep that waited for another one, which read the account later, neither reports nor writes what it read."""
+    enrol(redis, memory, "torv")
+    sweep(redis, memory, SETTINGS)
+    send(redis, b"one", b"two")
+    redis.xadd(INBOX, {"m": b"x"}, maxlen=1, approximate=False)
+    let_pass(memory, -5)
+    assert sweep(redis, memory, SETTINGS).trimmed == 0
+    assert sweep(redis, memory, SETTINGS).trimmed == 2

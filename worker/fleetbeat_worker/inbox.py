@@ -1,6 +1,6 @@
 """The inbox: the Redis stream that agents write to, read by the workers through one consumer group.
 
-What is in the stream is what is not yet in SQL: an entry is acknowledged and deleted, in one MULTI, after the commit of
+What is in the stream is what is not yet in SQL: an entry is acknowledged and deleted, in one step, after the commit of
 the transaction that stored it. An entry that was delivered to a consumer and not acknowledged is *pending*. Its
 delivery count tells how many of its holders died: it is one when an entry is read, and rises by one each time that it
 is taken over from a holder that died, never otherwise.
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from redis.exceptions import ResponseError
 
 from fleetbeat_shared.names import FIELD, GROUP, INBOX
+from fleetbeat_worker.account import open_account, read_account, rebuild_if_in_future, take_out
 from fleetbeat_worker.column_types import from_milliseconds, to_milliseconds
 
 if TYPE_CHECKING:
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from redis import Redis
+
+    from fleetbeat_worker.account import Account
 
 READ_STEP = 100
 """How many entries are read with one command."""
@@ -42,22 +45,6 @@ local pending = redis.pcall('XPENDING', KEYS[1], ARGV[1], '-', '+', 1, ARGV[2])
 if pending.err then return 1 end  -- no such group: nobody is in it
 if #pending > 0 then return 0 end
 return redis.call('XGROUP', 'DELCONSUMER', KEYS[1], ARGV[1], ARGV[2]) + 1
-"""
-
-# Ids that lie in the future stay there: each is larger than the one before. With the stream made anew they begin at the
-# present. Only while it is empty, so that nothing is lost, which only a script can see and do in one step.
-_REBUILD = """
-if redis.call('EXISTS', KEYS[1]) == 0 or redis.call('XLEN', KEYS[1]) > 0 then return 0 end
-local info = redis.call('XINFO', 'STREAM', KEYS[1])
-local last = '0-0'
-for place = 1, #info, 2 do
-  if info[place] == 'last-generated-id' then last = info[place + 1] end
-end
-local milliseconds = tonumber(string.match(last, '^%d+'))
-if milliseconds <= tonumber(redis.call('TIME')[1]) * 1000 + tonumber(ARGV[2]) then return 0 end
-redis.call('DEL', KEYS[1])
-redis.call('XGROUP', 'CREATE', KEYS[1], ARGV[1], '0', 'MKSTREAM')
-return 1
 """
 
 
@@ -126,11 +113,7 @@ class Inbox:
 
     def create_group(self) -> None:
         """Make the stream and the group unless they are there; the group begins with the oldest entry."""
-        try:
-            self._client.xgroup_create(INBOX, GROUP, id="0", mkstream=True)
-        except ResponseError as error:
-            if not str(error).startswith("BUSYGROUP"):
-                raise
+        open_account(self._client)
 
     def read(self, consumer: str, count: int, block_seconds: float) -> list[Entry]:
         """Take entries that nobody took, waiting for the first one for a time.
@@ -175,11 +158,12 @@ class Inbox:
         self._client.xclaim(INBOX, GROUP, consumer, 0, list(ids), idle=idle, retrycount=deliveries, justid=True)
 
     def acknowledge(self, ids: Sequence[str]) -> None:
-        """Remove entries that are in SQL: acknowledged and deleted, or neither."""
-        with self._client.pipeline(transaction=True) as pipe:
-            pipe.xack(INBOX, GROUP, *ids)
-            pipe.xdel(INBOX, *ids)
-            pipe.execute()
+        """Remove entries that are in SQL: acknowledged, deleted and counted, or nothing of it."""
+        take_out(self._client, ids)
+
+    def account(self) -> Account:
+        """Return whether anything left the inbox that no worker took out."""
+        return read_account(self._client)
 
     def leave(self, consumer: str) -> bool:
         """Remove a consumer unless entries are in its hands; return whether it is gone."""
@@ -187,7 +171,7 @@ class Inbox:
 
     def rebuild_if_in_future(self) -> bool:
         """Make the empty stream anew if a sender pushed its ids into the future; return whether that was done."""
-        return bool(self._client.eval(_REBUILD, 1, INBOX, GROUP, CLOCK_STEP_MILLISECONDS))
+        return rebuild_if_in_future(self._client, CLOCK_STEP_MILLISECONDS)
 
     def remove_idle_consumers(self, idle_seconds: float) -> None:
         """Remove the consumers that dead workers left behind, as far as nothing is in their hands."""

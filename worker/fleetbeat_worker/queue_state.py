@@ -40,6 +40,8 @@ class QueueState:
     """The inbox, the jobs and the workers."""
 
     horizon: Horizon
+    lost: int
+    """Messages that others than the workers removed from the inbox before they were in SQL, since it was made."""
     pending: dict[str, int]
     """Entries in the hands of each consumer, by its name; consumers without any are left out."""
     jobs_waiting: int
@@ -61,6 +63,7 @@ class QueueState:
             "watermark": self.horizon.watermark,
             "backlog": self.horizon.backlog,
             "lag_seconds": None if lag is None else round(lag, 3),
+            "lost": self.lost,
             "pending": [{"consumer": name, "entries": number} for name, number in self.pending.items()],
             "jobs": {"waiting": self.jobs_waiting, "started": self.jobs_started, "failed": self.jobs_failed},
             "workers": [
@@ -79,10 +82,12 @@ class QueueState:
 
 def read_queue(client: Redis) -> QueueState:
     """Return what stands in Redis now. Raises redis-py's errors."""
-    horizon = Inbox(client).horizon()
+    inbox = Inbox(client)
+    horizon = inbox.horizon()
     queue = _queue(client)
     return QueueState(
         horizon=horizon,
+        lost=max(0, inbox.account().lost),
         pending=_pending(client),
         jobs_waiting=queue.count,
         # Without cleanup: looking must not move jobs from one registry to another.

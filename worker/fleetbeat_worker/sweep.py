@@ -7,10 +7,12 @@ none.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+from redis.exceptions import OutOfMemoryError
 from sqlalchemy.exc import SQLAlchemyError
 
 from fleetbeat_shared.errors import DatabaseUnavailable
@@ -18,7 +20,9 @@ from fleetbeat_worker.database import writing
 from fleetbeat_worker.inbox import Inbox
 from fleetbeat_worker.log import logger
 from fleetbeat_worker.partitions import make_partitions
-from fleetbeat_worker.store.verdicts import find_due, flag, lock_pipeline, record_outage, write_pipeline
+from fleetbeat_worker.store.pipeline import stored_pipeline, write_pipeline
+from fleetbeat_worker.store.verdicts import find_due, flag, record, record_outage
+from fleetbeat_worker.tables import EventType
 from fleetbeat_worker.transactions import put_right
 
 if TYPE_CHECKING:
@@ -26,7 +30,9 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
 
     from fleetbeat_shared.settings import Settings
+    from fleetbeat_worker.account import Account
     from fleetbeat_worker.inbox import Horizon
+    from fleetbeat_worker.store.pipeline import StoredPipeline
 
 OUTAGE_SECONDS = 30.0
 OUTAGE_SWEEPS = 3
@@ -48,6 +54,10 @@ class SweepReport:
     """How long nobody had watched, if it was long enough to matter."""
     degraded: list[str]
     """Names of the agents that were flagged."""
+    trimmed: int = 0
+    """How many messages were removed from the inbox by others than the workers, since the last sweep."""
+    lost_backlog: int | None = None
+    """If Redis came back without the inbox: how many messages waited in it at the last sweep."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as `--json` prints it."""
@@ -71,9 +81,10 @@ def sweep(
         except SQLAlchemyError as error:  # it must not stand in the way of the verdicts
             logger.error("What overtook its registration can't be put right", exc_info=error)
     # Redis first, SQL afterwards: whatever is committed in between can only make agents look more alive.
+    account = inbox.account()  # before the time of this sweep, so that it is newer than those of earlier ones
     horizon = inbox.horizon()
     with writing(engine) as connection:
-        report = _decide(connection, horizon, settings, periodic=periodic)
+        report = _decide(connection, horizon, account, settings, periodic=periodic)
         if dry_run:
             connection.rollback()
     if not dry_run:
@@ -82,8 +93,10 @@ def sweep(
     return report
 
 
-def _decide(connection: Connection, horizon: Horizon, settings: Settings, *, periodic: bool) -> SweepReport:
-    last = lock_pipeline(connection)
+def _decide(
+    connection: Connection, horizon: Horizon, account: Account, settings: Settings, *, periodic: bool
+) -> SweepReport:
+    last = stored_pipeline(connection, lock=True)
     known = [moment for moment in (horizon.watermark, last.watermark) if moment is not None]
     watermark = max(known, default=None)
     interval = settings.sweep_seconds if periodic else max(settings.sweep_seconds, last.sweep_seconds or 0)
@@ -93,17 +106,48 @@ def _decide(connection: Connection, horizon: Horizon, settings: Settings, *, per
     due = find_due(connection, watermark) if watermark is not None else []
     if watermark is not None:
         flag(connection, due, watermark, horizon.now)
-    write_pipeline(connection, watermark, horizon.now, settings.sweep_seconds if periodic else last.sweep_seconds)
+    now = replace(last, watermark=watermark, last_sweep_at=horizon.now)
+    if periodic:
+        now = replace(now, sweep_seconds=settings.sweep_seconds)
+    trimmed, lost_backlog = 0, None
+    # Another sweep may have got here first, with an account that was read later.
+    if account.life is not None and (last.last_sweep_at is None or account.read_at > last.last_sweep_at):
+        now = replace(now, inbox_life=account.life, inbox_lost=account.lost, inbox_backlog=horizon.backlog)
+        trimmed, lost_backlog = losses(last, account)
+        _record_losses(connection, trimmed, lost_backlog, horizon.now)
+    write_pipeline(connection, now)
     return SweepReport(
         swept_at=horizon.now,
         watermark=watermark,
         outage_seconds=gap.total_seconds() if gap else None,
         degraded=[agent.agent_name for agent in due],
+        trimmed=trimmed,
+        lost_backlog=lost_backlog,
     )
+
+
+def losses(last: StoredPipeline, account: Account) -> tuple[int, int | None]:
+    """Return how many messages were trimmed since the last sweep; and if all were lost, how many had waited then."""
+    if last.inbox_life is None or last.inbox_lost is None:
+        return 0, None  # whatever happened before anybody looked
+    if account.life != last.inbox_life:
+        return max(0, account.lost), last.inbox_backlog or 0
+    if account.lost < last.inbox_lost:  # within one life that can't be: the stream was deleted, or is one of before
+        return 0, last.inbox_backlog or 0
+    return account.lost - last.inbox_lost, None
+
+
+def _record_losses(connection: Connection, trimmed: int, lost_backlog: int | None, now: datetime) -> None:
+    if lost_backlog is not None:
+        record(connection, EventType.INBOX_LOST, now, {"messages_waited": lost_backlog})
+    if trimmed:
+        record(connection, EventType.INBOX_TRIMMED, now, {"messages_lost": trimmed})
 
 
 def _keep_house(inbox: Inbox, engine: Engine, now: datetime) -> None:
     """Do what has time: it comes after the verdicts, and what fails is tried again by the next sweep."""
+    with suppress(OutOfMemoryError):  # then it has time until there is room
+        inbox.create_group()  # with the account, if there was none
     if inbox.rebuild_if_in_future():
         logger.warning("The inbox's ids lay in the future, where some agent's explicit id put them; it was made anew")
     inbox.remove_idle_consumers(FORGOTTEN_CONSUMER_SECONDS)
@@ -127,6 +171,16 @@ def outage_between(last_sweep_at: datetime | None, now: datetime, sweep_seconds:
 def _tell(report: SweepReport) -> None:
     if report.outage_seconds is not None:
         logger.warning("Nobody watched for a time; the deadlines were moved", extra={"seconds": report.outage_seconds})
+    if report.lost_backlog is not None:
+        logger.warning(
+            "Redis came back without the inbox, or with an older one; what waited in it may be lost",
+            extra={"waited_at_last_sweep": report.lost_backlog},
+        )
+    if report.trimmed:
+        logger.warning(
+            "Messages were removed from the inbox before they were in SQL; some agent trims it with its XADD",
+            extra={"count": report.trimmed},
+        )
     if report.degraded:
         shown = report.degraded[:20]
         logger.warning("Agents are degraded", extra={"count": len(report.degraded), "agents": shown})

@@ -30,6 +30,10 @@ class EventType(StrEnum):
     """A session ended: its agent said goodbye, or another session took its name."""
     OUTAGE = "outage"
     """Nobody watched for a time."""
+    INBOX_TRIMMED = "inbox_trimmed"
+    """Messages were removed from the inbox before they were in SQL: an agent trims it with its XADD."""
+    INBOX_LOST = "inbox_lost"
+    """Redis came back without the inbox, or with an older one."""
 
 
 class TaskState(StrEnum):
@@ -253,3 +257,9 @@ class Pipeline(Base):
     """Redis's time at the last sweep."""
     sweep_seconds: Mapped[float | None]
     """The interval of the workers' sweeps: whoever looks may have another setting."""
+    inbox_life: Mapped[str | None]
+    """Which account of the inbox (`fleetbeat_worker.account`) the last sweep found."""
+    inbox_lost: Mapped[int | None] = mapped_column(BigInteger)
+    """How many entries had been lost by it; what is more next time is reported."""
+    inbox_backlog: Mapped[int | None] = mapped_column(BigInteger)
+    """How many entries waited in it, to tell if it is gone next time."""

@@ -29,6 +29,8 @@ _STYLES = {
     EventType.DEGRADED: "bold red",
     EventType.RECOVERED: "green",
     EventType.OUTAGE: "yellow",
+    EventType.INBOX_TRIMMED: "bold yellow",
+    EventType.INBOX_LOST: "bold yellow",
     EventType.HEARTBEAT: "dim",
 }
 

@@ -46,6 +46,10 @@ def _text(state: QueueState) -> RenderableType:
             (f"{state.jobs_failed:,} failed", "bold yellow" if state.jobs_failed else ""),
         ),
     ]
+    if state.lost:
+        removed = f"{counted(state.lost, 'message')} removed unread; some agent trims the inbox: "
+        hint = "fleetbeat events --type inbox_trimmed"
+        parts.append(Text.assemble(("Lost     ", "bold"), (f"{removed}{hint}", "bold yellow")))
     if not state.workers:
         parts.append(Text.assemble(("Workers  ", "bold"), ("none is running: fleetbeat worker", "bold yellow")))
     else:

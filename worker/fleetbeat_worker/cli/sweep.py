@@ -33,6 +33,11 @@ def sweep(*, settings: Settings, dry_run: bool, as_json: bool) -> None:
     click.echo(f"{as_of}: {counted(len(report.degraded), 'agent')} {would} degraded.")
     for name in report.degraded:
         click.echo(f"  {clean(name)}")
+    if report.trimmed:
+        click.echo(f"{counted(report.trimmed, 'message')} left the inbox before they were in SQL: some agent trims it.")
+    if report.lost_backlog is not None:
+        waited = counted(report.lost_backlog, "message")
+        click.echo(f"Redis came back without the inbox, in which {waited} waited at the last sweep.")
     if report.outage_seconds is not None:
         moved = "would move" if dry_run else "moved"
         click.echo(f"Nobody had watched for {format_duration(report.outage_seconds)}; that {moved} the deadlines.")

@@ -1,11 +1,11 @@
-"""Reading what the pipeline last knew of itself."""
+"""What the pipeline last knew of itself."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING
 
-from sqlalchemy import select
+from sqlalchemy import select, update
 
 from fleetbeat_worker.tables import Pipeline
 
@@ -25,10 +25,23 @@ class StoredPipeline:
     """Redis's time at the last sweep."""
     sweep_seconds: float | None = None
     """How often the workers sweep."""
+    inbox_life: str | None = None
+    """Which account of the inbox was found; None before there was any."""
+    inbox_lost: int | None = None
+    """How many entries had been lost by it."""
+    inbox_backlog: int | None = None
+    """How many entries waited."""
 
 
-def stored_pipeline(connection: Connection) -> StoredPipeline:
-    """Return what the last sweep wrote down."""
-    query = select(Pipeline.watermark, Pipeline.last_sweep_at, Pipeline.sweep_seconds)
-    row = connection.execute(query).first()
+_COLUMNS = select(*(getattr(Pipeline, column.name) for column in fields(StoredPipeline)))
+
+
+def stored_pipeline(connection: Connection, *, lock: bool = False) -> StoredPipeline:
+    """Return what the last sweep wrote down; with `lock`, a second sweep waits here until this one is through."""
+    row = connection.execute(_COLUMNS.with_for_update() if lock else _COLUMNS).first()
     return StoredPipeline(*row) if row is not None else StoredPipeline()
+
+
+def write_pipeline(connection: Connection, pipeline: StoredPipeline) -> None:
+    """Write down how far verdicts have been taken, and what was found in Redis."""
+    connection.execute(update(Pipeline).values(asdict(pipeline)))

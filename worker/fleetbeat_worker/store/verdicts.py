@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import bindparam, insert, select, text, update
+from sqlalchemy import bindparam, insert, select, text
 
 from fleetbeat_shared.liveness import State
 from fleetbeat_worker.column_types import Instant
 from fleetbeat_worker.store import bulk
-from fleetbeat_worker.store.pipeline import StoredPipeline
-from fleetbeat_worker.tables import Agent, Event, EventType, Liveness, OutageRow, Pipeline
+from fleetbeat_worker.tables import Agent, Event, EventType, Liveness, OutageRow
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,20 +31,6 @@ class Due:
     agent_name: str
     last_seen_at: datetime | None
     deadline_at: datetime
-
-
-def lock_pipeline(connection: Connection) -> StoredPipeline:
-    """Return what the last sweep wrote down; a second sweep waits here until this one is through."""
-    query = select(Pipeline.watermark, Pipeline.last_sweep_at, Pipeline.sweep_seconds).with_for_update()
-    return StoredPipeline(*connection.execute(query).one())
-
-
-def write_pipeline(
-    connection: Connection, watermark: datetime | None, swept_at: datetime, sweep_seconds: float | None
-) -> None:
-    """Write down how far verdicts have been taken, when, and how often that is done."""
-    values = {"watermark": watermark, "last_sweep_at": swept_at, "sweep_seconds": sweep_seconds}
-    connection.execute(update(Pipeline).values(values))
 
 
 def record_outage(connection: Connection, started_at: datetime, ended_at: datetime) -> int:
@@ -72,8 +57,13 @@ def record_outage(connection: Connection, started_at: datetime, ended_at: dateti
         "seconds": round((ended_at - started_at).total_seconds(), 3),
         "deadlines_moved": moved,
     }
-    connection.execute(insert(Event).values(type=EventType.OUTAGE.value, occurred_at=ended_at, detail=detail))
+    record(connection, EventType.OUTAGE, ended_at, detail)
     return moved
+
+
+def record(connection: Connection, kind: EventType, occurred_at: datetime, detail: dict[str, Any]) -> None:
+    """Record an event of the whole fleet."""
+    connection.execute(insert(Event).values(type=kind.value, occurred_at=occurred_at, detail=detail))
 
 
 def find_due(connection: Connection, watermark: datetime) -> list[Due]:

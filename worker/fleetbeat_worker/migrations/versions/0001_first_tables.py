@@ -152,6 +152,9 @@ def _create_the_rest() -> None:
         sa.Column("watermark", Instant),
         sa.Column("last_sweep_at", Instant),
         sa.Column("sweep_seconds", sa.Double),
+        sa.Column("inbox_life", sa.Text),
+        sa.Column("inbox_lost", sa.BigInteger),
+        sa.Column("inbox_backlog", sa.BigInteger),
     )
     op.execute("INSERT INTO pipeline (id) VALUES (1)")
 
