@@ -12,10 +12,12 @@ import os
 import platform
 import random
 import signal
+import socketserver
 import sys
 import tempfile
+import threading
 import warnings
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime
 from multiprocessing import get_context
 from pathlib import Path
@@ -62,6 +64,25 @@ def valkey() -> Iterator[str]:
             yield server.url
         finally:
             server.stop()
+
+
+@contextmanager
+def black_hole() -> Iterator[int]:
+    """Yield a port that takes every connection, swallows what is sent, and never answers."""
+
+    class Swallow(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            with suppress(OSError):
+                while self.rfile.read1(65536):
+                    pass
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Swallow) as server:
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            yield server.server_address[1]
+        finally:
+            server.shutdown()
 
 
 def redis_client(url: str) -> Any:  # noqa: ANN401 - redis-py's hints can't tell its sync answers from its async ones
