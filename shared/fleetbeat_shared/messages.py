@@ -10,7 +10,7 @@ import json
 import re
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from uuid import UUID  # noqa: TC003 - pydantic reads it at run time
 
 from pydantic import (
@@ -31,6 +31,9 @@ from fleetbeat_shared.errors import InvalidMessage
 from fleetbeat_shared.identifiers import normalise_name
 from fleetbeat_shared.schedules import check_schedule, find_time_zone
 from fleetbeat_shared.text import clean
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 MAX_MESSAGE_BYTES = 32 * 1024
 MAX_METADATA_BYTES = 4 * 1024
@@ -232,11 +235,15 @@ def parse_message(wire: bytes) -> Register | Heartbeat | Deregister:
         raise InvalidMessage(reason, describe(error)) from error
 
 
-def describe(error: ValidationError) -> str:
-    """Return what pydantic found, in one line; field names and tags of the input may be in it, cleaned."""
+def describe(error: ValidationError, called: Mapping[str, str] | None = None) -> str:
+    """Return what pydantic found, in one line; field names and tags of the input may be in it, cleaned.
+
+    `called` has other names for fields, where those who read it know them by these.
+    """
     found = []
     for item in error.errors(include_url=False, include_input=False)[:5]:
-        place = ".".join(str(part) for part in item["loc"] if part not in {"register", "heartbeat", "deregister"})
+        parts = [str(part) for part in item["loc"] if part not in {"register", "heartbeat", "deregister"}]
+        place = ".".join((called or {}).get(part, part) for part in parts)
         what = re.sub(r" item(s?) after validation", r" character\1", item["msg"].removeprefix("Value error, "))
         found.append(f"{place}: {what}" if place else what)
     return clean("; ".join(found))[:500]
