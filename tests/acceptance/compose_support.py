@@ -28,6 +28,7 @@ BIN = Path(sys.executable).parent
 FILE = ROOT / "docker-compose.yml"
 PASSWORDS = {
     "AGENT_PASSWORD": "canary-of-agents",
+    "WORKER_PASSWORD": "canary-of-workers",
     "VALKEY_PASSWORD": "canary-of-redis",
     "POSTGRES_PASSWORD": "canary-of-database",
 }
@@ -139,7 +140,8 @@ class Stack:
 
     def valkey_client(self) -> Redis:
         """Return a client of the service `valkey` that may do everything."""
-        return connect(self.environment("worker")["FLEETBEAT_REDIS_URL"], timeout_seconds=5)
+        url = f"redis://:{PASSWORDS['VALKEY_PASSWORD']}@127.0.0.1:{self.valkey_port}/0"
+        return connect(url, timeout_seconds=5)
 
     def _valkey_answers(self) -> bool:
         try:

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import json
 import subprocess
 from contextlib import closing
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +14,7 @@ from redis.exceptions import NoPermissionError, RedisError
 
 from acceptance.place import QUICK, Place
 from fleetbeat_shared.names import INBOX
-from fleetbeat_worker.acl import PRODUCER_RULES
+from fleetbeat_worker.acl import PRODUCER_RULES, WORKER_RULES
 from helpers import eventually, free_port
 
 if TYPE_CHECKING:
@@ -77,7 +79,10 @@ def test_both_users_can_do_their_work(place: Place) -> None:
     place.run(*agent, "register", "--name", "hint", "--every", "30s", "--stable", FLEETBEAT_REDIS_URL=agents_url)
     beat = (*agent, "heartbeat", "--agent", "hint", "--progress", "all of it", "--wait", "20", "--json")
     assert place.run(*beat, FLEETBEAT_REDIS_URL=agents_url).json["progress"] == "all of it"
-    assert place.json("fleetbeat", "queue")["workers"]
+    queue = place.json("fleetbeat", "queue")
+    assert (bool(queue["workers"]), queue["lost"]) == (True, 0)
+    place.run("fleetbeat", "dashboard")
+    place.run("fleetbeat", "rejected", "list")
     assert place.state("hint") == "ok"
     place.run("fleetbeat", "check")
     place.run("fleetbeat", "sweep")
@@ -88,6 +93,22 @@ def test_both_users_can_do_their_work(place: Place) -> None:
     place.run("fleetbeat", "worker", "--burst")
     assert place.state("hint") == "ended"
     assert refusals(place) == {}
+
+
+def test_a_producer_makes_no_worker_call_a_function(place: Place) -> None:
+    """What would be a job elsewhere is a bad message in the inbox, the one place that a producer may write to."""
+    canary = place.directory / "canary"
+    call = json.dumps(["os.mkdir", None, [str(canary)], {}])
+    with client(place, "agent") as agent:
+        agent.xadd(INBOX, {"m": call})
+        agent.xadd(INBOX, {"data": call, "origin": "fleetbeat", "status": "queued"})
+    place.run("fleetbeat", "worker", "--burst")
+    assert sorted(row["reason"] for row in place.json("fleetbeat", "rejected", "list")["rejected"]) == [
+        "invalid",
+        "not_json",
+    ]
+    assert place.json("fleetbeat", "queue")["jobs"] == {"waiting": 0, "started": 0, "failed": 0}
+    assert not canary.exists()
 
 
 @pytest.mark.parametrize(
@@ -179,11 +200,12 @@ def test_both_sides_cant_be_one_user(place: Place) -> None:
     place.run("fleetbeat", "acl", "--producer-user", "one", "--worker-user", "one", exits=2)
 
 
-def test_compose_gives_agents_these_rights() -> None:
-    """docker-compose.yml's user for agents has the rules that `fleetbeat acl` prints, in their order."""
+def test_compose_gives_these_rights() -> None:
+    """docker-compose.yml's users for agents and workers have the rules that `fleetbeat acl` prints, in their order."""
     command = yaml.safe_load(COMPOSE.read_text())["services"]["valkey"]["command"]
-    start = command.index("--user")
-    rest = command[start + 1 :]
-    name, switched_on, password, *rules = rest[: next(i for i, word in enumerate(rest) if word.startswith("--"))]
-    assert (name, switched_on, password[:1]) == ("agent", "on", ">")
-    assert tuple(rules) == PRODUCER_RULES
+    users = {}
+    for start in (place for place, word in enumerate(command) if word == "--user"):
+        name, switched_on, password, *rules = takewhile(lambda word: not word.startswith("--"), command[start + 1 :])
+        assert (switched_on, password[:1]) == ("on", ">")
+        users[name] = tuple(rules)
+    assert users == {"agent": PRODUCER_RULES, "worker": WORKER_RULES}

@@ -1,6 +1,6 @@
 """What each side's user may do in Redis or Valkey, as rules of its access control lists.
 
-docker-compose.yml has the producer's rules too; a test holds them equal.
+docker-compose.yml has these rules too; a test holds them equal.
 """
 
 from __future__ import annotations
