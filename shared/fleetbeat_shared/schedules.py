@@ -6,7 +6,7 @@ croniter is imported where it is used: an agent that beats on a plain interval n
 from __future__ import annotations
 
 import re
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import TYPE_CHECKING
 from zoneinfo import ZoneInfo
@@ -76,3 +76,9 @@ def slots_after(expression: str, time_zone: str, moment: datetime) -> Iterator[d
         slot = slots.get_next(datetime)
         if not (slot.fold and fixed_hours):
             yield slot.astimezone(UTC)
+
+
+def is_slot(expression: str, time_zone: str, now: datetime) -> bool:
+    """Return whether one of the schedule's times lies in the minute of `now` (aware)."""
+    minute = now.astimezone(UTC).replace(second=0, microsecond=0)
+    return next(slots_after(expression, time_zone, minute - timedelta(seconds=1))) == minute
