@@ -58,7 +58,7 @@ class Settings(BaseModel):
     linger_seconds: Annotated[float, Field(ge=0, le=60)] = Field(
         default=1.0, description="How long an ingest job waits for another message before it ends."
     )
-    stale_task_seconds: Annotated[float, Field(ge=1)] = Field(
+    stale_task_seconds: Annotated[float, Field(ge=1, le=10 * 366 * 86_400)] = Field(
         default=86_400.0, description="How long an open task may stay untouched before it counts as stale."
     )
     log_level: Annotated[str, Field(pattern="^(DEBUG|INFO|WARNING|ERROR)$")] = Field(

@@ -113,9 +113,9 @@ class Agent(Base):
     summary: Mapped[str | None]
     error: Mapped[str | None]
     open_tasks: Mapped[int | None]
-    """As the agent reported."""
+    """As of the last heartbeat: what it said, or else what was counted in `tasks`."""
     stale_tasks: Mapped[int | None]
-    """As the agent reported."""
+    """As `open_tasks`."""
     reported_at: Mapped[datetime | None]
     """`seen_at` of the newest heartbeat that said anything; an older one changes none of what is said here."""
     reported_entry: Mapped[int | None] = mapped_column(BigInteger)

@@ -138,7 +138,7 @@ def _facts(report: AgentReport) -> dict[str, Text]:
 
     work = f"{agent.open_tasks} open, {agent.stale_tasks} stale"
     if (report.tasks.open, report.tasks.stale) != (agent.open_tasks, agent.stale_tasks):
-        work += f" as it reported; {report.tasks.open} open, {report.tasks.stale} stale in fleetbeat tasks"
+        work += f" at its last heartbeat; {report.tasks.open} open, {report.tasks.stale} stale in fleetbeat tasks"
     return {
         "agent": safe(agent.agent_name, "bold"),
         "session": Text(str(agent.session_id)),
