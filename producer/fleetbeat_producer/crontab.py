@@ -112,7 +112,10 @@ def _line(path: Path, agent: FleetAgent, start: Sequence[str], machine: Sequence
         if value is not None:
             words += [option, str(value)]
     command = " ".join(map(quote, words)) + " >/dev/null"  # cron sends what is left, the warnings, as mail
-    if len(command.encode(errors="surrogateescape")) > MAX_COMMAND_BYTES:
+    if clean(command) != command:  # a line break, say, in a path or a URL
+        message = f'{path}, agent "{agent.name}": its crontab line would hold control characters. Take them out.'
+        raise SettingsError(message)
+    if len(command.encode()) > MAX_COMMAND_BYTES:
         message = (
             f'{path}, agent "{agent.name}": its crontab line is longer than the {MAX_COMMAND_BYTES} bytes that cron '
             "takes. Shorten its summary."
@@ -124,9 +127,9 @@ def _line(path: Path, agent: FleetAgent, start: Sequence[str], machine: Sequence
 def quote(word: str) -> str:
     r"""Return a word of a command as a crontab holds it, for the shell that cron gives it to.
 
-    For most crons a `%` ends the command, `\%` is a `%`, and for some two backslashes are one; others change nothing. So
-    each `%` stands outside of the quotes, where `\%` is right with and without cron, and each other backslash is
-    followed by a quote.
+    For most crons a `%` ends the command, `\%` is a `%`, and for some two backslashes are one; others change nothing.
+    So each `%` stands outside of the quotes, where `\%` is right with and without cron, and each other backslash has
+    a quote after it.
     """
     if "%" not in word and "\\" not in word:
         return shlex.quote(word)

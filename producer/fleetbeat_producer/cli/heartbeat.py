@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -29,6 +30,10 @@ if TYPE_CHECKING:
 @click.option("--open-tasks", type=int, metavar="N", help="How many tasks are open.")
 @click.option("--stale-tasks", type=int, metavar="N", help="How many of them nobody has touched for long.")
 @metadata_option
+@click.option(
+    "--only-at", metavar="EXPRESSION", help="Do nothing unless this cron expression means the current minute."
+)
+@click.option("--time-zone", metavar="ZONE", help="IANA name of the zone that --only-at means; UTC if not given.")
 @click.option("--wait", type=float, metavar="SECONDS", help="Wait until it is stored, and print what SQL says.")
 @common_options
 def heartbeat(  # noqa: PLR0913 - one for each option
@@ -43,11 +48,16 @@ def heartbeat(  # noqa: PLR0913 - one for each option
     open_tasks: int | None,
     stale_tasks: int | None,
     metadata: dict[str, Any] | None,
+    only_at: str | None,
+    time_zone: str | None,
     wait: float | None,
     redis_url: str | None,
     as_json: bool,
 ) -> None:
     """Say that an agent is alive, and what it does. What isn't given stays as it was."""
+    if not is_time(only_at, time_zone):
+        tell({"ok": True, "sent": False}, "It isn't the time; nothing was sent.", as_json=as_json)
+        return
     agent_name, session_id = chosen_session(session, agent)
     message = compose(
         Heartbeat,
@@ -96,6 +106,23 @@ def deregister(  # noqa: PLR0913 - one for each option
     transport_to(redis_url).send(message)
     sentence = f"Deregistered {agent_name or f'session {message.session_id}'}."
     tell(sent(message, agent_name), sentence, as_json=as_json)
+
+
+def is_time(only_at: str | None, time_zone: str | None) -> bool:
+    """Return whether `--only-at`, if it was given, means the current minute."""
+    if only_at is None:
+        if time_zone is not None:
+            text = "--time-zone goes with --only-at."
+            raise click.UsageError(text)
+        return True
+    from fleetbeat_shared.schedules import check_schedule, find_time_zone, is_slot
+
+    try:
+        schedule, zone = check_schedule(only_at), find_time_zone(time_zone or "UTC")
+    except ValueError as error:
+        text = f"{error}."
+        raise click.UsageError(text) from error
+    return is_slot(schedule, zone.key, datetime.now(UTC))
 
 
 def chosen_session(session: str | None, agent: str | None) -> tuple[str | None, UUID | str]:
