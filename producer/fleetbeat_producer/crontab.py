@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fleetbeat_producer.cron_times import fields_of_line, schedule_of_interval
+from fleetbeat_producer.fleet_file import absolute
 from fleetbeat_shared.errors import FleetbeatError, SettingsError
 from fleetbeat_shared.text import clean
 
@@ -64,7 +65,7 @@ def find_script() -> Path:
     Raises SettingsError when it isn't installed.
     """
     called = shutil.which(sys.argv[0]) if Path(sys.argv[0]).name == SCRIPT else None
-    script = Path(os.path.abspath(called or Path(sysconfig.get_path("scripts")) / SCRIPT))  # noqa: PTH100 - no links
+    script = absolute(Path(called) if called else Path(sysconfig.get_path("scripts")) / SCRIPT)
     if not script.exists():
         message = f"{script} isn't there, so no crontab can call it. Install fleetbeat."
         raise SettingsError(message)
@@ -75,7 +76,7 @@ def _redis_words(url_file: Path | None, environment: Mapping[str, str]) -> list[
     """Return what a command begins with so that it finds Redis; never a secret, as a crontab is no place for one."""
     variable, value = "FLEETBEAT_REDIS_URL_FILE", url_file and str(url_file)
     if value is None and (named := environment.get(variable)):
-        value = os.path.abspath(named)  # noqa: PTH100 - a link stays a link
+        value = str(absolute(Path(named)))
     if value is None and (url := environment.get("FLEETBEAT_REDIS_URL")):
         if "@" in url or "password" in url:  # wherever they stand, as a malformed URL may hold one too
             message = (
@@ -158,12 +159,13 @@ def with_block(crontab: str, path: Path, block: str) -> str:
     return "\n".join([*before, block.removesuffix("\n"), *after] if block else [*before, *after])
 
 
-def difference(before: str, after: str) -> str:
-    """Return what changes, as a unified diff."""
-    return "".join(
-        f"{line}\n"
-        for line in difflib.unified_diff(before.split("\n"), after.split("\n"), "crontab", "crontab, new", lineterm="")
+def difference(before: str, after: str) -> list[str]:
+    """Return what changes, as the lines of a unified diff that can be shown."""
+    old, new = (
+        text.encode(errors="surrogateescape").decode(errors="replace").removesuffix("\n").split("\n")
+        for text in (before, after)
     )
+    return list(difflib.unified_diff(old, new, "crontab", "crontab, new", lineterm=""))
 
 
 def read_crontab() -> str:

@@ -93,12 +93,17 @@ def read_fleet_file(path: Path) -> FleetFile:
     return _Reader(path).read(tables)
 
 
+def absolute(path: Path) -> Path:
+    """Return a path from the root on, without `..`; a link stays a link."""
+    return Path(os.path.abspath(path))  # noqa: PTH100 - resolve() would follow links
+
+
 class _Reader:
     """Reads one file; knows what to name in an error."""
 
     def __init__(self, path: Path) -> None:
         self._given = path
-        self._path = Path(os.path.abspath(path))  # noqa: PTH100 - without `..`, and a link stays a link
+        self._path = absolute(path)
 
     def read(self, tables: Mapping[str, Any]) -> FleetFile:
         self._check_keys(tables, ["defaults", "agents"], _TOP)
@@ -178,7 +183,7 @@ class _Reader:
         """Return a path as it is meant: `~` is the user's home, and what is relative lies beside the file."""
         if not isinstance(value, str) or not value.isprintable() or not value:
             raise self._error(who, f"{key}: it is no path; write for example {DEFAULT_LOG_FILE!r}")
-        return Path(os.path.abspath(self._path.parent / Path(value).expanduser()))  # noqa: PTH100 - as above
+        return absolute(self._path.parent / Path(value).expanduser())
 
     def _check_keys(self, table: Mapping[str, Any], known: Sequence[str], who: str) -> None:
         for key in table:

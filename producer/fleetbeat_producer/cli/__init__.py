@@ -23,6 +23,7 @@ COMMANDS = {
     "heartbeat": ("heartbeat:heartbeat", "Say that an agent is alive, and what it does."),
     "deregister": ("heartbeat:deregister", "Say goodbye: no more heartbeats are expected."),
     "run": ("run:run", "Run a command as an agent: register, beat, say how it ended."),
+    "cron": ("cron:cron", "Let cron beat for the agents that a file lists."),
 }
 """Name to `module:attribute` in this package and a short help text, in the order of `--help`."""
 

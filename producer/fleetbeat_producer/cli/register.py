@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from fleetbeat_producer.cli.options import common_options, duration, metadata_option, transport_to
-from fleetbeat_producer.cli.output import sent, tell
+from fleetbeat_producer.cli.output import print_json, sent, tell
 from fleetbeat_producer.outgoing import compose, session_to_register
+from fleetbeat_producer.transport import Transport
 from fleetbeat_shared.messages import Register
+from fleetbeat_shared.settings import Settings
 
 
 @click.command(
     epilog="\b\nExamples:\n  fleetbeat-agent register --name hint --every 30s\n"
-    '  fleetbeat-agent register --name nightly --cron "15 8 * * *" --time-zone Europe/Berlin --stable'
+    '  fleetbeat-agent register --name nightly --cron "15 8 * * *" --time-zone Europe/Berlin --stable\n'
+    "  fleetbeat-agent register --from agents.toml"
 )
-@click.option("--name", required=True, metavar="NAME", help="1 to 64 printable characters.")
+@click.option("--name", metavar="NAME", help="1 to 64 printable characters.")
 @click.option("--every", metavar="DURATION", callback=duration, help="The promised interval: 30s, 5m, 6h, 1d.")
 @click.option("--cron", metavar="EXPRESSION", help="The promised times, as a cron expression of five fields.")
 @click.option("--time-zone", metavar="ZONE", help="IANA name of the zone that --cron means; UTC if not given.")
@@ -28,10 +34,19 @@ from fleetbeat_shared.messages import Register
 @click.option("--session", metavar="ID", help="The session id to use (a UUID) instead of a new one.")
 @click.option("--stable", is_flag=True, help="Derive the session id from the name, for use with --agent.")
 @click.option("--parallel", is_flag=True, help="Let other live sessions of this name go on.")
+@click.option(
+    "--from",
+    "file",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Register all agents that this file lists, with --stable; the file says the rest.",
+)
 @common_options
+@click.pass_context
 def register(  # noqa: PLR0913 - one for each option
+    context: click.Context,
     *,
-    name: str,
+    name: str | None,
     every: float | None,
     cron: str | None,
     time_zone: str | None,
@@ -43,10 +58,17 @@ def register(  # noqa: PLR0913 - one for each option
     session: str | None,
     stable: bool,
     parallel: bool,
+    file: Path | None,
     redis_url: str | None,
     as_json: bool,
 ) -> None:
     """Make an agent known, with how often it promises to beat; prints its session id."""
+    if file is not None:
+        _register_all(context, file, redis_url, as_json=as_json)
+        return
+    if name is None:
+        text = "Give either --name or --from."
+        raise click.UsageError(text)
     if (every is None) == (cron is None):
         text = "Give either --every or --cron."
         raise click.UsageError(text)
@@ -67,3 +89,30 @@ def register(  # noqa: PLR0913 - one for each option
     transport_to(redis_url).send(message)
     sentence = f"Registered {message.agent_name} as session {message.session_id}."
     tell(sent(message, message.agent_name), sentence, as_json=as_json)
+
+
+def _register_all(context: click.Context, file: Path, redis_url: str | None, *, as_json: bool) -> None:
+    from fleetbeat_producer.fleet_file import read_fleet_file
+
+    given = {option for option in context.params if _is_given(context, option)}
+    if others := sorted(given - {"file", "redis_url", "as_json"}):
+        named = ", ".join(f"--{option.replace('_', '-')}" for option in others)
+        text = f"--from takes all from the file, so leave out {named}."
+        raise click.UsageError(text)
+    fleet = read_fleet_file(file)
+    if fleet.redis_url_file is None or "redis_url" in given:
+        transport = transport_to(redis_url)
+    else:  # where the file's crontab lines go to
+        environment = {name: value for name, value in os.environ.items() if name != "FLEETBEAT_REDIS_URL"}
+        environment["FLEETBEAT_REDIS_URL_FILE"] = str(fleet.redis_url_file)
+        transport = Transport(Settings.from_environment(environment))
+    for agent in fleet.agents:
+        transport.send(agent.registration)
+        if not as_json:
+            click.echo(f"Registered {agent.name} as session {agent.registration.session_id}.")
+    if as_json:
+        print_json({"ok": True, "agents": [sent(agent.registration, agent.name) for agent in fleet.agents]})
+
+
+def _is_given(context: click.Context, option: str) -> bool:
+    return context.get_parameter_source(option) is ParameterSource.COMMANDLINE
