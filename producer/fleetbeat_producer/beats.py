@@ -8,11 +8,12 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from fleetbeat_producer.outgoing import compose
-from fleetbeat_shared.messages import Heartbeat
+from fleetbeat_producer.outgoing import new_heartbeat
 
 if TYPE_CHECKING:
     from uuid import UUID
+
+    from fleetbeat_shared.messages import Heartbeat
 
 IDLE_SECONDS = 3600.0
 """How long nothing is due when there is no session."""
@@ -61,7 +62,7 @@ class Beats:
                 due, _, rhythm = heapq.heappop(self._due)
                 if rhythm.is_over:
                     continue
-                beats.append(compose(Heartbeat, rhythm.session_id))
+                beats.append(new_heartbeat(rhythm.session_id))
                 # From when it was due, not from now, so that lateness doesn't add up; but after a sleep only once.
                 self._push(max(due + rhythm.interval_seconds, now), rhythm)
         return beats

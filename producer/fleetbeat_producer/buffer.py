@@ -7,8 +7,6 @@ from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from fleetbeat_shared.messages import Heartbeat
-
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -84,7 +82,7 @@ class Buffer:
         return len(self._heartbeats) + len(self._others)
 
     def _queue_of(self, message: Message) -> deque[Waiting]:
-        return self._heartbeats if isinstance(message, Heartbeat) else self._others
+        return self._heartbeats if message.kind == "heartbeat" else self._others
 
     def _oldest_queue(self) -> deque[Waiting] | None:
         if not self._heartbeats or not self._others:

@@ -10,10 +10,8 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from fleetbeat_producer.outgoing import compose, session_to_register
+from fleetbeat_producer.outgoing import new_goodbye, new_heartbeat, new_registration, session_to_register
 from fleetbeat_producer.process import this_process
-from fleetbeat_producer.transport import check_wait, transport_of_this_process
-from fleetbeat_shared.messages import Deregister, Heartbeat, Register
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -68,8 +66,7 @@ def register(  # noqa: PLR0913 - each is a fact that an agent may state of itsel
 
     Raises InvalidMessage (a ValueError) for a bad argument, and SettingsError for a bad environment.
     """
-    message = compose(
-        Register,
+    message = new_registration(
         session_to_register(agent_name, stable=stable, parallel=parallel, session_id=session_id),
         agent_name=agent_name,
         interval_seconds=interval_seconds,
@@ -108,8 +105,7 @@ def send_heartbeat(  # noqa: PLR0913 - each is a fact that an agent may state of
     Raises InvalidMessage (a ValueError) for a bad argument, and SettingsError for a bad environment; with
     `wait_seconds` also RedisUnavailable, NotConfirmed, UnknownSession, SessionEnded and MessageRejected.
     """
-    message = compose(
-        Heartbeat,
+    message = new_heartbeat(
         session_id,
         progress=progress,
         work_item_id=work_item_id,
@@ -124,6 +120,8 @@ def send_heartbeat(  # noqa: PLR0913 - each is a fact that an agent may state of
     if wait_seconds is None:
         this_process().put(message)
         return HeartbeatResult(message.session_id, None, message.sent_at, message.progress)
+    from fleetbeat_producer.transport import check_wait, transport_of_this_process
+
     check_wait(wait_seconds)
     began = time.monotonic()
     this_process().flush(wait_seconds)  # the registration may still be on its way
@@ -137,4 +135,4 @@ def deregister(session_id: UUID | str, *, error: str | None = None, exit_status:
 
     Raises InvalidMessage (a ValueError) for a bad argument, and SettingsError for a bad environment.
     """
-    this_process().put(compose(Deregister, session_id, error=error, exit_status=exit_status))
+    this_process().put(new_goodbye(session_id, error=error, exit_status=exit_status))

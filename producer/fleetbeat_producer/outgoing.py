@@ -1,22 +1,45 @@
-"""The messages that an agent's calls become, checked before anything is sent."""
+"""The messages that an agent's calls become, checked before anything is sent.
+
+The models are imported when the first message is made: pydantic takes 0.1 s to import and build them, and an agent
+that only imports us shall not wait for it.
+"""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 from uuid import UUID, uuid4
-
-from pydantic import TypeAdapter, ValidationError
 
 from fleetbeat_shared.errors import InvalidMessage
 from fleetbeat_shared.identifiers import new_message_id, stable_session_id
-from fleetbeat_shared.messages import AgentName, Deregister, Heartbeat, Reason, Register, describe
 
-_Kind = TypeVar("_Kind", Register, Heartbeat, Deregister)
+if TYPE_CHECKING:
+    from fleetbeat_shared.messages import Deregister, Heartbeat, Register
 
-_CALLED = {Register: "registration", Heartbeat: "heartbeat", Deregister: "deregistration"}
+_Kind = TypeVar("_Kind", "Register", "Heartbeat", "Deregister")
 
-_NAME: TypeAdapter[str] = TypeAdapter(AgentName)
+_CALLED = {"register": "registration", "heartbeat": "heartbeat", "deregister": "deregistration"}
+
+
+def new_registration(session_id: UUID | str, **fields: object) -> Register:
+    """Return a new registration with these fields. Raises InvalidMessage."""
+    from fleetbeat_shared.messages import Register
+
+    return compose(Register, session_id, **fields)
+
+
+def new_heartbeat(session_id: UUID | str, **fields: object) -> Heartbeat:
+    """Return a new heartbeat with these fields. Raises InvalidMessage."""
+    from fleetbeat_shared.messages import Heartbeat
+
+    return compose(Heartbeat, session_id, **fields)
+
+
+def new_goodbye(session_id: UUID | str, **fields: object) -> Deregister:
+    """Return a new deregistration with these fields. Raises InvalidMessage."""
+    from fleetbeat_shared.messages import Deregister
+
+    return compose(Deregister, session_id, **fields)
 
 
 def compose(kind: type[_Kind], session_id: UUID | str, **fields: object) -> _Kind:
@@ -25,12 +48,11 @@ def compose(kind: type[_Kind], session_id: UUID | str, **fields: object) -> _Kin
     Raises InvalidMessage when a field can't be accepted. The limits of all fields together keep a message below the
     size that one may have.
     """
+    fields |= {"id": new_message_id(), "session_id": session_id, "sent_at": datetime.now(UTC)}
     try:
-        return kind.model_validate(
-            {"id": new_message_id(), "session_id": session_id, "sent_at": datetime.now(UTC), **fields}
-        )
-    except ValidationError as error:
-        raise refused(describe(error), _CALLED[kind]) from error
+        return kind.model_validate(fields)
+    except ValueError as error:  # pydantic's ValidationError is one
+        raise refused(_found(error), _CALLED[kind.model_fields["kind"].default]) from error
 
 
 def stable_session(agent_name: str) -> tuple[str, UUID]:
@@ -38,10 +60,15 @@ def stable_session(agent_name: str) -> tuple[str, UUID]:
 
     Raises InvalidMessage when the name can't be accepted.
     """
+    from pydantic import TypeAdapter
+
+    from fleetbeat_shared.messages import AgentName
+
+    checked: TypeAdapter[str] = TypeAdapter(AgentName)
     try:
-        name = _NAME.validate_python(agent_name)
-    except ValidationError as error:
-        why = f"agent_name: {describe(error)}"
+        name = checked.validate_python(agent_name)
+    except ValueError as error:
+        why = f"agent_name: {_found(error)}"
         raise refused(why, "message") from error
     return name, stable_session_id(name)
 
@@ -62,6 +89,16 @@ def session_to_register(agent_name: str, *, stable: bool, parallel: bool, sessio
     return stable_session(agent_name)[1]
 
 
-def refused(why: str, what: str, reason: str = Reason.INVALID) -> InvalidMessage:
+def refused(why: str, what: str) -> InvalidMessage:
     """Return the error for a message that can't be sent as it is."""
-    return InvalidMessage(reason, f"This {what} can't be sent: {why}.")
+    from fleetbeat_shared.messages import Reason
+
+    return InvalidMessage(Reason.INVALID, f"This {what} can't be sent: {why}.")
+
+
+def _found(error: ValueError) -> str:
+    from pydantic import ValidationError
+
+    from fleetbeat_shared.messages import describe
+
+    return describe(error) if isinstance(error, ValidationError) else str(error)

@@ -10,7 +10,6 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from fleetbeat_producer.sender import EXIT_SECONDS, Sender, Stats
-from fleetbeat_shared.settings import Settings
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -30,6 +29,8 @@ def _sender_of(process_id: int) -> Sender:
     # purpose, untouched: to drop it would close connections there, and its locks may be held by threads that are gone.
     # The thread imports redis, which imports this; and while the interpreter ends it could be imported no more.
     import concurrent.futures.thread  # noqa: F401
+
+    from fleetbeat_shared.settings import Settings  # pydantic's cost, at the first call
 
     sender = Sender(Settings.from_environment(os.environ))
     atexit.register(_flush_at_exit, process_id)

@@ -19,7 +19,6 @@ from fleetbeat_producer.beats import Beats
 from fleetbeat_producer.buffer import Buffer
 from fleetbeat_shared import names
 from fleetbeat_shared.connection import connect, place, reason
-from fleetbeat_shared.messages import Heartbeat
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -204,7 +203,7 @@ class Sender:
 def _wire(waiting: Waiting, now: float) -> bytes:
     message = waiting.message
     waited = now - waiting.since
-    if isinstance(message, Heartbeat) and waited >= WAITED_SECONDS:
+    if message.kind == "heartbeat" and waited >= WAITED_SECONDS:
         message = message.model_copy(update={"buffered_seconds": round(waited, 3)})
     return message.to_wire()
 

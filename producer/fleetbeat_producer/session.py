@@ -6,9 +6,8 @@ import os
 import time
 from typing import TYPE_CHECKING, Any, Self
 
-from fleetbeat_producer.outgoing import compose, session_to_register
+from fleetbeat_producer.outgoing import new_goodbye, new_heartbeat, new_registration, session_to_register
 from fleetbeat_producer.process import this_process
-from fleetbeat_shared.messages import Deregister, Heartbeat, Register
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -62,7 +61,7 @@ class AgentSession:
             "parallel": parallel,
         }
         chosen = session_to_register(agent_name, stable=stable, parallel=parallel, session_id=session_id)
-        message = compose(Register, chosen, **self._registration)
+        message = new_registration(chosen, **self._registration)
         self.session_id: UUID = message.session_id
         """Goes with each heartbeat of this run."""
         self.agent_name: str = message.agent_name
@@ -77,7 +76,7 @@ class AgentSession:
         """
         sender = this_process()
         self._process_id = os.getpid()
-        sender.put(compose(Register, self.session_id, **self._registration))
+        sender.put(new_registration(self.session_id, **self._registration))
         if self._interval_seconds is not None:
             sender.beats.add(self.session_id, self._interval_seconds, time.monotonic())
             sender.awaken()
@@ -92,7 +91,7 @@ class AgentSession:
         self._process_id = 0
         sender = this_process()
         sender.beats.remove(self.session_id)
-        sender.put(compose(Deregister, self.session_id, error=error, exit_status=exit_status))
+        sender.put(new_goodbye(self.session_id, error=error, exit_status=exit_status))
 
     def beat(  # noqa: PLR0913 - each is a fact that an agent may state of itself
         self,
@@ -110,8 +109,7 @@ class AgentSession:
 
         Raises InvalidMessage for a bad argument.
         """
-        message = compose(
-            Heartbeat,
+        message = new_heartbeat(
             self.session_id,
             progress=progress,
             work_item_id=work_item_id,

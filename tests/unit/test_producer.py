@@ -194,7 +194,7 @@ def test_who_waits_is_told_that_redis_is_away(redis_server: FakeServer) -> None:
 def test_nobody_listening_is_told_without_the_password(monkeypatch: pytest.MonkeyPatch) -> None:
     """A real refused connection gives a sentence with the place; user and password stay out of it and its repr."""
     settings = Settings(redis_url="redis://me:hunter2@127.0.0.1:1/0", redis_timeout_seconds=0.5)
-    monkeypatch.setattr("fleetbeat_producer.client.transport_of_this_process", lambda: Transport(settings))
+    monkeypatch.setattr("fleetbeat_producer.transport.transport_of_this_process", lambda: Transport(settings))
     with pytest.raises(RedisUnavailable) as caught:
         send_heartbeat(SESSION, wait_seconds=0.1)
     assert "redis://127.0.0.1:1/0" in str(caught.value)
