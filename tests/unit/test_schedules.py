@@ -7,7 +7,7 @@ from zoneinfo import ZoneInfo
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from fleetbeat_shared.schedules import check_schedule, find_time_zone, slots_after
+from fleetbeat_shared.schedules import check_schedule, find_time_zone, is_slot, slots_after
 
 MINUTE = timedelta(minutes=1)
 NIGHTS = [
@@ -131,3 +131,24 @@ def test_an_hourly_schedule_goes_by_the_real_time() -> None:
     evening = datetime(2026, 10, 24, 23, 59, tzinfo=UTC)
     slots = list(islice(slots_after("0 * * * *", "Europe/Berlin", evening), 3))
     assert slots == [datetime(2026, 10, 25, hour, tzinfo=UTC) for hour in (0, 1, 2)]
+
+
+def test_a_slot_lasts_its_minute() -> None:
+    """Whoever asks at any second of the minute hears yes, in the zone's summer and winter, and no a minute off."""
+    for slot in (datetime(2026, 1, 15, 7, 15, tzinfo=UTC), datetime(2026, 7, 15, 6, 15, tzinfo=UTC)):
+        asked = [slot, slot + timedelta(seconds=59.9), slot - timedelta(seconds=0.1), slot + MINUTE]
+        assert [is_slot("15 8 * * *", "Europe/Berlin", now) for now in asked] == [True, True, False, False]
+    assert is_slot("15 8 * * *", "UTC", datetime(2026, 1, 15, 9, 15, 30, tzinfo=ZoneInfo("Europe/Berlin")))
+
+
+def test_a_slot_is_once_in_the_nights_in_which_clocks_change() -> None:
+    """A skipped 02:30 is when the clock goes on, a doubled one the first; where each hour is meant, both are."""
+    spring, autumn = datetime(2026, 3, 29, tzinfo=UTC), datetime(2026, 10, 25, tzinfo=UTC)
+
+    def slots(expression: str, midnight: datetime) -> list[str]:
+        minutes = [midnight + MINUTE * number for number in range(180)]
+        return [f"{minute:%H:%M}" for minute in minutes if is_slot(expression, "Europe/Berlin", minute)]
+
+    assert slots("30 2 * * *", spring) == ["01:00"]
+    assert slots("30 2 * * *", autumn) == ["00:30"]
+    assert slots("30 * * * *", autumn) == ["00:30", "01:30", "02:30"]
