@@ -16,7 +16,7 @@ CAPACITY = 10_000
 """How many messages wait at most."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: that would be the dearest part of a call
 class Waiting:
     """A message, and since when it waits."""
 
@@ -52,7 +52,8 @@ class Buffer:
         with self._lock:
             self._queue_of(message).append(Waiting(message, self._next_number, now))
             self._next_number += 1
-            self._make_room()
+            if len(self._heartbeats) + len(self._others) + self._in_flight > self._capacity:
+                self._make_room()
 
     def take(self, count: int) -> list[Waiting]:
         """Take the oldest messages, to send them; say afterwards with `settle` what became of them."""

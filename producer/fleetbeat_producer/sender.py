@@ -103,7 +103,7 @@ class Sender:
 
     def awaken(self, *, at_once: bool = False) -> None:
         """Let the thread look what there is to do; start it if need be."""
-        if not self._lives():
+        if self._thread is None:
             self._start()
         if at_once or not self._woken:
             self._woken = True
@@ -124,13 +124,16 @@ class Sender:
             self._starting.release()
 
     def _run(self) -> None:
-        while True:
-            try:
-                self._wait()
-                self._put_due_beats()
-                self._send()
-            except Exception as error:  # noqa: BLE001 - whatever it is, the thread goes on, and the agent doesn't hear it
-                self._fail(f"{type(error).__name__}: {error}")
+        try:
+            while True:
+                try:
+                    self._wait()
+                    self._put_due_beats()
+                    self._send()
+                except Exception as error:  # noqa: BLE001 - whatever it is, the thread goes on, and no agent hears it
+                    self._fail(f"{type(error).__name__}: {error}")
+        finally:
+            self._thread = None  # a log handler of the agent's may have ended it: the next call starts another
 
     def _wait(self) -> None:
         """Wait for a message, for a beat that is due, or for the end of a pause."""

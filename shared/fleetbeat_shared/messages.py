@@ -85,6 +85,8 @@ _ESCAPED_CONTROL = re.compile(r"\\u(?:00[0189]|007f|061c|20[0126]|feff|fff)", re
 
 
 def _check_moment(moment: datetime) -> datetime:
+    if moment.tzinfo is UTC:
+        return moment
     try:
         return moment.astimezone(UTC)
     except OverflowError:
