@@ -109,8 +109,7 @@ class AgentSession:
 
         Raises InvalidMessage for a bad argument.
         """
-        message = new_heartbeat(
-            self.session_id,
+        self._say(
             progress=progress,
             work_item_id=work_item_id,
             status=status,
@@ -120,19 +119,21 @@ class AgentSession:
             stale_tasks=stale_tasks,
             metadata=metadata,
         )
-        this_process().put(message)
 
     def progress(self, text: str, work_item_id: str | None = None) -> None:
         """Say what was just done, and on which work item. Raises InvalidMessage for a bad argument."""
-        self.beat(text, work_item_id)
+        self._say(progress=text, work_item_id=work_item_id)
 
     def status(self, word: str) -> None:
         """Say in the agent's own word how it is: ok, busy, blocked, error. Raises InvalidMessage for a bad argument."""
-        self.beat(status=word)
+        self._say(status=word)
 
     def error(self, text: str) -> None:
         """Say what went wrong; an empty text says that it is over. Raises InvalidMessage for a bad argument."""
-        self.beat(error=text)
+        self._say(error=text)
+
+    def _say(self, **fields: object) -> None:
+        this_process().put(new_heartbeat(self.session_id, **fields))
 
     def __enter__(self) -> Self:
         self.start()
