@@ -21,6 +21,7 @@ from fleetbeat_worker.tables import Agent, Base, Event, Liveness, OutageRow, Pip
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
     from uuid import UUID
 
     from redis import Redis
@@ -45,6 +46,21 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def fake_crontab(folder: Path) -> Path:
+    """Put a `crontab` that keeps a file named `kept` beside it into a new folder; return that, for PATH."""
+    program = folder / "bin" / "crontab"
+    program.parent.mkdir()
+    program.write_text(
+        "#!/bin/sh\n"
+        'kept="$(dirname "$0")/kept"\n'
+        'if [ "$1" = - ]; then exec cat > "$kept"; fi\n'
+        '[ -e "$kept" ] || { echo "no crontab for somebody" >&2; exit 1; }\n'
+        'exec cat "$kept"\n'
+    )
+    program.chmod(0o755)
+    return program.parent
 
 
 def seconds(number: float) -> timedelta:
