@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from fleetbeat_producer.outgoing import refused
 from fleetbeat_producer.replies import wait_for_reply
 from fleetbeat_shared import names
-from fleetbeat_shared.connection import connect, place, redis_errors
+from fleetbeat_shared.connection import connect, place, redis_errors, unavailable
 from fleetbeat_shared.errors import NotConfirmed, RedisUnavailable
 from fleetbeat_shared.settings import Settings
 
@@ -40,6 +40,17 @@ class Transport:
         with redis_errors(self._url):
             self._redis.xadd(names.INBOX, {names.FIELD: message.to_wire()})
 
+    def send_all(self, wires: list[bytes]) -> list[RedisUnavailable | None]:
+        """Add messages, as they travel, to the inbox in one go; return for each None, or why Redis refused it.
+
+        Raises RedisUnavailable when Redis didn't answer: then any of them may be stored or not.
+        """
+        with redis_errors(self._url), self._redis.pipeline(transaction=False) as pipe:
+            for wire in wires:
+                pipe.xadd(names.INBOX, {names.FIELD: wire})
+            answers = pipe.execute(raise_on_error=False)
+        return [unavailable(self._url, answer) if isinstance(answer, Exception) else None for answer in answers]
+
     def ask(self, message: Message, wait_seconds: float) -> Reply:
         """Send a message that asks for an answer, and return what SQL says of it.
 
@@ -49,6 +60,13 @@ class Transport:
         check_wait(wait_seconds)
         sent = time.monotonic()
         self.send(message)
+        return self.hear(message, wait_seconds, sent)
+
+    def hear(self, message: Message, wait_seconds: float, sent: float) -> Reply:
+        """Return what SQL says of a message that was sent at `sent` (monotonic clock) and asked for an answer.
+
+        Raises NotConfirmed, UnknownSession, SessionEnded or MessageRejected.
+        """
         try:
             with redis_errors(self._url):
                 return wait_for_reply(

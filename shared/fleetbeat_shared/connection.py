@@ -100,10 +100,14 @@ def redis_errors(url: str) -> Iterator[None]:
     try:
         yield
     except (RedisError, OSError) as error:
-        message = (
-            f"Redis at {place(url)} can't be used ({reason(error)}). Is it running, and is FLEETBEAT_REDIS_URL right?"
-        )
-        raise RedisUnavailable(message) from error
+        raise unavailable(url, error) from error
+
+
+def unavailable(url: str, error: BaseException) -> RedisUnavailable:
+    """Return the error for a Redis that failed with another one."""
+    return RedisUnavailable(
+        f"Redis at {place(url)} can't be used ({reason(error)}). Is it running, and is FLEETBEAT_REDIS_URL right?"
+    )
 
 
 def reason(error: BaseException) -> str:

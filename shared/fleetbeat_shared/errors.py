@@ -4,6 +4,7 @@
     ├── SettingsError        a variable or option has a value that can't be used (also a ValueError)
     ├── InvalidMessage       what an agent passed, or what the inbox held, is no valid message (also a ValueError)
     ├── RedisUnavailable     Redis can't be reached, or refuses what we need of it
+    ├── SpoolUnusable        the directory for heartbeats that wait for Redis can't be written or trusted
     ├── DatabaseUnavailable  the database can't be reached, is locked or is full; trying again may help
     ├── SchemaOutdated       the database's schema is not the one that this version works with
     ├── UnknownSession       no session with this id is registered
@@ -48,6 +49,14 @@ class RedisUnavailable(FleetbeatError):
     """Redis can't be reached, or refuses what is needed of it."""
 
     code = "redis_unavailable"
+    spooled: bool | None = None
+    """Whether the message was kept on disk, to be sent later; None where that isn't tried."""
+
+
+class SpoolUnusable(FleetbeatError):
+    """The directory for heartbeats that wait for Redis can't be written or trusted."""
+
+    code = "spool_unusable"
 
 
 class DatabaseUnavailable(FleetbeatError):

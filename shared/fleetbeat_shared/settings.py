@@ -36,6 +36,10 @@ class Settings(BaseModel):
     redis_timeout_seconds: Annotated[float, Field(gt=0, le=60)] = Field(
         default=1.0, description="How long an agent's call waits for Redis to connect or to answer."
     )
+    spool_dir: Path = Field(
+        default=Path("~/.local/state/fleetbeat/spool"),
+        description="Where `fleetbeat-agent` keeps heartbeats while Redis is away.",
+    )
     database_url: str | None = Field(
         default=None,
         description="The SQL database, as an SQLAlchemy URL (`sqlite:///…` or `postgresql://…`); "

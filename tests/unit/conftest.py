@@ -11,10 +11,11 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture(autouse=True)
-def _no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep the settings of whoever runs the tests out of them."""
+def _no_settings(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Keep the settings of whoever runs the tests out of them, and what may wait in their spool."""
     for variable in [name for name in os.environ if name.startswith("FLEETBEAT_")]:
         monkeypatch.delenv(variable)
+    monkeypatch.setenv("FLEETBEAT_SPOOL_DIR", str(tmp_path_factory.getbasetemp() / "spool"))
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ import shlex
 import subprocess
 import sys
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -42,6 +43,13 @@ def run_json(*arguments: str) -> tuple[int, dict[str, Any]]:
 
 def sent(redis: FakeRedis) -> list[Message]:
     return [parse_message(entry[names.FIELD.encode()]) for _, entry in redis.xrange(names.INBOX)]
+
+
+@pytest.fixture(autouse=True)
+def spool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return where this test's heartbeats wait while Redis is away."""
+    monkeypatch.setenv("FLEETBEAT_SPOOL_DIR", str(tmp_path / "spool"))
+    return tmp_path / "spool"
 
 
 @pytest.fixture
@@ -122,6 +130,7 @@ def test_heartbeat_prints_what_was_sent(producer_redis: FakeRedis) -> None:
         "open_tasks": 3,
         "stale_tasks": 0,
         "metadata": {},
+        "spooled": False,
     }
 
 
@@ -164,19 +173,21 @@ def test_silence_exits_75() -> None:
     "command",
     [
         ["register", "--name", "hint", "--every", "5s"],
-        ["heartbeat", "--agent", "hint"],
+        ["heartbeat", "--agent", "hint", "--strict"],
+        ["heartbeat", "--agent", "hint", "--wait", "5"],
         ["deregister", "--agent", "hint"],
     ],
-    ids=lambda command: command[0],
+    ids=lambda command: f"{command[0]} {command[-1]}",
 )
 def test_redis_away_exits_75(redis_server: FakeServer, command: list[str]) -> None:
-    """Every command tells a Redis that is away as one sentence on stderr, or as one object."""
+    """A Redis that is away is told as one sentence on stderr, or as one object that says what was kept on disk."""
     redis_server.connected = False
     result = run(*command)
     assert (result.exit_code, result.stdout) == (75, "")
     assert result.stderr.startswith("Error: Redis at redis://127.0.0.1:6390/0 can't be used")
     code, told = run_json(*command)
     assert (code, told["ok"], told["code"]) == (75, False, "redis_unavailable")
+    assert told.get("spooled") is (True if command[0] == "heartbeat" else None)
 
 
 @pytest.mark.parametrize(
@@ -276,9 +287,9 @@ def test_the_url_is_found_by_option_variable_or_file(
 def test_passwords_never_appear(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
     """Neither an error nor --help shows the password of the URL, whether it comes as option or as variable."""
     monkeypatch.setenv("FLEETBEAT_REDIS_TIMEOUT_SECONDS", "0.5")
-    by_option = run("heartbeat", "--agent", "hint", "--redis-url", url)
+    by_option = run("heartbeat", "--agent", "hint", "--strict", "--redis-url", url)
     monkeypatch.setenv("FLEETBEAT_REDIS_URL", url)
-    by_variable = run("heartbeat", "--agent", "hint", "--json")
+    by_variable = run("heartbeat", "--agent", "hint", "--strict", "--json")
     for result in (by_option, by_variable, run("heartbeat", "--help")):
         assert "hunter2" not in result.output
     assert by_option.exit_code == by_variable.exit_code
@@ -294,8 +305,11 @@ def test_a_bad_setting_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("command", ["register", "heartbeat", "deregister"])
-def test_every_command_shows_an_example_that_works(producer_redis: FakeRedis, command: str) -> None:
+def test_every_command_shows_an_example_that_works(
+    producer_redis: FakeRedis, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
     """The examples in --help are commands that the script accepts."""
+    monkeypatch.chdir(Path(__file__).parents[2] / "docs")  # agents.toml is there
     text = run(command, "--help").stdout
     examples = [line.strip() for line in text.splitlines() if line.strip().startswith("fleetbeat-agent ")]
     assert examples

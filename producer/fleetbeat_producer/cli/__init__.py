@@ -58,7 +58,9 @@ class _Script(click.Group):
             return super().invoke(ctx)
         except FleetbeatError as error:
             if ctx.obj:
-                print_json({"ok": False, "error": str(error), "code": error.code})
+                spooled = getattr(error, "spooled", None)
+                told = {"ok": False, "error": str(error), "code": error.code}
+                print_json(told if spooled is None else told | {"spooled": spooled})
             else:
                 click.echo(f"Error: {error}", err=True)
             ctx.exit(_exit_code(error))

@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fleetbeat_producer.cli.options import common_options, metadata_option, session_options, transport_to
+from fleetbeat_producer.cli.options import delivery_options, metadata_option, session_options
 from fleetbeat_producer.cli.output import iso, sent, tell
 from fleetbeat_producer.outgoing import compose, stable_session
 from fleetbeat_shared.messages import Deregister, Heartbeat
 
 if TYPE_CHECKING:
     from uuid import UUID
+
+    from fleetbeat_producer.cli.delivery import Delivery
 
 
 @click.command(
@@ -35,7 +37,8 @@ if TYPE_CHECKING:
 )
 @click.option("--time-zone", metavar="ZONE", help="IANA name of the zone that --only-at means; UTC if not given.")
 @click.option("--wait", type=float, metavar="SECONDS", help="Wait until it is stored, and print what SQL says.")
-@common_options
+@click.option("--strict", is_flag=True, help="Exit with 75, not 0, when it could only be kept on disk.")
+@delivery_options
 def heartbeat(  # noqa: PLR0913 - one for each option
     *,
     session: str | None,
@@ -51,61 +54,63 @@ def heartbeat(  # noqa: PLR0913 - one for each option
     only_at: str | None,
     time_zone: str | None,
     wait: float | None,
-    redis_url: str | None,
-    as_json: bool,
+    strict: bool,
+    delivery: Delivery,
 ) -> None:
-    """Say that an agent is alive, and what it does. What isn't given stays as it was."""
-    if not is_time(only_at, time_zone):
-        tell({"ok": True, "sent": False}, "It isn't the time; nothing was sent.", as_json=as_json)
-        return
-    agent_name, session_id = chosen_session(session, agent)
-    message = compose(
-        Heartbeat,
-        session_id,
-        progress=progress,
-        work_item_id=work_item,
-        status=status,
-        summary=summary,
-        error=error,
-        open_tasks=open_tasks,
-        stale_tasks=stale_tasks,
-        metadata=metadata,
-        reply=wait is not None,
-    )
-    told = sent(message, agent_name)
-    transport = transport_to(redis_url)
-    if wait is None:
-        transport.send(message)
-        sentence = f"Sent a heartbeat of {agent_name or f'session {message.session_id}'}."
-    else:
-        reply = transport.ask(message, wait)
+    """Say that an agent is alive, and what it does. What isn't given stays as it was.
+
+    While Redis is away the heartbeat is kept on disk, and the next call that gets through sends it.
+    """
+    with delivery.logged(agent or session):
+        if not is_time(only_at, time_zone):
+            delivery.outcome = "skipped"
+            tell({"ok": True, "sent": False}, "It isn't the time; nothing was sent.", as_json=delivery.as_json)
+            return
+        agent_name, session_id = chosen_session(session, agent)
+        message = compose(
+            Heartbeat,
+            session_id,
+            progress=progress,
+            work_item_id=work_item,
+            status=status,
+            summary=summary,
+            error=error,
+            open_tasks=open_tasks,
+            stale_tasks=stale_tasks,
+            metadata=metadata,
+            reply=wait is not None,
+        )
+        reply, spooled = delivery.send_or_keep(message, wait_seconds=wait, strict=strict)
+    told = sent(message, agent_name) | {"spooled": spooled}
+    sentence = f"{'Kept' if spooled else 'Sent'} a heartbeat of {agent_name or f'session {message.session_id}'}."
+    if reply is not None:
         told |= {"session_id": str(reply.session_id), "agent_name": reply.agent_name, "progress": reply.progress}
         told |= {"timestamp": iso(reply.timestamp or message.sent_at)}
         progress_told = f": {reply.progress}" if reply.progress else ""
         sentence = f"{reply.agent_name} was seen at {told['timestamp']}{progress_told}."
-    tell(told, sentence, as_json=as_json)
+    tell(told, sentence, as_json=delivery.as_json)
 
 
 @click.command(epilog="\b\nExample:\n  fleetbeat-agent deregister --agent hint --exit-status 0")
 @session_options
 @click.option("--error", metavar="TEXT", help="Why the agent ends, if something went wrong.")
 @click.option("--exit-status", type=int, metavar="N", help="The exit status of its process.")
-@common_options
-def deregister(  # noqa: PLR0913 - one for each option
+@delivery_options
+def deregister(
     *,
     session: str | None,
     agent: str | None,
     error: str | None,
     exit_status: int | None,
-    redis_url: str | None,
-    as_json: bool,
+    delivery: Delivery,
 ) -> None:
     """Say goodbye: no more heartbeats are expected of this session."""
-    agent_name, session_id = chosen_session(session, agent)
-    message = compose(Deregister, session_id, error=error, exit_status=exit_status)
-    transport_to(redis_url).send(message)
+    with delivery.logged(agent or session):
+        agent_name, session_id = chosen_session(session, agent)
+        message = compose(Deregister, session_id, error=error, exit_status=exit_status)
+        delivery.send(message)
     sentence = f"Deregistered {agent_name or f'session {message.session_id}'}."
-    tell(sent(message, agent_name), sentence, as_json=as_json)
+    tell(sent(message, agent_name), sentence, as_json=delivery.as_json)
 
 
 def is_time(only_at: str | None, time_zone: str | None) -> bool:

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
-import os
-from typing import TYPE_CHECKING, Any, TypeVar
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
-from fleetbeat_producer.transport import Transport
+from fleetbeat_producer.cli.delivery import Delivery
 from fleetbeat_shared.durations import parse_duration
-from fleetbeat_shared.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 _Command = TypeVar("_Command", bound="Callable[..., object]")
+
+LONGEST_TIMEOUT_SECONDS = 60
 
 
 def duration(_context: click.Context, _option: click.Parameter, text: str | None) -> float | None:
@@ -40,16 +42,50 @@ def json_object(_context: click.Context, _option: click.Parameter, text: str | N
     return value
 
 
-def common_options(command: _Command) -> _Command:
-    """Add what every command takes."""
-    command = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")(command)
-    return click.option(
-        "--redis-url",
-        envvar="FLEETBEAT_REDIS_URL",
-        show_envvar=True,
-        metavar="URL",
-        help="The Redis that the workers read from.",
-    )(command)
+def _timeout(_context: click.Context, _option: click.Parameter, seconds: float | None) -> float | None:
+    """Refuse what is no time to wait."""
+    if seconds is not None and not 0 < seconds <= LONGEST_TIMEOUT_SECONDS:
+        message = f"{seconds:g} is not above 0 and at most {LONGEST_TIMEOUT_SECONDS}"
+        raise click.BadParameter(message)
+    return seconds
+
+
+def delivery_options(command: _Command) -> _Command:
+    """Add what says how a message gets to Redis and what is told of it; the command gets it as one `delivery`."""
+
+    @wraps(command)
+    def with_delivery(
+        *, redis_url: str | None, timeout: float | None, log_file: Path | None, as_json: bool, **rest: object
+    ) -> object:
+        return command(delivery=Delivery(redis_url, timeout, log_file, as_json=as_json), **rest)
+
+    options = [
+        click.option(
+            "--redis-url",
+            envvar="FLEETBEAT_REDIS_URL",
+            show_envvar=True,
+            metavar="URL",
+            help="The Redis that the workers read from.",
+        ),
+        click.option(
+            "--timeout",
+            type=float,
+            metavar="SECONDS",
+            callback=_timeout,
+            help="How long it may take until Redis has the message; 1 if not set otherwise.",
+        ),
+        click.option(
+            "--log-file",
+            type=click.Path(path_type=Path),
+            metavar="PATH",
+            help="Add a line about this call to a file, which becomes PATH.1 at 1 MiB.",
+        ),
+        click.option("--json", "as_json", is_flag=True, help="Print one JSON object."),
+    ]
+    decorated: Any = with_delivery
+    for option in reversed(options):
+        decorated = option(decorated)
+    return cast("_Command", decorated)
 
 
 def session_options(command: _Command) -> _Command:
@@ -63,12 +99,3 @@ def session_options(command: _Command) -> _Command:
 metadata_option = click.option(
     "--metadata", metavar="JSON", callback=json_object, help="A JSON object of at most 4 KiB."
 )
-
-
-def transport_to(redis_url: str | None) -> Transport:
-    """Return the way to the Redis that `--redis-url` names, or else the settings.
-
-    Raises SettingsError.
-    """
-    settings = Settings.from_environment(os.environ)
-    return Transport(settings if redis_url is None else settings.model_copy(update={"redis_url": redis_url}))

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
 
-from fleetbeat_producer.cli.options import common_options, duration, metadata_option, transport_to
+from fleetbeat_producer.cli.options import delivery_options, duration, metadata_option
 from fleetbeat_producer.cli.output import print_json, sent, tell
 from fleetbeat_producer.outgoing import compose, session_to_register
-from fleetbeat_producer.transport import Transport
 from fleetbeat_shared.messages import Register
-from fleetbeat_shared.settings import Settings
+
+if TYPE_CHECKING:
+    from fleetbeat_producer.cli.delivery import Delivery
 
 
 @click.command(
@@ -41,7 +41,7 @@ from fleetbeat_shared.settings import Settings
     type=click.Path(path_type=Path),
     help="Register all agents that this file lists, with --stable; the file says the rest.",
 )
-@common_options
+@delivery_options
 @click.pass_context
 def register(  # noqa: PLR0913 - one for each option
     context: click.Context,
@@ -59,58 +59,55 @@ def register(  # noqa: PLR0913 - one for each option
     stable: bool,
     parallel: bool,
     file: Path | None,
-    redis_url: str | None,
-    as_json: bool,
+    delivery: Delivery,
 ) -> None:
     """Make an agent known, with how often it promises to beat; prints its session id."""
     if file is not None:
-        _register_all(context, file, redis_url, as_json=as_json)
+        _register_all(context, file, delivery)
         return
     if name is None:
         text = "Give either --name or --from."
         raise click.UsageError(text)
-    if (every is None) == (cron is None):
-        text = "Give either --every or --cron."
-        raise click.UsageError(text)
-    message = compose(
-        Register,
-        session_to_register(name, stable=stable, parallel=parallel, session_id=session),
-        agent_name=name,
-        interval_seconds=every,
-        schedule=cron,
-        time_zone=time_zone,
-        grace_seconds=grace,
-        project=project,
-        work=work,
-        parent_id=parent,
-        metadata=metadata,
-        parallel=parallel,
-    )
-    transport_to(redis_url).send(message)
+    with delivery.logged(name):
+        if (every is None) == (cron is None):
+            text = "Give either --every or --cron."
+            raise click.UsageError(text)
+        message = compose(
+            Register,
+            session_to_register(name, stable=stable, parallel=parallel, session_id=session),
+            agent_name=name,
+            interval_seconds=every,
+            schedule=cron,
+            time_zone=time_zone,
+            grace_seconds=grace,
+            project=project,
+            work=work,
+            parent_id=parent,
+            metadata=metadata,
+            parallel=parallel,
+        )
+        delivery.send(message)
     sentence = f"Registered {message.agent_name} as session {message.session_id}."
-    tell(sent(message, message.agent_name), sentence, as_json=as_json)
+    tell(sent(message, message.agent_name), sentence, as_json=delivery.as_json)
 
 
-def _register_all(context: click.Context, file: Path, redis_url: str | None, *, as_json: bool) -> None:
+def _register_all(context: click.Context, file: Path, delivery: Delivery) -> None:
     from fleetbeat_producer.fleet_file import read_fleet_file
 
     given = {option for option in context.params if _is_given(context, option)}
-    if others := sorted(given - {"file", "redis_url", "as_json"}):
+    if others := sorted(given - {"file", "redis_url", "timeout", "log_file", "as_json"}):
         named = ", ".join(f"--{option.replace('_', '-')}" for option in others)
         text = f"--from takes all from the file, so leave out {named}."
         raise click.UsageError(text)
     fleet = read_fleet_file(file)
-    if fleet.redis_url_file is None or "redis_url" in given:
-        transport = transport_to(redis_url)
-    else:  # where the file's crontab lines go to
-        environment = {name: value for name, value in os.environ.items() if name != "FLEETBEAT_REDIS_URL"}
-        environment["FLEETBEAT_REDIS_URL_FILE"] = str(fleet.redis_url_file)
-        transport = Transport(Settings.from_environment(environment))
+    if fleet.redis_url_file is not None and "redis_url" not in given:
+        delivery.redirect(fleet.redis_url_file)  # where the file's crontab lines go to
     for agent in fleet.agents:
-        transport.send(agent.registration)
-        if not as_json:
+        with delivery.logged(agent.name):
+            delivery.send(agent.registration)
+        if not delivery.as_json:
             click.echo(f"Registered {agent.name} as session {agent.registration.session_id}.")
-    if as_json:
+    if delivery.as_json:
         print_json({"ok": True, "agents": [sent(agent.registration, agent.name) for agent in fleet.agents]})
 
 

@@ -1,0 +1,62 @@
+"""A log of one-shot calls: one line each, for cron jobs that nobody watches."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import stat
+import time
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+MAX_BYTES = 1024 * 1024
+"""From this size on the log becomes PATH.1, in place of the one before."""
+LOCK_SECONDS = 1.0
+"""How long to wait for others that write to the same log."""
+
+
+def append(path: Path, agent: str, outcome: str, sent: dict[str, Any]) -> None:
+    """Add a line to a log: the time (UTC), the agent, the outcome and what was sent, with tabs in between.
+
+    Any number of processes may write at once. Control characters are escaped. The
+    directory is made if it isn't there. Raises OSError when the log can't be written.
+    """
+    moment = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    what = json.dumps(sent, ensure_ascii=False, separators=(",", ":"))
+    line = "\t".join(_printable(field) for field in (moment, agent, outcome, what)).encode() + b"\n"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    ends_at = time.monotonic() + LOCK_SECONDS
+    while not _append_once(path, line):
+        if time.monotonic() > ends_at:
+            raise TimeoutError(0, "other processes hold its lock")
+        time.sleep(0.005)
+
+
+def _append_once(path: Path, line: bytes) -> bool:
+    """Add the line, or return False if that is to be tried again: another process was at it, or has rotated it."""
+    # Nonblocking, as a pipe without a reader would hold us up.
+    log = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_NOCTTY, 0o600)
+    try:
+        found = os.fstat(log)
+        if stat.S_ISREG(found.st_mode):
+            fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not os.path.samestat(os.fstat(log), path.stat()):
+                return False  # rotated between opening and locking
+            size = os.fstat(log).st_size
+            if size and size + len(line) > MAX_BYTES:
+                path.replace(path.with_name(f"{path.name}.1"))
+                return False
+        os.write(log, line)
+    except (BlockingIOError, FileNotFoundError):
+        return False
+    finally:
+        os.close(log)
+    return True
+
+
+def _printable(text: str) -> str:
+    return "".join(char if char.isprintable() else json.dumps(char)[1:-1] for char in text)
