@@ -13,12 +13,15 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
 from itertools import islice, takewhile
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from fleetbeat_shared.schedules import slots_after
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+Moment = TypeVar("Moment", datetime, int)
+"""A moment, or its milliseconds since 1970 where many pass by."""
 
 MISSED_COUNTED = 100
 """Where the counting of what was missed stops: a schedule of every minute, forgotten for a year, has half a million
@@ -53,14 +56,6 @@ class Promise:
     grace_seconds: float
 
 
-@dataclass(frozen=True, slots=True)
-class Outage:
-    """A span of time in which nobody watched."""
-
-    started_at: datetime
-    ended_at: datetime
-
-
 def default_grace_seconds(interval_seconds: float | None) -> float:
     """Return how much later than promised a heartbeat may come.
 
@@ -71,30 +66,38 @@ def default_grace_seconds(interval_seconds: float | None) -> float:
     return min(max(interval_seconds * 0.05, 1.0), 60.0)
 
 
+def allowed_silence_seconds(promise: Promise, missed_limit: int) -> float | None:
+    """Return how long after a heartbeat an agent becomes degraded: limit x interval + grace; None with a schedule."""
+    if promise.interval_seconds is None:
+        return None
+    return promise.interval_seconds * missed_limit + promise.grace_seconds
+
+
 def deadline(promise: Promise, since: datetime, missed_limit: int) -> datetime:
     """Return the moment at which an agent last seen at `since` becomes degraded, if it stays silent.
 
     Interval: `since` + limit x interval + grace. Schedule: the limit-th slot after `since`, plus grace, where a
     heartbeat within grace before a slot counts for that slot.
     """
+    allowed = allowed_silence_seconds(promise, missed_limit)
+    if allowed is not None:
+        return since + timedelta(seconds=allowed)
     grace = timedelta(seconds=promise.grace_seconds)
-    if promise.interval_seconds is not None:
-        return since + timedelta(seconds=promise.interval_seconds * missed_limit) + grace
     slots = slots_after(promise.schedule or "", promise.time_zone or "UTC", since + grace)
     return next(islice(slots, missed_limit - 1, None)) + grace
 
 
-def extend_over_outages(deadline_at: datetime, since: datetime, outages: Iterable[Outage]) -> datetime:
+def extend_over_outages(deadline_at: Moment, since: Moment, outages: Iterable[tuple[Moment, Moment]]) -> Moment:
     """Return the deadline moved by the time after `since` in which nobody watched.
 
-    `outages` in the order of their start. An outage that began after the deadline had passed moves nothing: the agent
-    was silent for its whole time while it was watched.
+    `outages` are starts and ends, in their order. An outage that began after the deadline had passed moves nothing: the
+    agent was silent for its whole time while it was watched.
     """
-    for outage in outages:
-        if outage.started_at >= deadline_at:
+    for started_at, ended_at in outages:
+        if started_at >= deadline_at:
             break
-        if outage.ended_at > since:
-            deadline_at += outage.ended_at - max(outage.started_at, since)
+        if ended_at > since:
+            deadline_at += ended_at - max(started_at, since)
     return deadline_at
 
 

@@ -9,25 +9,30 @@ import pytest
 from hypothesis import given, strategies as st
 
 from fleetbeat_shared.identifiers import new_message_id, stable_session_id
-from fleetbeat_shared.liveness import Outage, State
+from fleetbeat_shared.liveness import State
 from fleetbeat_worker.batch import AgentRecord, Batch, Facts, understand
-from fleetbeat_worker.column_types import to_milliseconds
+from fleetbeat_worker.column_types import from_milliseconds, to_milliseconds
 from fleetbeat_worker.inbox import Entry
 from fleetbeat_worker.store.tasks import TaskCounts
-from helpers import deregister, heartbeat, register, seconds
+from helpers import deregister, heartbeat, register
 
 if TYPE_CHECKING:
     from uuid import UUID
 
     from fleetbeat_shared.messages import Deregister, Heartbeat, Register
 
-NOON = datetime(2026, 1, 31, 12, 0, tzinfo=UTC)
+NOON = to_milliseconds(datetime(2026, 1, 31, 12, 0, tzinfo=UTC))
+
+
+def seconds(number: float) -> int:
+    """Return a time in a batch's unit."""
+    return round(number * 1000)
 
 
 def new_batch(
     *agents: AgentRecord,
     watermark: float | None = None,
-    outages: tuple[Outage, ...] = (),
+    outages: tuple[tuple[int, int], ...] = (),
     tasks: dict[str, TaskCounts] | None = None,
 ) -> Batch:
     """Begin a batch an hour after noon, with agents as an earlier batch left them."""
@@ -39,7 +44,7 @@ def new_batch(
 
 def apply(batch: Batch, message: Register | Heartbeat | Deregister, after: float, sequence: int = 0) -> Entry:
     """Apply a message that arrived some seconds after noon."""
-    entry = Entry(f"{to_milliseconds(NOON + seconds(after))}-{sequence}", message.to_wire())
+    entry = Entry(f"{NOON + seconds(after)}-{sequence}", message.to_wire())
     batch.apply(entry, message)
     return entry
 
@@ -169,7 +174,7 @@ def test_a_made_up_entry_id_is_clamped() -> None:
     message = heartbeat(next(iter(batch.agents)))
     batch.apply(Entry("18446744073709551615-18446744073709551615", message.to_wire()), message)
     assert only(batch).last_seen_at == batch.facts.now
-    assert 0 < Entry("18446744073709551615-18446744073709551615", b"").position(batch.facts.now) < 2**63
+    assert 0 < Entry("18446744073709551615-18446744073709551615", b"").arrival(batch.facts.now)[1] < 2**63
 
 
 def test_a_heartbeat_of_an_unknown_session_is_rejected() -> None:
@@ -192,7 +197,7 @@ def test_the_answer_says_what_sql_says() -> None:
     apply(batch, message, 5)
     ((message_id, reply),) = batch.replies
     assert (message_id, reply.ok, reply.agent_name) == (message.id, True, "hint")
-    assert (reply.timestamp, reply.progress) == (NOON + seconds(4), "3 of 5")
+    assert (reply.timestamp, reply.progress) == (from_milliseconds(NOON + seconds(4)), "3 of 5")
 
 
 def degraded(**fields: Any) -> AgentRecord:
@@ -230,7 +235,7 @@ def test_an_agent_that_was_never_seen_recovers_too() -> None:
 
 def test_a_deadline_counts_no_outage() -> None:
     """Time after the heartbeat in which nobody watched moves the deadline that the heartbeat gives."""
-    outage = Outage(NOON + seconds(20), NOON + seconds(620))
+    outage = (NOON + seconds(20), NOON + seconds(620))
     batch = new_batch(registered(), outages=(outage,))
     apply(batch, heartbeat(next(iter(batch.agents))), 10)
     assert only(batch).deadline_at == NOON + seconds(10 + 61.5 + 600)

@@ -135,6 +135,6 @@ def test_how_far_a_burst_drains(inbox: Inbox, redis: FakeRedis) -> None:
 def test_positions_follow_the_stream() -> None:
     """Positions order entries as their ids do, within a millisecond too, and fit an SQL integer."""
     ids = ["1000-0", "1000-1", "1000-2000000", "1001-0", f"{to_milliseconds(NOON)}-7"]
-    positions = [Entry(entry_id, b"").position(NOON) for entry_id in ids]
+    positions = [Entry(entry_id, b"").arrival(to_milliseconds(NOON))[1] for entry_id in ids]
     assert positions == sorted(set(positions))
     assert positions[-1] < 2**63

@@ -11,7 +11,6 @@ from hypothesis import assume, given, settings, strategies as st
 from fleetbeat_shared import liveness
 from fleetbeat_shared.liveness import (
     MISSED_COUNTED,
-    Outage,
     Promise,
     State,
     deadline,
@@ -54,11 +53,11 @@ promises = interval_promises() | schedule_promises()
 
 
 @st.composite
-def outage_lists(draw: st.DrawFn) -> list[Outage]:
+def outage_lists(draw: st.DrawFn) -> list[tuple[datetime, datetime]]:
     """Outages in order that don't overlap, around noon."""
     edges = sorted(draw(st.lists(st.integers(-7200, 7200), max_size=8, unique=True)))
     pairs = list(pairwise(edges))[::2]
-    return [Outage(NOON + start * SECOND, NOON + end * SECOND) for start, end in pairs]
+    return [(NOON + start * SECOND, NOON + end * SECOND) for start, end in pairs]
 
 
 @given(st.floats(1, 31 * 86_400))
@@ -197,27 +196,27 @@ def test_a_lower_bound_only_cuts_the_count(
 
 
 @given(outage_lists(), st.integers(0, 3600))
-def test_outages_move_a_deadline_on_by_what_nobody_watched(outages: list[Outage], wait: int) -> None:
+def test_outages_move_a_deadline_on_by_what_nobody_watched(outages: list[tuple[datetime, datetime]], wait: int) -> None:
     """A deadline never moves back, nor by more than the outages' time after the heartbeat."""
     before = NOON + wait * SECOND
     after = extend_over_outages(before, NOON, outages)
-    unwatched = sum((max(timedelta(), each.ended_at - max(each.started_at, NOON)) for each in outages), timedelta())
+    unwatched = sum((max(timedelta(), end - max(start, NOON)) for start, end in outages), timedelta())
     assert before <= after <= before + unwatched
 
 
 @given(outage_lists(), st.integers(1, 3600))
-def test_an_agent_gets_its_whole_time_watched(outages: list[Outage], wait: int) -> None:
+def test_an_agent_gets_its_whole_time_watched(outages: list[tuple[datetime, datetime]], wait: int) -> None:
     """Between heartbeat and moved deadline lie exactly as many watched seconds as were promised."""
     after = extend_over_outages(NOON + wait * SECOND, NOON, outages)
     watched = sum(
-        not any(each.started_at <= NOON + second * SECOND < each.ended_at for each in outages)
+        not any(start <= NOON + second * SECOND < end for start, end in outages)
         for second in range((after - NOON) // SECOND)
     )
     assert watched == wait
 
 
 @given(outage_lists(), st.integers(0, 3600), st.integers(0, 3600))
-def test_moved_deadlines_keep_their_order(outages: list[Outage], wait: int, more: int) -> None:
+def test_moved_deadlines_keep_their_order(outages: list[tuple[datetime, datetime]], wait: int, more: int) -> None:
     """Of two agents seen at the same time, the one with the later deadline keeps it."""
     first = extend_over_outages(NOON + wait * SECOND, NOON, outages)
     assert first <= extend_over_outages(NOON + (wait + more) * SECOND, NOON, outages)
@@ -228,7 +227,7 @@ def test_an_outage_counts_only_where_it_covers_the_silence() -> None:
     due = NOON + 60 * SECOND
 
     def moved(start: int, end: int) -> int:
-        outage = Outage(NOON + start * SECOND, NOON + end * SECOND)
+        outage = (NOON + start * SECOND, NOON + end * SECOND)
         return (extend_over_outages(due, NOON, [outage]) - due) // SECOND
 
     assert moved(-100, -10) == 0

@@ -1,17 +1,24 @@
 """What a batch of messages changes, worked out in memory.
 
 A batch knows the agents that its messages name, as SQL has them, and applies the messages in the order of the stream.
-It touches no database and no clock: `store.batches` reads what it needs and writes what it found.
+It touches no database and no clock: `store.batches` reads what it needs and writes what it found. Every moment here is
+an integer of milliseconds since 1970, as in the ids of the stream: making datetimes took a third of a batch's time.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from fleetbeat_shared.errors import InvalidMessage
-from fleetbeat_shared.liveness import Outage, Promise, State, deadline, default_grace_seconds, extend_over_outages
+from fleetbeat_shared.liveness import (
+    Promise,
+    State,
+    allowed_silence_seconds,
+    deadline,
+    default_grace_seconds,
+    extend_over_outages,
+)
 from fleetbeat_shared.messages import MAX_MESSAGE_BYTES, Deregister, Heartbeat, Reason, Register, parse_message
 from fleetbeat_shared.replies import Reply
 from fleetbeat_worker.column_types import from_milliseconds, to_milliseconds
@@ -41,15 +48,15 @@ class AgentRecord:
     agent_name: str
     promise: Promise
     parallel: bool
-    registered_at: datetime
-    ended_at: datetime | None
+    registered_at: int
+    ended_at: int | None
     lifecycle_entry: int
-    reported: tuple[datetime, int] | None
+    reported: tuple[int, int] | None
     """`seen_at` and position of the newest heartbeat that said anything."""
     state: State
-    state_changed_at: datetime
-    last_seen_at: datetime | None
-    deadline_at: datetime
+    state_changed_at: int
+    last_seen_at: int | None
+    deadline_at: int
     open_tasks: int | None = None
     stale_tasks: int | None = None
     settings: Row = field(default_factory=dict)
@@ -61,7 +68,7 @@ class AgentRecord:
     """Whether `liveness` changed."""
 
     @property
-    def since(self) -> datetime:
+    def since(self) -> int:
         """From when on silence counts: the last heartbeat, or the registration if that is newer."""
         return self.registered_at if self.last_seen_at is None else max(self.registered_at, self.last_seen_at)
 
@@ -76,11 +83,12 @@ class AgentRecord:
 class Facts:
     """What a batch is judged by, beside its agents; read in the same transaction."""
 
-    now: datetime
+    now: int
     """Redis's time when the batch was read."""
-    watermark: datetime | None
+    watermark: int | None
     """As the last sweep left it."""
-    outages: list[Outage]
+    outages: list[tuple[int, int]]
+    """Spans in which nobody watched, in their order."""
     missed_limit: int
     tasks: Mapping[str, TaskCounts]
     """How much work agents have, by name; one that never had a task is absent."""
@@ -121,7 +129,7 @@ class Batch:
         self.rejected.append(
             {
                 "entry_id": entry.id,
-                "received_at": entry.received_at(self.facts.now),
+                "received_at": entry.arrival(self.facts.now)[0],
                 "reason": reason.value,
                 "detail": detail,
                 "session_id": message.session_id if message else None,
@@ -139,14 +147,14 @@ class Batch:
             detail = f"no session {message.session_id} is registered"
             self.reject(entry, Reason.UNKNOWN_SESSION, detail, message, awaits=message.session_id)
             return
-        if agent.ended_at is not None and entry.position(self.facts.now) > agent.lifecycle_entry:
-            detail = f"the session of {agent.agent_name} ended at {agent.ended_at.isoformat()}"
+        received_at, position = entry.arrival(self.facts.now)
+        if agent.ended_at is not None and position > agent.lifecycle_entry:
+            detail = f"the session of {agent.agent_name} ended at {from_milliseconds(agent.ended_at).isoformat()}"
             self.reject(entry, Reason.SESSION_ENDED, detail, message)
             return
-        received_at = entry.received_at(self.facts.now)
         seen_at = received_at
         if message.buffered_seconds:
-            seen_at = from_milliseconds(to_milliseconds(received_at - timedelta(seconds=message.buffered_seconds)))
+            seen_at -= round(message.buffered_seconds * 1000)
         said = {name: getattr(message, name) for name in REPORTED}
         counted = self._count_tasks(agent, said) if self.facts.tasks else {}
         self.heartbeats.append(
@@ -155,14 +163,14 @@ class Batch:
                 "session_id": message.session_id,
                 "received_at": received_at,
                 "seen_at": seen_at,
-                "sent_at": message.sent_at,
+                "sent_at": to_milliseconds(message.sent_at),
                 **said,
                 **counted,
             }
         )
         if message.progress:
             self._event(EventType.HEARTBEAT, seen_at, agent, message_id=message.id, text=message.progress)
-        order = (seen_at, entry.position(self.facts.now))
+        order = (seen_at, position)
         self._see(agent, order)
         self._report(agent, order, said, counted)
         if message.reply:
@@ -170,12 +178,12 @@ class Batch:
                 ok=True,
                 session_id=message.session_id,
                 agent_name=agent.agent_name,
-                timestamp=seen_at,
+                timestamp=from_milliseconds(seen_at),
                 progress=message.progress,
             )
             self.replies.append((message.id, answer))
 
-    def _see(self, agent: AgentRecord, order: tuple[datetime, int]) -> None:
+    def _see(self, agent: AgentRecord, order: tuple[int, int]) -> None:
         """Move `last_seen_at` forward, and what hangs on it; an older heartbeat moves nothing."""
         seen_at = order[0]
         if agent.last_seen_at is not None and seen_at <= agent.last_seen_at:
@@ -192,7 +200,7 @@ class Batch:
         if watermark is not None and self._deadline(agent.promise, seen_at) <= watermark:
             return
         if agent.state is State.DEGRADED:
-            detail = {"silent_seconds": round((seen_at - before).total_seconds(), 3)}
+            detail = {"silent_seconds": (seen_at - before) / 1000}
             self._event(EventType.RECOVERED, seen_at, agent, detail=detail)
         self._change_state(agent, State.OK, seen_at)
 
@@ -202,7 +210,7 @@ class Batch:
         counts = {} if tasks is None else {"open_tasks": tasks.open, "stale_tasks": tasks.stale}
         return {name: count for name, count in counts.items() if said[name] is None}
 
-    def _report(self, agent: AgentRecord, order: tuple[datetime, int], said: Row, counted: Row) -> None:
+    def _report(self, agent: AgentRecord, order: tuple[int, int], said: Row, counted: Row) -> None:
         """Take over what a heartbeat says of its agent, unless a newer one has spoken."""
         if agent.reported is not None and order < agent.reported:
             return
@@ -218,7 +226,7 @@ class Batch:
         agent.reported = order
         agent.reports |= reported | {"reported_at": order[0], "reported_entry": order[1]}
 
-    def _report_counts(self, agent: AgentRecord, seen_at: datetime, reported: Row, counted: Row) -> None:
+    def _report_counts(self, agent: AgentRecord, seen_at: int, reported: Row, counted: Row) -> None:
         """Take over the counts that a heartbeat lacked, or take out those that it has if a newer heartbeat was seen.
 
         The newer one had them given or counted, even if it said nothing.
@@ -232,7 +240,7 @@ class Batch:
         agent.reports |= {name: count for name, count in counted.items() if count != known[name]}
 
     def _register(self, entry: Entry, message: Register) -> None:
-        position, received_at = entry.position(self.facts.now), entry.received_at(self.facts.now)
+        received_at, position = entry.arrival(self.facts.now)
         agent = self.agents.get(message.session_id)
         if agent is not None and position <= agent.lifecycle_entry:
             return  # a replay, or overtaken by a newer registration or end
@@ -263,7 +271,7 @@ class Batch:
         if not message.parallel:
             self._take_name(agent, received_at)
 
-    def _new_agent(self, message: Register, promise: Promise, received_at: datetime, position: int) -> AgentRecord:
+    def _new_agent(self, message: Register, promise: Promise, received_at: int, position: int) -> AgentRecord:
         agent = AgentRecord(
             session_id=message.session_id,
             agent_name=message.agent_name,
@@ -283,7 +291,7 @@ class Batch:
         self.agents[message.session_id] = agent
         return agent
 
-    def _take_name(self, agent: AgentRecord, received_at: datetime) -> None:
+    def _take_name(self, agent: AgentRecord, received_at: int) -> None:
         """Leave one live session to a name: the one that was registered last."""
         for other in list(self.agents.values()):
             same = other.agent_name == agent.agent_name and other is not agent
@@ -294,7 +302,7 @@ class Batch:
             self._end(older, received_at, newer.lifecycle_entry, detail)
 
     def _deregister(self, entry: Entry, message: Deregister) -> None:
-        position, received_at = entry.position(self.facts.now), entry.received_at(self.facts.now)
+        received_at, position = entry.arrival(self.facts.now)
         agent = self.agents.get(message.session_id)
         if agent is None:
             detail = f"no session {message.session_id} is registered"
@@ -308,25 +316,30 @@ class Batch:
         self._end(agent, received_at, position, said, message_id=message.id)
 
     def _end(
-        self, agent: AgentRecord, ended_at: datetime, position: int, detail: Row, message_id: UUID | None = None
+        self, agent: AgentRecord, ended_at: int, position: int, detail: Row, message_id: UUID | None = None
     ) -> None:
         agent.ended_at, agent.lifecycle_entry = ended_at, position
         agent.set(ended_at=ended_at, lifecycle_entry=position)
         self._change_state(agent, State.ENDED, ended_at)
         self.idle_tasks_of.add(agent.agent_name)
-        detail = {"lived_seconds": round((ended_at - agent.registered_at).total_seconds(), 3), **detail}
+        detail = {"lived_seconds": (ended_at - agent.registered_at) / 1000, **detail}
         self._event(EventType.DEREGISTERED, ended_at, agent, message_id=message_id, detail=detail)
 
-    def _change_state(self, agent: AgentRecord, state: State, changed_at: datetime) -> None:
+    def _change_state(self, agent: AgentRecord, state: State, changed_at: int) -> None:
         agent.state, agent.state_changed_at, agent.seen = state, changed_at, True
 
-    def _deadline(self, promise: Promise, since: datetime) -> datetime:
-        return extend_over_outages(deadline(promise, since, self.facts.missed_limit), since, self.facts.outages)
+    def _deadline(self, promise: Promise, since: int) -> int:
+        allowed = allowed_silence_seconds(promise, self.facts.missed_limit)
+        if allowed is None:
+            due = to_milliseconds(deadline(promise, from_milliseconds(since), self.facts.missed_limit))
+        else:
+            due = since + round(allowed * 1000)
+        return extend_over_outages(due, since, self.facts.outages) if self.facts.outages else due
 
     def _event(  # noqa: PLR0913 - one argument for each column
         self,
         kind: EventType,
-        occurred_at: datetime,
+        occurred_at: int,
         agent: AgentRecord,
         *,
         message_id: UUID | None = None,

@@ -61,15 +61,14 @@ class Entry:
         """When Redis received it, since 1970; a sender that gave an explicit id may have made it up."""
         return int(self.id.partition("-")[0])
 
-    def received_at(self, now: datetime) -> datetime:
-        """When Redis received it, but not after `now`, whatever the id says."""
-        return min(from_milliseconds(min(self.milliseconds, 1 << 42)), now)
+    def arrival(self, now: int) -> tuple[int, int]:
+        """Return when Redis received it, but not after `now` whatever the id says, and its place in the stream's order.
 
-    def position(self, now: datetime) -> int:
-        """Return where the entry stands in the order of the stream, as one integer that SQL can hold."""
-        milliseconds = to_milliseconds(self.received_at(now))
-        sequence = min(int(self.id.partition("-")[2]), _SEQUENCE_MAX)
-        return milliseconds << _SEQUENCE_BITS | sequence
+        Both times are milliseconds since 1970; the place is an integer that SQL can hold.
+        """
+        milliseconds, _, sequence = self.id.partition("-")
+        received_at = min(int(milliseconds), now)
+        return received_at, received_at << _SEQUENCE_BITS | min(int(sequence), _SEQUENCE_MAX)
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +199,8 @@ class Inbox:
             return Horizon(now, watermark=now, backlog=backlog)
         (entry,) = _entries(oldest)
         is_known = entry.milliseconds <= to_milliseconds(now) + CLOCK_STEP_MILLISECONDS
-        return Horizon(now, watermark=entry.received_at(now) if is_known else None, backlog=backlog)
+        received_at, _ = entry.arrival(to_milliseconds(now))
+        return Horizon(now, watermark=from_milliseconds(received_at) if is_known else None, backlog=backlog)
 
     def last_id(self) -> str | None:
         """Return the id of the newest entry, or None if there is none."""

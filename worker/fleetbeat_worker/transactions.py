@@ -16,6 +16,7 @@ from fleetbeat_shared.messages import Reason
 from fleetbeat_shared.names import REPLY_SECONDS, reply_key
 from fleetbeat_shared.text import clean
 from fleetbeat_worker.batch import Batch, Facts, understand
+from fleetbeat_worker.column_types import to_milliseconds
 from fleetbeat_worker.database import reading, rolled_back_by_conflict, writing
 from fleetbeat_worker.log import logger
 from fleetbeat_worker.store.batches import find_overtaken, give_up, open_batch, take_rejected, write_batch
@@ -65,7 +66,7 @@ def set_aside(engine: Engine, entry: Entry, now: datetime, reason: Reason, detai
 
     Raises DatabaseUnavailable.
     """
-    batch = Batch(Facts(now=now, watermark=None, outages=[], missed_limit=1, tasks={}), agents={})
+    batch = Batch(Facts(now=to_milliseconds(now), watermark=None, outages=[], missed_limit=1, tasks={}), agents={})
     batch.reject(entry, reason, detail)
     with writing(engine) as connection:
         write_batch(connection, batch)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import bindparam, insert, select, text
 
 from fleetbeat_shared.liveness import State
-from fleetbeat_worker.column_types import Instant
+from fleetbeat_worker.column_types import Instant, to_milliseconds
 from fleetbeat_worker.store import bulk
 from fleetbeat_worker.tables import Agent, Event, EventType, Liveness, OutageRow
 
@@ -84,13 +84,13 @@ def find_due(connection: Connection, watermark: datetime) -> list[Due]:
 
 def flag(connection: Connection, due: Sequence[Due], watermark: datetime, now: datetime) -> None:
     """Mark agents as degraded, each with one event. They are locked, so nobody else can have done it."""
-    changes = {"state": State.DEGRADED.value, "state_changed_at": now}
+    changes = {"state": State.DEGRADED.value, "state_changed_at": to_milliseconds(now)}
     rows = [{"session_id": agent.session_id, **changes} for agent in due]
     bulk.update(connection, Liveness.__table__, rows)  # type: ignore[arg-type] # a mapped class has a Table
     events = [
         {
             "type": EventType.DEGRADED.value,
-            "occurred_at": now,
+            "occurred_at": to_milliseconds(now),
             "session_id": agent.session_id,
             "agent_name": agent.agent_name,
             "detail": {
