@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class StoredPipeline:
-    """The row of `pipeline`, or nothing but None before the first sweep."""
+    """The row of `pipeline`; nothing but None before the first sweep."""
 
     watermark: datetime | None = None
     """Everything received before it was in SQL at the last sweep."""
@@ -38,7 +38,9 @@ _COLUMNS = select(*(getattr(Pipeline, column.name) for column in fields(StoredPi
 
 def stored_pipeline(connection: Connection, *, lock: bool = False) -> StoredPipeline:
     """Return what the last sweep wrote down; with `lock`, a second sweep waits here until this one is through."""
-    row = connection.execute(_COLUMNS.with_for_update() if lock else _COLUMNS).first()
+    if lock:  # without the row two sweeps could run at once: then better none
+        return StoredPipeline(*connection.execute(_COLUMNS.with_for_update()).one())
+    row = connection.execute(_COLUMNS).first()
     return StoredPipeline(*row) if row is not None else StoredPipeline()
 
 
