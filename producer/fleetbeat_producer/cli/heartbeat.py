@@ -61,11 +61,10 @@ def heartbeat(  # noqa: PLR0913 - one for each option
 
     While Redis is away the heartbeat is kept on disk, and the next call that gets through sends it.
     """
+    if not is_time(only_at, time_zone):  # most often, for some crontab lines: not worth a line of the log
+        tell({"ok": True, "sent": False}, "It isn't the time; nothing was sent.", as_json=delivery.as_json)
+        return
     with delivery.logged(agent or session):
-        if not is_time(only_at, time_zone):
-            delivery.outcome = "skipped"
-            tell({"ok": True, "sent": False}, "It isn't the time; nothing was sent.", as_json=delivery.as_json)
-            return
         agent_name, session_id = chosen_session(session, agent)
         message = compose(
             Heartbeat,
@@ -82,7 +81,8 @@ def heartbeat(  # noqa: PLR0913 - one for each option
         )
         reply, spooled = delivery.send_or_keep(message, wait_seconds=wait, strict=strict)
     told = sent(message, agent_name) | {"spooled": spooled}
-    sentence = f"{'Kept' if spooled else 'Sent'} a heartbeat of {agent_name or f'session {message.session_id}'}."
+    who = agent_name or f"session {message.session_id}"
+    sentence = f"Kept a heartbeat of {who} in the spool." if spooled else f"Sent a heartbeat of {who}."
     if reply is not None:
         told |= {"session_id": str(reply.session_id), "agent_name": reply.agent_name, "progress": reply.progress}
         told |= {"timestamp": iso(reply.timestamp or message.sent_at)}
