@@ -6,6 +6,7 @@ import shlex
 import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -16,7 +17,11 @@ from fleetbeat_producer.cli import main
 from fleetbeat_producer.crontab import CrontabError, block_of, find_script, quote, with_block
 from fleetbeat_producer.fleet_file import read_fleet_file
 from fleetbeat_shared.errors import SettingsError
+from fleetbeat_shared.names import INBOX
 from helpers import fake_crontab
+
+if TYPE_CHECKING:
+    from fakeredis import FakeRedis
 
 NOW = datetime(2026, 11, 24, 12, 30, tzinfo=UTC)
 FILE = Path("/fleet/agents.toml")
@@ -170,6 +175,23 @@ def test_a_damaged_block_is_left_alone(damaged: int, new: str) -> None:
     for crontab in (lost, doubled, "".join(reversed(lines))):
         with pytest.raises(CrontabError, match=r"aren't a pair\. Nothing was changed"):
             with_block(crontab, FILE, new)
+
+
+def test_a_heartbeat_looks_at_its_agents_clock(producer_redis: FakeRedis, tmp_path: Path) -> None:
+    """With --only-at nothing is sent or logged unless the expression means this minute; a bad one exits 2."""
+    log = tmp_path / "log"
+    words = ["heartbeat", "--agent", "torv", "--log-file", str(log), "--json", "--only-at"]
+    never = f"{(datetime.now(UTC).minute + 30) % 60} * * * *"
+    result = CliRunner().invoke(main, [*words, never])
+    assert (result.exit_code, json.loads(result.stdout)) == (0, {"ok": True, "sent": False})
+    assert not log.exists()
+    assert producer_redis.xlen(INBOX) == 0
+    for wrong in (["often"], ["* * * * *", "--time-zone", "Mars/Olympus"]):
+        assert CliRunner().invoke(main, [*words, *wrong]).exit_code == 2
+    assert CliRunner().invoke(main, [*words[:-1], "--time-zone", "UTC"]).exit_code == 2
+    assert CliRunner().invoke(main, [*words, "* * * * *", "--time-zone", "Asia/Kathmandu"]).exit_code == 0
+    assert producer_redis.xlen(INBOX) == 1
+    assert log.read_text().count("\n") == 1
 
 
 # The commands, with a crontab that keeps a file.
