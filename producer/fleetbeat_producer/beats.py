@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import heapq
+import itertools
 import random
-import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -27,13 +27,16 @@ class _Rhythm:
 
 
 class Beats:
-    """The sessions of a process that beat by themselves, ten thousand of them as well as one."""
+    """The sessions of a process that beat by themselves, ten thousand of them as well as one.
+
+    Any thread may add and remove; one alone takes. There is no lock, which a signal might leave held: each change of
+    the dictionary and of the heap is one step of the interpreter's.
+    """
 
     def __init__(self) -> None:
-        self._lock = threading.RLock()
         self._rhythms: dict[UUID, _Rhythm] = {}
         self._due: list[tuple[float, int, _Rhythm]] = []
-        self._count = 0
+        self._numbers = itertools.count()
 
     def add(self, session_id: UUID, interval_seconds: float, now: float) -> None:
         """Let a session beat, on its interval from now on (monotonic clock).
@@ -42,41 +45,31 @@ class Beats:
         shall not beat together for ever.
         """
         rhythm = _Rhythm(session_id, interval_seconds)
-        with self._lock:
-            self.remove(session_id)
-            self._rhythms[session_id] = rhythm
-            self._push(now + interval_seconds * random.random(), rhythm)  # noqa: S311 - it spreads, it hides nothing
+        self.remove(session_id)
+        self._rhythms[session_id] = rhythm
+        self._push(now + interval_seconds * random.random(), rhythm)  # noqa: S311 - it spreads, it hides nothing
 
     def remove(self, session_id: UUID) -> None:
         """Let a session beat no more."""
-        with self._lock:
-            rhythm = self._rhythms.pop(session_id, None)
-            if rhythm is not None:
-                rhythm.is_over = True
+        rhythm = self._rhythms.pop(session_id, None)
+        if rhythm is not None:
+            rhythm.is_over = True
 
     def take_due(self, now: float) -> list[Heartbeat]:
         """Return a heartbeat of each session whose beat is due."""
         beats = []
-        with self._lock:
-            while self._due and self._due[0][0] <= now:
-                due, _, rhythm = heapq.heappop(self._due)
-                if rhythm.is_over:
-                    continue
-                beats.append(new_heartbeat(rhythm.session_id))
-                # From when it was due, not from now, so that lateness doesn't add up; but after a sleep only once.
-                self._push(max(due + rhythm.interval_seconds, now), rhythm)
+        while self._due and self._due[0][0] <= now:
+            due, _, rhythm = heapq.heappop(self._due)
+            if rhythm.is_over:
+                continue
+            beats.append(new_heartbeat(rhythm.session_id))
+            # From when it was due, not from now, so that lateness doesn't add up; but after a sleep only once.
+            self._push(max(due + rhythm.interval_seconds, now), rhythm)
         return beats
 
     def seconds_until_due(self, now: float) -> float:
         """Return how long nothing is due."""
-        with self._lock:
-            return max(0.0, self._due[0][0] - now) if self._due else IDLE_SECONDS
-
-    def shortest_interval_seconds(self) -> float | None:
-        """Return the shortest interval of all sessions, or None if there is none."""
-        with self._lock:
-            return min((rhythm.interval_seconds for rhythm in self._rhythms.values()), default=None)
+        return max(0.0, self._due[0][0] - now) if self._due else IDLE_SECONDS
 
     def _push(self, due: float, rhythm: _Rhythm) -> None:
-        self._count += 1
-        heapq.heappush(self._due, (due, self._count, rhythm))
+        heapq.heappush(self._due, (due, next(self._numbers), rhythm))

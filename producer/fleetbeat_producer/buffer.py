@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -40,6 +41,7 @@ class Buffer:
     def __init__(self, capacity: int = CAPACITY) -> None:
         self._capacity = capacity
         self._lock = threading.RLock()
+        self._given_way = threading.Condition(self._lock)
         self._heartbeats: deque[Waiting] = deque()
         self._others: deque[Waiting] = deque()
         self._in_flight = 0
@@ -64,12 +66,13 @@ class Buffer:
             self._in_flight += len(taken)
         return taken
 
-    def settle(self, sent: int, unsent: Iterable[Waiting] = ()) -> None:
-        """Count messages that were sent, and put those back, in front, that were not."""
+    def settle(self, sent: int, unsent: Iterable[Waiting] = (), *, dropped: int = 0) -> None:
+        """Count messages that were sent, or can't be, and put those back, in front, that were not."""
         back = list(unsent)
         with self._lock:
-            self._in_flight -= sent + len(back)
+            self._in_flight -= sent + dropped + len(back)
             self._sent += sent
+            self._dropped += dropped
             for waiting in reversed(back):
                 self._queue_of(waiting.message).appendleft(waiting)
             self._make_room()
@@ -78,6 +81,11 @@ class Buffer:
         """Return how many messages are queued (those being sent among them), sent, and dropped; all were calls."""
         with self._lock:
             return self._length() + self._in_flight, self._sent, self._dropped
+
+    def give_way(self, seconds: float) -> None:
+        """Wait, and let other threads have the lock even if this one holds it: a signal may have come in mid-call."""
+        with self._given_way:
+            self._given_way.wait(seconds)
 
     def _length(self) -> int:
         return len(self._heartbeats) + len(self._others)
@@ -91,6 +99,7 @@ class Buffer:
         return min(self._heartbeats, self._others, key=lambda queue: queue[0].number)
 
     def _make_room(self) -> None:
-        while self._length() + self._in_flight > self._capacity and self._length():
-            (self._heartbeats or self._others).popleft()
-            self._dropped += 1
+        while self._length() + self._in_flight > self._capacity and (queue := self._heartbeats or self._others):
+            with suppress(IndexError):  # a signal handler gave way just now, and all was sent
+                queue.popleft()
+                self._dropped += 1

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fleetbeat_producer.outgoing import new_goodbye, new_heartbeat, new_registration, session_to_register
-from fleetbeat_producer.process import this_process
+from fleetbeat_producer.process import say, this_process
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -79,7 +79,7 @@ def register(  # noqa: PLR0913 - each is a fact that an agent may state of itsel
         metadata=metadata,
         parallel=parallel,
     )
-    this_process().put(message)
+    say(message)
     return Registration(message.session_id, message.agent_name, message.id)
 
 
@@ -118,7 +118,7 @@ def send_heartbeat(  # noqa: PLR0913 - each is a fact that an agent may state of
         reply=wait_seconds is not None,
     )
     if wait_seconds is None:
-        this_process().put(message)
+        say(message)
         return HeartbeatResult(message.session_id, None, message.sent_at, message.progress)
     from fleetbeat_producer.transport import check_wait, transport_of_this_process
 
@@ -135,4 +135,4 @@ def deregister(session_id: UUID | str, *, error: str | None = None, exit_status:
 
     Raises InvalidMessage (a ValueError) for a bad argument, and SettingsError for a bad environment.
     """
-    this_process().put(new_goodbye(session_id, error=error, exit_status=exit_status))
+    say(new_goodbye(session_id, error=error, exit_status=exit_status))

@@ -7,6 +7,7 @@ that only imports us shall not wait for it.
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from functools import cache
 from typing import TYPE_CHECKING, TypeVar
 from uuid import UUID, uuid4
 
@@ -23,23 +24,30 @@ _CALLED = {"register": "registration", "heartbeat": "heartbeat", "deregister": "
 
 def new_registration(session_id: UUID | str, **fields: object) -> Register:
     """Return a new registration with these fields. Raises InvalidMessage."""
-    from fleetbeat_shared.messages import Register
+    return compose(_models()[0], session_id, **fields)
 
-    return compose(Register, session_id, **fields)
+
+def said_again(message: Register) -> Register:
+    """Return a registration as a new message, sent now."""
+    return message.model_copy(update={"id": new_message_id(), "sent_at": datetime.now(UTC)})
 
 
 def new_heartbeat(session_id: UUID | str, **fields: object) -> Heartbeat:
     """Return a new heartbeat with these fields. Raises InvalidMessage."""
-    from fleetbeat_shared.messages import Heartbeat
-
-    return compose(Heartbeat, session_id, **fields)
+    return compose(_models()[1], session_id, **fields)
 
 
 def new_goodbye(session_id: UUID | str, **fields: object) -> Deregister:
     """Return a new deregistration with these fields. Raises InvalidMessage."""
-    from fleetbeat_shared.messages import Deregister
+    return compose(_models()[2], session_id, **fields)
 
-    return compose(Deregister, session_id, **fields)
+
+@cache
+def _models() -> tuple[type[Register], type[Heartbeat], type[Deregister]]:
+    """Import the models once: no import works any more while the interpreter ends, and an agent may still speak."""
+    from fleetbeat_shared.messages import Deregister, Heartbeat, Register
+
+    return Register, Heartbeat, Deregister
 
 
 def compose(kind: type[_Kind], session_id: UUID | str, **fields: object) -> _Kind:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import atexit
+import concurrent.futures.thread  # noqa: F401 - redis needs it, and it can't be imported while the interpreter ends
 import os
 import signal
 import sys
-from functools import cache
+from contextlib import suppress
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 from fleetbeat_producer.sender import EXIT_SECONDS, Sender, Stats
@@ -14,37 +16,62 @@ from fleetbeat_producer.sender import EXIT_SECONDS, Sender, Stats
 if TYPE_CHECKING:
     from types import FrameType
 
+    from fleetbeat_shared.messages import Message
+
+# By process id: a forked child makes a sender of its own. Its parent's stays here on purpose, untouched: to drop it
+# would close connections there, and its locks may be held by threads that are gone.
+_senders: dict[int, Sender] = {}
+
 
 def this_process() -> Sender:
     """Return the sender that the calls of this process share, with the settings of its environment.
 
     Raises SettingsError when the environment has a value that can't be used.
     """
-    return _sender_of(os.getpid())
+    process_id = os.getpid()
+    return _senders.get(process_id) or _make_sender(process_id)
 
 
-@cache
-def _sender_of(process_id: int) -> Sender:
-    # The cache's key is the process: a forked child makes a sender of its own. Its parent's stays in the cache on
-    # purpose, untouched: to drop it would close connections there, and its locks may be held by threads that are gone.
-    # The thread imports redis, which imports this; and while the interpreter ends it could be imported no more.
-    import concurrent.futures.thread  # noqa: F401
-
+def _make_sender(process_id: int) -> Sender:
     from fleetbeat_shared.settings import Settings  # pydantic's cost, at the first call
 
-    sender = Sender(Settings.from_environment(os.environ))
-    atexit.register(_flush_at_exit, process_id)
-    if "multiprocessing.process" in sys.modules:
+    made = Sender(Settings.from_environment(os.environ))
+    sender = _senders.setdefault(process_id, made)  # the first wins, where threads call at the same time
+    if sender is made and "multiprocessing.process" in sys.modules:
         from multiprocessing import process, util
 
-        if process.parent_process() is not None:  # such a child runs its own finalizers at its end, and no other
-            util.Finalize(None, _flush_at_exit, args=(process_id,), exitpriority=0)
+        if process.parent_process() is not None:  # such a child runs its own finalizers at its end, and maybe no other
+            util.Finalize(None, _flush_at_exit, exitpriority=0)
     return sender
 
 
-def _flush_at_exit(process_id: int) -> None:
-    if process_id == os.getpid():
-        this_process().flush(EXIT_SECONDS)
+def say(message: Message) -> None:
+    """Let this process's thread send a message.
+
+    Raises SettingsError when the environment has a value that can't be used.
+    """
+    if not sys.is_finalizing():  # then no thread is left that could send, and one that is gone may hold a lock
+        this_process().put(message)
+
+
+def _flush_at_exit() -> None:
+    sender = _senders.get(os.getpid())
+    if sender is not None:
+        sender.flush_at_exit()
+
+
+def _finish_imports() -> None:
+    """Wait until the thread, if there is one, has imported what it needs: a child could never import the other half."""
+    if os.getpid() in _senders:
+        for name in ("redis", "encodings.idna"):  # the latter to look up a host's name
+            with suppress(Exception):
+                import_module(name)
+
+
+# At the import, not at the first call, so that what other exit handlers say is sent too: the last one registered is
+# the first one run.
+atexit.register(_flush_at_exit)
+os.register_at_fork(before=_finish_imports)
 
 
 def flush(timeout_seconds: float) -> bool:
@@ -66,7 +93,9 @@ def flush_on_sigterm() -> None:
     before = signal.getsignal(signal.SIGTERM)
 
     def handle(number: int, frame: FrameType | None) -> None:
-        this_process().flush(EXIT_SECONDS)
+        sender = _senders.get(os.getpid())
+        if sender is not None:
+            sender.flush(EXIT_SECONDS)
         if callable(before):
             before(number, frame)
         elif before is signal.SIG_DFL:

@@ -7,8 +7,10 @@ made it: a forked child makes its own, with an empty buffer, and never touches i
 from __future__ import annotations
 
 import logging
+import math
 import queue
 import random
+import sys
 import threading
 import time
 from contextlib import suppress
@@ -21,6 +23,8 @@ from fleetbeat_shared import names
 from fleetbeat_shared.connection import connect, place, reason
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from redis import Redis
 
     from fleetbeat_producer.buffer import Waiting
@@ -35,7 +39,7 @@ GATHER_SECONDS = 0.01
 """How long the thread lets messages gather after the first: one wake-up for many calls."""
 FIRST_PAUSE_SECONDS = 0.25
 LONGEST_PAUSE_SECONDS = 30.0
-"""Between two tries while Redis is away; never longer than half the shortest interval of the process's sessions."""
+"""Between two tries while Redis is away; never longer than half the shortest interval that the process promised."""
 EXIT_SECONDS = 2.0
 """How long the end of the process may wait for messages to be sent."""
 WARN_EVERY_SECONDS = 60.0
@@ -52,7 +56,7 @@ class Stats:
     sent: int
     """Redis has acknowledged them."""
     dropped: int
-    """The buffer was full."""
+    """The buffer was full, or a message couldn't be written as it travels."""
     last_error: str | None
     """Why sending last failed, in a few words."""
 
@@ -73,12 +77,17 @@ class Sender:
         """The sessions for which the thread beats."""
         self._client: Redis | None = None
         self._pause = 0.0
+        self._longest_pause = LONGEST_PAUSE_SECONDS
         self._last_error: str | None = None
         self._hurry_until = 0.0
+        self._exit_by = math.inf
         self._warn_at = 0.0
+        self._told_of_unwritable = False
 
     def put(self, message: Message) -> None:
         """Take a message to be sent soon. Never raises, never waits."""
+        if message.kind == "register" and message.interval_seconds is not None:
+            self._longest_pause = min(self._longest_pause, message.interval_seconds / 2)
         self._buffer.put(message, time.monotonic())
         self.awaken()
 
@@ -86,13 +95,19 @@ class Sender:
         """Wait until all that is queued now has been sent, for a time; return whether it has been."""
         ends_at = time.monotonic() + timeout_seconds
         self._hurry_until = ends_at
-        self.awaken(at_once=True)
         # By looking, not by waiting for a condition: this may run in a signal handler, or while the interpreter ends.
+        if self._buffer.counts()[0]:
+            self.awaken(at_once=True)
         while self._buffer.counts()[0]:
             if time.monotonic() >= ends_at or not self._lives():
                 return False
-            time.sleep(0.002)
+            self._buffer.give_way(0.002)
         return True
+
+    def flush_at_exit(self) -> None:
+        """Flush for two seconds at most, even if the end of the process calls this twice."""
+        self._exit_by = min(self._exit_by, time.monotonic() + EXIT_SECONDS)
+        self.flush(self._exit_by - time.monotonic())
 
     def stats(self) -> Stats:
         """Return the counts of this moment."""
@@ -110,6 +125,8 @@ class Sender:
             self._wake.put(None)
 
     def _start(self) -> None:
+        if sys.is_finalizing():
+            return  # no thread runs any more, and before Python 3.12 one that is started now is waited for in vain
         if time.monotonic() < self._start_again_at or not self._starting.acquire(blocking=False):
             return  # it couldn't be started a moment ago, or another caller is at it
         try:
@@ -159,40 +176,52 @@ class Sender:
 
     def _send(self) -> None:
         while taken := self._buffer.take(BATCH):
-            unsent = taken
+            unsent, unwritable = taken, 0
             try:
-                unsent, why = self._send_batch(taken)
+                written = list(self._write(taken))
+                unsent, unwritable = [waiting for waiting, _ in written], len(taken) - len(written)
+                unsent, why = self._send_batch(written)
             except Exception as error:  # noqa: BLE001 - Redis, the network, the settings: all the same to the agent
                 why = reason(error)
             finally:
-                self._buffer.settle(len(taken) - len(unsent), unsent)
+                self._buffer.settle(len(taken) - len(unsent) - unwritable, unsent, dropped=unwritable)
             if unsent:
                 self._fail(why)
                 return
             self._pause, self._last_error = 0.0, None
 
-    def _send_batch(self, taken: list[Waiting]) -> tuple[list[Waiting], str]:
+    def _write(self, taken: list[Waiting]) -> Iterator[tuple[Waiting, bytes]]:
+        """Write messages as they travel, but for those that can't be: one shall not hold up all others."""
+        now = time.monotonic()
+        for waiting in taken:
+            try:
+                yield waiting, _wire(waiting, now)
+            except Exception as error:  # noqa: BLE001 - whatever is wrong with it will be so at the next try
+                if not self._told_of_unwritable:
+                    self._told_of_unwritable = True
+                    self._log("A message was dropped, as it can't be written (%s).", type(error).__name__)
+
+    def _send_batch(self, written: list[tuple[Waiting, bytes]]) -> tuple[list[Waiting], str]:
         """Send messages in one pipeline; return those that Redis refused, and why."""
         if self._client is None:
             self._client = connect(self.settings.redis_url, timeout_seconds=self.settings.redis_timeout_seconds)
-        now = time.monotonic()
         with self._client.pipeline(transaction=False) as pipe:
-            for waiting in taken:
-                pipe.xadd(names.INBOX, {names.FIELD: _wire(waiting, now)})
+            for _, wire in written:
+                pipe.xadd(names.INBOX, {names.FIELD: wire})
             answers = pipe.execute(raise_on_error=False)
-        refused = [(waiting, answer) for waiting, answer in zip(taken, answers, strict=True) if _is_error(answer)]
+        refused = [
+            (waiting, answer) for (waiting, _), answer in zip(written, answers, strict=True) if _is_error(answer)
+        ]
         return [waiting for waiting, _ in refused], reason(refused[0][1]) if refused else ""
 
     def _fail(self, why: str) -> None:
-        shortest = self.beats.shortest_interval_seconds()
-        longest = LONGEST_PAUSE_SECONDS if shortest is None else min(LONGEST_PAUSE_SECONDS, shortest / 2)
-        self._pause = min(max(self._pause * 2, FIRST_PAUSE_SECONDS), longest)
+        self._pause = min(max(self._pause * 2, FIRST_PAUSE_SECONDS), self._longest_pause)
         self._last_error = why
         now = time.monotonic()
         if now >= self._warn_at:
             self._warn_at = now + WARN_EVERY_SECONDS
             queued, sent, dropped = self._buffer.counts()
-            logger.warning(
+            self._log(
                 "Heartbeats can't be sent to %s (%s): %d wait, %d were sent, %d were dropped. It is tried again.",
                 place(self.settings.redis_url),
                 why,
@@ -201,6 +230,10 @@ class Sender:
                 dropped,
                 extra={"queued": queued, "sent": sent, "dropped": dropped},
             )
+
+    def _log(self, text: str, *values: object, extra: dict[str, int] | None = None) -> None:
+        with suppress(Exception):  # a log handler of the agent's may raise
+            logger.warning(text, *values, extra=extra)
 
 
 def _wire(waiting: Waiting, now: float) -> bytes:

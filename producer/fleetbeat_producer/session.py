@@ -6,8 +6,8 @@ import os
 import time
 from typing import TYPE_CHECKING, Any, Self
 
-from fleetbeat_producer.outgoing import new_goodbye, new_heartbeat, new_registration, session_to_register
-from fleetbeat_producer.process import this_process
+from fleetbeat_producer.outgoing import new_goodbye, new_heartbeat, new_registration, said_again, session_to_register
+from fleetbeat_producer.process import say, this_process
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -48,20 +48,20 @@ class AgentSession:
 
         Raises InvalidMessage for a bad argument.
         """
-        self._registration: dict[str, Any] = {
-            "agent_name": agent_name,
-            "interval_seconds": interval_seconds,
-            "schedule": schedule,
-            "time_zone": time_zone,
-            "grace_seconds": grace_seconds,
-            "project": project,
-            "work": work,
-            "parent_id": parent_id,
-            "metadata": metadata,
-            "parallel": parallel,
-        }
-        chosen = session_to_register(agent_name, stable=stable, parallel=parallel, session_id=session_id)
-        message = new_registration(chosen, **self._registration)
+        message = new_registration(
+            session_to_register(agent_name, stable=stable, parallel=parallel, session_id=session_id),
+            agent_name=agent_name,
+            interval_seconds=interval_seconds,
+            schedule=schedule,
+            time_zone=time_zone,
+            grace_seconds=grace_seconds,
+            project=project,
+            work=work,
+            parent_id=parent_id,
+            metadata=metadata,
+            parallel=parallel,
+        )
+        self._registration = message
         self.session_id: UUID = message.session_id
         """Goes with each heartbeat of this run."""
         self.agent_name: str = message.agent_name
@@ -76,7 +76,7 @@ class AgentSession:
         """
         sender = this_process()
         self._process_id = os.getpid()
-        sender.put(new_registration(self.session_id, **self._registration))
+        sender.put(said_again(self._registration))
         if self._interval_seconds is not None:
             sender.beats.add(self.session_id, self._interval_seconds, time.monotonic())
             sender.awaken()
@@ -88,10 +88,10 @@ class AgentSession:
         """
         if self._process_id != os.getpid():
             return
+        goodbye = new_goodbye(self.session_id, error=error, exit_status=exit_status)
         self._process_id = 0
-        sender = this_process()
-        sender.beats.remove(self.session_id)
-        sender.put(new_goodbye(self.session_id, error=error, exit_status=exit_status))
+        this_process().beats.remove(self.session_id)
+        say(goodbye)
 
     def beat(  # noqa: PLR0913 - each is a fact that an agent may state of itself
         self,
@@ -133,7 +133,7 @@ class AgentSession:
         self._say(error=text)
 
     def _say(self, **fields: object) -> None:
-        this_process().put(new_heartbeat(self.session_id, **fields))
+        say(new_heartbeat(self.session_id, **fields))
 
     def __enter__(self) -> Self:
         self.start()

@@ -40,8 +40,7 @@ def producer_redis(redis: FakeRedis, monkeypatch: pytest.MonkeyPatch) -> Iterato
     for module in (sender, transport):
         monkeypatch.setattr(module, "connect", lambda _url, **_options: redis)
     monkeypatch.setattr(sender, "GATHER_SECONDS", 0.001)
-    for made in (process._sender_of, transport._transport_of):  # noqa: SLF001 - each test is a process of its own
-        made.cache_clear()
+    monkeypatch.setattr(process, "_senders", {})  # each test is a process of its own
+    transport._transport_of.cache_clear()  # noqa: SLF001 - as above
     yield redis
-    for made in (process._sender_of, transport._transport_of):  # noqa: SLF001 - as above
-        made.cache_clear()
+    transport._transport_of.cache_clear()  # noqa: SLF001 - as above
