@@ -71,8 +71,24 @@ def progress(text: str, work_item_id: str) -> None:
 CALLS = {OURS: our_call, "rq Queue.enqueue": rq_call, "Celery delay": celery_call, "Dramatiq send": dramatiq_call}
 
 
-def time_calls(name: str, count: int, pause_seconds: float) -> None:
-    """Print, for each call, its nanoseconds and the error that it raised; there is a pause after each."""
+def _compute(seconds: float) -> None:
+    """Do what keeps the processor as busy as an agent's own work does."""
+    ends_at = time.perf_counter() + seconds
+    while time.perf_counter() < ends_at:
+        json.loads(json.dumps({"pages": list(range(50)), "text": TEXT}))
+
+
+PACES: dict[str, Callable[[], None]] = {
+    "after work": lambda: _compute(0.001),
+    "after sleep": lambda: time.sleep(0.001),
+    "in a row": lambda: None,
+}
+"""What a caller does between two calls."""
+
+
+def time_calls(name: str, count: int, pace: str) -> None:
+    """Print, for each call, its nanoseconds and the error that it raised."""
+    between = PACES[pace]
     logging.disable()
     call = CALLS[name]()
     found = []
@@ -86,8 +102,7 @@ def time_calls(name: str, count: int, pause_seconds: float) -> None:
         found.append((time.perf_counter_ns() - began, error))
         if name != OURS:
             _print(found.pop())  # at once, as the next one may never come back
-        if pause_seconds:
-            time.sleep(pause_seconds)
+        between()
     for each in found[WARM_UP_CALLS:]:
         _print(each)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 import unicodedata
+from functools import cache
 from uuid import UUID, uuid5
 
 STABLE_SESSIONS = UUID("6f0c3c8e-0d0e-5d4b-9a52-3a4f6c2f7d11")
@@ -14,14 +15,35 @@ STABLE_SESSIONS = UUID("6f0c3c8e-0d0e-5d4b-9a52-3a4f6c2f7d11")
 def new_message_id() -> UUID:
     """Return a UUIDv7 (RFC 9562, section 5.7): the time in milliseconds, then 74 random bits.
 
-    Ids that grow with time keep inserts at the end of the database's index. The random bits come from the kernel, so
-    that a forked child never repeats its parent's.
+    Ids that grow with time keep inserts at the end of the database's index. The random bits come from the kernel, and
+    each process draws its own, so that a forked child never repeats its parent's.
     """
     milliseconds = time.time_ns() // 1_000_000
-    random = int.from_bytes(os.urandom(10))
+    random = _draw(_drawn(os.getpid()))
     random_a = random >> 68
     random_b = random & ((1 << 62) - 1)
     return UUID(int=milliseconds << 80 | 0x7 << 76 | random_a << 64 | 0b10 << 62 | random_b)
+
+
+_DRAW = 256
+
+
+def _draw(drawn: list[int]) -> int:
+    """Return 80 random bits, drawn from the kernel for many ids at once.
+
+    Asking the kernel lets other threads run, and then an agent's call would wait for the thread that sends.
+    """
+    try:
+        return drawn.pop()
+    except IndexError:
+        fresh = os.urandom(10 * _DRAW)
+        drawn += [int.from_bytes(fresh[start : start + 10]) for start in range(10, len(fresh), 10)]
+        return int.from_bytes(fresh[:10])
+
+
+@cache
+def _drawn(process_id: int) -> list[int]:  # noqa: ARG001 - it is the cache's key: a forked child draws its own
+    return []
 
 
 def normalise_name(name: str) -> str:
