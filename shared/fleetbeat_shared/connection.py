@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit, urlunsplit
 
-from fleetbeat_shared.errors import RedisUnavailable, SettingsError
+from fleetbeat_shared.errors import FleetbeatError, RedisUnavailable, SettingsError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -117,6 +117,8 @@ def reason(error: BaseException) -> str:
 
     if isinstance(error, exceptions.ConnectionError) and (why := _tls_reason(error.__context__)):
         return why
+    if isinstance(error, FleetbeatError):
+        return str(error).rstrip(".")
     known: list[tuple[type[BaseException], str]] = [
         (exceptions.AuthenticationError, "wrong user or password"),
         (exceptions.NoPermissionError, "the user lacks the rights"),
@@ -145,7 +147,10 @@ def _tls_reason(error: BaseException | None) -> str | None:
 
 def place(url: str) -> str:
     """Return where a URL points to, without its user, password and options."""
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return "an unknown place"
     path = parts.path.rpartition("@")[2]  # a password with an unescaped slash would stand in front of it
     if parts.scheme == SENTINEL_SCHEME and path == parts.path:
         return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{path}"
