@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
     from fleetbeat_shared.messages import Heartbeat
 
+GATHER_SECONDS = 0.05
+"""How much later than it is due a beat may be sent, so that the beats of many sessions go together."""
 IDLE_SECONDS = 3600.0
 """How long nothing is due when there is no session."""
 
@@ -63,13 +65,15 @@ class Beats:
             if rhythm.is_over:
                 continue
             beats.append(new_heartbeat(rhythm.session_id))
-            # From when it was due, not from now, so that lateness doesn't add up; but after a sleep only once.
-            self._push(max(due + rhythm.interval_seconds, now), rhythm)
+            # After a sleep there is one beat for all that were missed, and each session keeps its own moment in the
+            # interval: beats that once came together would do so for ever.
+            missed = (now - due) // rhythm.interval_seconds
+            self._push(due + (missed + 1) * rhythm.interval_seconds, rhythm)
         return beats
 
     def seconds_until_due(self, now: float) -> float:
-        """Return how long nothing is due."""
-        return max(0.0, self._due[0][0] - now) if self._due else IDLE_SECONDS
+        """Return how long nothing need be done about what is due."""
+        return max(0.0, self._due[0][0] + GATHER_SECONDS - now) if self._due else IDLE_SECONDS
 
     def _push(self, due: float, rhythm: _Rhythm) -> None:
         heapq.heappush(self._due, (due, next(self._numbers), rhythm))

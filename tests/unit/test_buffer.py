@@ -71,9 +71,12 @@ def test_beats_come_on_their_interval_and_spread_out() -> None:
     assert [beat.session_id for beat in beats.take_due(30.0)] == [sessions[0]]
 
 
-def test_a_machine_that_slept_beats_once() -> None:
-    """After an hour without a look there is one beat to send, not one for each interval."""
+def test_a_machine_that_slept_beats_once_and_spreads_out_again() -> None:
+    """After an hour without a look each session has one beat to send, not one for each interval, and its own moment."""
     beats = Beats()
-    beats.add(SESSION, 1.0, now=0.0)
-    assert len(beats.take_due(3600.0)) == 2  # the one that was due, and the one of now
-    assert beats.take_due(3600.5) == []
+    for _ in range(200):
+        beats.add(uuid4(), 10.0, now=0.0)
+    assert len(beats.take_due(3600.0)) == 200
+    after = [len(beats.take_due(3600.0 + second)) for second in range(1, 11)]
+    assert sum(after) == 200
+    assert max(after) < 60
