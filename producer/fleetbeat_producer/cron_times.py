@@ -53,15 +53,16 @@ def machine_zones(environment: Mapping[str, str], localtime: Path = LOCALTIME) -
 
     Raises SettingsError when TZ names no zone.
     """
-    zones = [_read_zone(localtime) if localtime.exists() else UTC]
-    name = environment.get("TZ", "").removeprefix(":")
-    if not name:
-        return zones
     try:
-        zones.append(_read_zone(Path(name)) if name.startswith("/") else find_time_zone(name))
-    except (OSError, ValueError) as error:
-        message = f"TZ is {name!r}, which is no time zone. Unset it, or set it to what cron goes by, as in UTC."
-        raise SettingsError(message) from error
+        zones = [_read_zone(localtime)]
+    except (OSError, ValueError):
+        zones = [UTC]  # as the C library has it then
+    if name := environment.get("TZ", "").removeprefix(":"):
+        try:
+            zones.append(_read_zone(Path(name)) if name.startswith("/") else find_time_zone(name))
+        except (OSError, ValueError) as error:
+            message = f"TZ is {name!r}, which is no time zone. Unset it, or set it to what cron goes by, as in UTC."
+            raise SettingsError(message) from error
     return zones
 
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 SCRIPT = "fleetbeat-agent"
 MAX_COMMAND_BYTES = 998
-"""The longest command of Debian's cron (MAX_COMMAND in its `cron.h`), which cuts off the rest in silence."""
+"""The longest command that Debian's crontab takes (measured); others take more."""
 CRONTAB_SECONDS = 30.0
 
 
@@ -118,8 +118,8 @@ def _line(path: Path, agent: FleetAgent, start: Sequence[str], machine: Sequence
         raise SettingsError(message)
     if len(command.encode()) > MAX_COMMAND_BYTES:
         message = (
-            f'{path}, agent "{agent.name}": its crontab line is longer than the {MAX_COMMAND_BYTES} bytes that cron '
-            "takes. Shorten its summary."
+            f'{path}, agent "{agent.name}": its crontab line is longer than the {MAX_COMMAND_BYTES} bytes that every '
+            "cron takes. Shorten its summary."
         )
         raise SettingsError(message)
     return f"{fields} {command}"

@@ -122,6 +122,8 @@ def test_the_machines_zone_is_its_own_and_the_variables(tmp_path: Path) -> None:
     """/etc/localtime says it, also as a copy without a name; TZ may say another; without either it is UTC."""
     localtime = tmp_path / "localtime"
     assert machine_zones({}, localtime) == [UTC]
+    localtime.write_text("no zone")
+    assert machine_zones({}, localtime) == [UTC]
     localtime.write_bytes(_zone_file("Europe/Berlin"))
     (berlin,) = machine_zones({"TZ": ""}, localtime)
     assert fields_of_line("15 8 * * *", "Europe/Berlin", [berlin], NOW) == ("15 8 * * *", False)

@@ -130,7 +130,7 @@ def test_no_password_stands_in_a_crontab(tmp_path: Path, url: str) -> None:
 def test_what_cannot_stand_in_a_crontab_is_told(
     tmp_path: Path, text: str, environment: dict[str, str], told: str
 ) -> None:
-    """An uneven interval, a line that cron would cut off, a line break: an error with the agent's name."""
+    """An uneven interval, a line that some crons would refuse, a line break: an error with the agent's name."""
     with pytest.raises(SettingsError, match=told):
         block(tmp_path, text, **environment)
 
