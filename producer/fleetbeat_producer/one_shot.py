@@ -15,7 +15,6 @@ from fleetbeat_shared.errors import NotConfirmed, RedisUnavailable, SpoolUnusabl
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from fleetbeat_producer.spool import Dropped
     from fleetbeat_shared.messages import Heartbeat, Message
     from fleetbeat_shared.replies import Reply
     from fleetbeat_shared.settings import Settings
@@ -31,8 +30,12 @@ class OneShot:
         self._settings = settings
         self._transport = Transport(settings)
         self._spool = Spool(settings.spool_dir)
-        self.warnings: list[str] = []
+        self._warnings: list[str] = []
+
+    @property
+    def warnings(self) -> list[str]:
         """What went wrong beside the message, as sentences."""
+        return [*self._warnings, *filter(None, [str(self._spool.dropped)])]
 
     def send(self, message: Message, wait_seconds: float | None = None) -> Reply | None:
         """Send what is spooled, then the message; with `wait_seconds` wait for what SQL says of it, and return that.
@@ -72,25 +75,22 @@ class OneShot:
             return errors
 
         try:
-            self._tell(self._spool.drain(send))
+            self._spool.drain(send)
         except SpoolUnusable as error:
-            self.warnings.append(str(error))
+            self._warnings.append(str(error))
 
     def keep(self, message: Heartbeat, error: RedisUnavailable) -> RedisUnavailable:
         """Spool a heartbeat that met an error; return the error with what became of the heartbeat."""
         try:
-            self._tell(self._spool.put(message))
+            self._spool.put(message)
         except SpoolUnusable as unusable:
+            self._warnings.clear()  # it was the same
             kept = RedisUnavailable(f"{error} The heartbeat is lost. {unusable}")
             kept.spooled = False
         else:
             kept = RedisUnavailable(f"{error} The heartbeat waits in the spool for the next call that gets through.")
             kept.spooled = True
         return kept
-
-    def _tell(self, dropped: Dropped) -> None:
-        if any(dropped):
-            self.warnings.append(str(dropped))
 
 
 def _within(seconds: float, work: Callable[[Callable[[float], None]], _Result]) -> _Result:

@@ -14,7 +14,7 @@ import re
 import stat
 import time
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from pydantic import BaseModel, FiniteFloat, ValidationError
@@ -42,7 +42,8 @@ _MAX_FILE_BYTES = MAX_MESSAGE_BYTES + 1024
 _NAME = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\.(json|part)")
 
 
-class Dropped(NamedTuple):
+@dataclass(slots=True)
+class Dropped:
     """How many messages were removed without being sent."""
 
     for_room: int = 0
@@ -81,9 +82,11 @@ class Spool:
         """Use a directory, which need not be there; `~` is the user's home."""
         self._directory = directory
         self._now = now
+        self.dropped = Dropped()
+        """What was dropped so far, to be told."""
 
-    def put(self, message: Heartbeat) -> Dropped:
-        """Keep a heartbeat, without its wish for an answer; return what had to go for it.
+    def put(self, message: Heartbeat) -> None:
+        """Keep a heartbeat, without its wish for an answer; drop what is too old or too much.
 
         Raises SpoolUnusable when it can't be kept.
         """
@@ -91,32 +94,26 @@ class Spool:
         record = asdict(self._now()) | {"message": json.loads(wire)}
         with self._opened(create=True) as folder:
             _write(folder, str(message.id), json.dumps(record).encode())
-            return self._tidy(folder)
+            self._tidy(folder)
 
-    def drain(self, send: Callable[[list[bytes]], list[RedisUnavailable | None]]) -> Dropped:
-        """Send what waits, oldest first; return what was dropped instead.
+    def drain(self, send: Callable[[list[bytes]], list[RedisUnavailable | None]]) -> None:
+        """Send what waits, oldest first; drop what is too old or can't be read.
 
         `send` takes messages as they travel, and returns for each None if it was acknowledged, else why not: then it
         stays, and so does all that comes after its batch. Does nothing while another process is at it.
 
         Raises SpoolUnusable, RedisUnavailable when something stays, and whatever `send` raises.
         """
-        too_old = unreadable = 0
         with suppress(FileNotFoundError), self._opened(create=False) as folder, _locked(folder) as is_ours:
             names = [file.name for file in _files(folder)] if is_ours else []
             for start in range(0, len(names), BATCH):
-                batch: list[tuple[str, bytes]] = []
+                batch = []
                 for name in names[start : start + BATCH]:
-                    match self._read(folder, name):
-                        case None:
-                            unreadable += _remove(folder, name)
-                        case (_, waited) if waited > MAX_AGE_SECONDS:
-                            too_old += _remove(folder, name)
-                        case message, waited:
-                            kept = message.model_copy(update={"buffered_seconds": round(waited, 3)})
-                            batch.append((name, kept.to_wire()))
+                    if (waiting := self._waiting(folder, name)) is not None:
+                        message, waited = waiting
+                        message = message.model_copy(update={"buffered_seconds": round(waited, 3)})
+                        batch.append((name, message.to_wire()))
                 _send(folder, batch, send)
-        return Dropped(too_old=too_old, unreadable=unreadable)
 
     @contextmanager
     def _opened(self, *, create: bool) -> Iterator[int]:
@@ -153,23 +150,26 @@ class Spool:
         then = Moment(record.wall_seconds, record.boot_seconds, record.boot_id)
         return record.message, seconds_between(then, self._now())
 
-    def _tidy(self, folder: int) -> Dropped:
-        """Remove what is too much or too old, oldest first."""
+    def _waiting(self, folder: int, name: str) -> tuple[Heartbeat, float] | None:
+        """Return a file's message and for how many seconds it has waited, or drop it and return None."""
+        if (read := self._read(folder, name)) is None:
+            self.dropped.unreadable += _remove(folder, name)
+        elif read[1] > MAX_AGE_SECONDS:
+            self.dropped.too_old += _remove(folder, name)
+        else:
+            return read
+        return None
+
+    def _tidy(self, folder: int) -> None:
+        """Drop what is too much or too old, oldest first."""
         files = _files(folder)
-        size = sum(file.size for file in files)
-        count = len(files)
-        for_room = too_old = unreadable = 0
+        count, size = len(files), sum(file.size for file in files)
         for file in files:
             if count > MAX_FILES or size > MAX_BYTES:
-                for_room += _remove(folder, file.name)
-            elif (read := self._read(folder, file.name)) is None:
-                unreadable += _remove(folder, file.name)
-            elif read[1] > MAX_AGE_SECONDS:
-                too_old += _remove(folder, file.name)
-            else:
+                self.dropped.for_room += _remove(folder, file.name)
+            elif self._waiting(folder, file.name):
                 break
             count, size = count - 1, size - file.size
-        return Dropped(for_room, too_old, unreadable)
 
 
 def _make(directory: Path) -> None:

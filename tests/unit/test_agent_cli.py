@@ -190,6 +190,74 @@ def test_redis_away_exits_75(redis_server: FakeServer, command: list[str]) -> No
     assert told.get("spooled") is (True if command[0] == "heartbeat" else None)
 
 
+def test_a_heartbeat_waits_on_disk_for_the_next_call(
+    producer_redis: FakeRedis, redis_server: FakeServer, spool: Path
+) -> None:
+    """With Redis away a heartbeat is kept with a warning and exit status 0; any later call sends it first."""
+    redis_server.connected = False
+    kept = run("heartbeat", "--agent", "hint", "--progress", "kept")
+    assert (kept.exit_code, kept.stdout) == (0, "Kept a heartbeat of hint in the spool.\n")
+    assert kept.stderr.startswith("Warning: Redis at redis://127.0.0.1:6390/0 can't be used")
+    told = json.loads(run("heartbeat", "--agent", "hint", "--json").stdout)
+    assert (told["ok"], told["spooled"], told["agent_name"]) == (True, True, "hint")
+    redis_server.connected = True
+    assert run("deregister", "--agent", "hint").exit_code == 0
+    first, second, goodbye = sent(producer_redis)
+    assert (first.progress, str(second.id), goodbye.kind) == ("kept", told["message_id"], "deregister")
+    assert not list(spool.glob("*.json"))
+
+
+def test_a_heartbeat_that_cannot_be_kept_is_lost(
+    producer_redis: FakeRedis, redis_server: FakeServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A spool that can't be used is an error with exit status 75 while Redis is away, else a warning."""
+    monkeypatch.setenv("FLEETBEAT_SPOOL_DIR", str(tmp_path))
+    tmp_path.chmod(0o777)
+    redis_server.connected = False
+    code, told = run_json("heartbeat", "--agent", "hint")
+    assert (code, told["code"], told["spooled"]) == (75, "redis_unavailable", False)
+    assert "The heartbeat is lost. The spool " in told["error"]
+    redis_server.connected = True
+    result = run("heartbeat", "--agent", "hint")
+    assert (result.exit_code, result.stdout) == (0, "Sent a heartbeat of hint.\n")
+    assert result.stderr.startswith("Warning: The spool ")
+    assert len(sent(producer_redis)) == 1
+
+
+@pytest.mark.usefixtures("producer_redis")
+def test_the_log_has_a_line_for_each_call(redis_server: FakeServer, tmp_path: Path) -> None:
+    """Whatever becomes of a call is one line, with what was sent; a log that can't be written is a warning."""
+    log = tmp_path / "log"
+    run("register", "--name", "hint", "--every", "5s", "--stable", "--log-file", str(log))
+    run("heartbeat", "--agent", "hint", "--progress", "x", "--log-file", str(log))
+    run("heartbeat", "--session", SESSION, "--wait", "0.05", "--log-file", str(log))
+    run("heartbeat", "--session", "no\x1buuid", "--log-file", str(log))
+    run("heartbeat", "--log-file", str(log))
+    redis_server.connected = False
+    run("heartbeat", "--agent", "hint", "--strict", "--log-file", str(log))
+    run("deregister", "--agent", "hint", "--log-file", str(log))
+    lines = [line.split("\t") for line in log.read_text(encoding="utf-8").splitlines()]
+    assert [(agent, outcome, json.loads(what).get("kind")) for _, agent, outcome, what in lines] == [
+        ("hint", "sent", "register"),
+        ("hint", "sent", "heartbeat"),
+        (SESSION, "not_confirmed", "heartbeat"),
+        ("no\\u001buuid", "invalid_message", None),
+        ("-", "usage", None),
+        ("hint", "spooled", "heartbeat"),
+        ("hint", "redis_unavailable", "deregister"),
+    ]
+    result = run("heartbeat", "--agent", "hint", "--log-file", str(tmp_path))
+    assert result.exit_code == 0
+    assert f"Warning: The log {tmp_path} can't be written" in result.stderr
+
+
+@pytest.mark.usefixtures("answered")
+def test_the_log_says_what_was_confirmed(tmp_path: Path) -> None:
+    """A heartbeat that SQL has is told apart from one that was only sent."""
+    run("heartbeat", "--agent", "hint", "--wait", "5", "--log-file", str(tmp_path / "log"))
+    assert "\thint\tconfirmed\t" in (tmp_path / "log").read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -215,6 +283,8 @@ def test_redis_away_exits_75(redis_server: FakeServer, command: list[str]) -> No
         (["heartbeat", "--session", SESSION, "--progress", "x" * 501], "progress"),
         (["heartbeat", "--session", SESSION, "--wait", "nan"], "wait_seconds"),
         (["heartbeat", "--session", SESSION, "--wait", "0"], "wait_seconds"),
+        (["heartbeat", "--session", SESSION, "--timeout", "nan"], "--timeout"),
+        (["deregister", "--session", SESSION, "--timeout", "0"], "--timeout"),
         (["heartbeat", "--session", SESSION, "--surprise"], "--surprise"),
         (["deregister"], "either --session or --agent"),
         (["deregister", "--session", SESSION, "--exit-status", str(2**40)], "exit_status"),
