@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 from uuid import UUID, uuid4
 
 from fleetbeat_shared.errors import InvalidMessage
-from fleetbeat_shared.identifiers import new_message_id, stable_session_id
+from fleetbeat_shared.identifiers import new_message_id, new_message_id_bytes, stable_session_id
 
 if TYPE_CHECKING:
     from fleetbeat_shared.messages import Deregister, Heartbeat, Register
@@ -56,7 +56,7 @@ def compose(kind: type[_Kind], session_id: UUID | str, **fields: object) -> _Kin
     Raises InvalidMessage when a field can't be accepted. The limits of all fields together keep a message below the
     size that one may have.
     """
-    fields |= {"id": new_message_id(), "session_id": session_id, "sent_at": datetime.now(UTC)}
+    fields |= {"id": new_message_id_bytes(), "session_id": session_id, "sent_at": datetime.now(UTC)}
     try:
         return kind.model_validate(fields)
     except ValueError as error:  # pydantic's ValidationError is one

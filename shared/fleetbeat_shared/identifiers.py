@@ -18,11 +18,16 @@ def new_message_id() -> UUID:
     Ids that grow with time keep inserts at the end of the database's index. The random bits come from the kernel, and
     each process draws its own, so that a forked child never repeats its parent's.
     """
+    return UUID(bytes=new_message_id_bytes())
+
+
+def new_message_id_bytes() -> bytes:
+    """Return the 16 bytes of a new message's id: pydantic makes the UUID of them faster than it checks one."""
     milliseconds = time.time_ns() // 1_000_000
     random = _draw(_drawn(os.getpid()))
     random_a = random >> 68
     random_b = random & ((1 << 62) - 1)
-    return UUID(int=milliseconds << 80 | 0x7 << 76 | random_a << 64 | 0b10 << 62 | random_b)
+    return (milliseconds << 80 | 0x7 << 76 | random_a << 64 | 0b10 << 62 | random_b).to_bytes(16)
 
 
 _DRAW = 256
