@@ -38,7 +38,7 @@ BATCH = 250
 UNFINISHED_SECONDS = 3600.0
 """From when on a temporary file is what a process left that was killed."""
 
-_MAX_FILE_BYTES = MAX_MESSAGE_BYTES + 1024
+_MAX_FILE_BYTES = 2 * MAX_MESSAGE_BYTES  # far more than we write
 _NAME = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\.(json|part)")
 
 
@@ -93,7 +93,8 @@ class Spool:
         wire = message.model_copy(update={"reply": False}).to_wire()
         record = asdict(self._now()) | {"message": json.loads(wire)}
         with self._opened(create=True) as folder:
-            _write(folder, str(message.id), json.dumps(record).encode())
+            # Not escaped, which would make some text three times as long as it travels.
+            _write(folder, str(message.id), json.dumps(record, ensure_ascii=False).encode())
             self._tidy(folder)
 
     def drain(self, send: Callable[[list[bytes]], list[RedisUnavailable | None]]) -> None:
@@ -140,19 +141,30 @@ class Spool:
                 os.close(folder)
 
     def _read(self, folder: int, name: str) -> tuple[Heartbeat, float] | None:
-        """Return a file's message and for how many seconds it has waited, or None if it is no such file."""
+        """Return a file's message and for how many seconds it has waited, or None if it is no such file.
+
+        Raises OSError when it can't be read now.
+        """
+        descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
+        with os.fdopen(descriptor, "rb") as file:
+            content = file.read(_MAX_FILE_BYTES)
         try:
-            descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
-            with os.fdopen(descriptor, "rb") as file:
-                record = _Record.model_validate_json(file.read(_MAX_FILE_BYTES))
-        except (OSError, ValidationError):
+            record = _Record.model_validate_json(content)
+        except ValidationError:
             return None
         then = Moment(record.wall_seconds, record.boot_seconds, record.boot_id)
         return record.message, seconds_between(then, self._now())
 
     def _waiting(self, folder: int, name: str) -> tuple[Heartbeat, float] | None:
-        """Return a file's message and for how many seconds it has waited, or drop it and return None."""
-        if (read := self._read(folder, name)) is None:
+        """Return a file's message and for how many seconds it has waited, or None: then it was dropped.
+
+        What can't be read at the moment stays for another call.
+        """
+        try:
+            read = self._read(folder, name)
+        except OSError:
+            return None
+        if read is None:
             self.dropped.unreadable += _remove(folder, name)
         elif read[1] > MAX_AGE_SECONDS:
             self.dropped.too_old += _remove(folder, name)

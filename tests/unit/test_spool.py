@@ -317,3 +317,29 @@ def test_no_spool_is_no_error(spool: Spool, inbox: Inbox, directory: Path) -> No
     """Where nothing was ever kept there is nothing to send, and no directory is made."""
     spool.drain(inbox)
     assert not directory.exists()
+
+
+def test_the_largest_heartbeat_is_kept_whole(spool: Spool, inbox: Inbox) -> None:
+    """Text that isn't ASCII is as long in the spool as it travels, and is sent all the same."""
+    large = heartbeat(uuid4(), error="\U0001f600" * 2000, summary="\U0001f600" * 500, progress="\U0001f600" * 500)
+    spool.put(large)
+    spool.drain(inbox)
+    assert ([m.id for m in inbox.messages], spool.dropped) == ([large.id], Dropped())
+
+
+def test_what_cannot_be_read_now_stays(spool: Spool, inbox: Inbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trouble of the moment, as with no descriptor left, drops nothing; the next call sends it."""
+    (waiting,) = put(spool, 1)
+    whole = os.open
+
+    def refuse(path: str, *rest: int, **options: int) -> int:
+        if str(path).endswith(".json"):
+            raise OSError(24, "Too many open files")
+        return whole(path, *rest, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "open", refuse)
+        spool.drain(inbox)
+    assert inbox.messages == []
+    spool.drain(inbox)
+    assert ([m.id for m in inbox.messages], spool.dropped) == ([waiting.id], Dropped())

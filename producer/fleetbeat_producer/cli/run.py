@@ -6,6 +6,8 @@ nothing that goes wrong with Fleetbeat reaches it.
 
 from __future__ import annotations
 
+import gc
+import gc
 import logging
 import os
 import signal
@@ -108,6 +110,7 @@ def run(  # noqa: PLR0913 - one for each option
     found, 126 if it can't be executed. Whether Redis is there makes no difference to it. If it fails, the last line of
     its stderr is told as the error, unless stderr is a terminal: then the exit status.
     """
+    gc.enable()  # the script turned it off, for commands that are over in a moment
     registration = compose(
         Register,
         session_to_register(name, stable=stable, parallel=parallel, session_id=None),
@@ -123,6 +126,7 @@ def run(  # noqa: PLR0913 - one for each option
 
 
 def _run(words: Sequence[str], report: _Report) -> int:
+    gc.enable()  # which the script has switched off for its one-shots
     try:
         command = Command(words)
     except (OSError, ValueError) as error:  # ValueError: an empty word as the command
