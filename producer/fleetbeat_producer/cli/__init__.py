@@ -6,8 +6,6 @@ Each command's module is imported when the command is used: a one-shot heartbeat
 from __future__ import annotations
 
 import gc
-import atexit
-import gc
 from importlib import import_module
 from typing import Any
 
@@ -33,15 +31,6 @@ COMMANDS = {
 
 class _Script(click.Group):
     """Imports a command when it is used; tells errors as one sentence on stderr, or with `--json` as an object."""
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - click's signature
-        """Run as the process's only work: most commands are over before anything is worth collecting.
-
-        That saves a quarter of a one-shot call's time. A command that lives on turns the collector on again.
-        """
-        gc.disable()
-        atexit.register(gc.freeze)  # else the interpreter's end would look at every object once more
-        return super().__call__(*args, **kwargs)
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
         """Return the names in the order of the table."""

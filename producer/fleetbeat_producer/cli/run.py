@@ -7,7 +7,6 @@ nothing that goes wrong with Fleetbeat reaches it.
 from __future__ import annotations
 
 import gc
-import gc
 import logging
 import os
 import signal
@@ -110,7 +109,6 @@ def run(  # noqa: PLR0913 - one for each option
     found, 126 if it can't be executed. Whether Redis is there makes no difference to it. If it fails, the last line of
     its stderr is told as the error, unless stderr is a terminal: then the exit status.
     """
-    gc.enable()  # the script turned it off, for commands that are over in a moment
     registration = compose(
         Register,
         session_to_register(name, stable=stable, parallel=parallel, session_id=None),
