@@ -148,7 +148,7 @@ class _Message(BaseModel):
 
         Raises InvalidMessage when it is larger than a message may be.
         """
-        unsaid = {name for name in ("reply", "parallel") if getattr(self, name, None) is False}
+        unsaid = {name for name in ("reply", "parallel") if vars(self).get(name) is False}
         wire = self.model_dump_json(exclude_none=True, exclude=unsaid).encode()
         if len(wire) > MAX_MESSAGE_BYTES:
             detail = f"the message is {len(wire)} bytes; at most {MAX_MESSAGE_BYTES} are allowed"
