@@ -67,7 +67,7 @@ def valkey() -> Iterator[str]:
 
 
 @contextmanager
-def black_hole() -> Iterator[int]:
+def _black_hole() -> Iterator[int]:
     """Yield a port that takes every connection, swallows what is sent, and never answers."""
 
     class Swallow(socketserver.StreamRequestHandler):
@@ -83,6 +83,26 @@ def black_hole() -> Iterator[int]:
             yield server.server_address[1]
         finally:
             server.shutdown()
+
+
+@contextmanager
+def redis_that_is(condition: str) -> Iterator[str]:
+    """Yield the URL of a Redis in this condition."""
+    if condition == "down":
+        yield f"redis://127.0.0.1:{find_free_port()}/0"
+    elif condition == "black-holed":
+        with _black_hole() as port:
+            yield f"redis://127.0.0.1:{port}/0"
+    else:
+        with valkey() as url:
+            with closing(redis_client(url)) as client:
+                process_id = client.info("server")["process_id"]
+            if condition == "stopped":
+                os.kill(process_id, signal.SIGSTOP)
+            try:
+                yield url
+            finally:
+                os.kill(process_id, signal.SIGCONT)
 
 
 def redis_client(url: str) -> Any:  # noqa: ANN401 - redis-py's hints can't tell its sync answers from its async ones
