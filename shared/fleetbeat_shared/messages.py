@@ -10,6 +10,7 @@ import json
 import re
 from datetime import UTC, datetime
 from enum import StrEnum
+from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from uuid import UUID  # noqa: TC003 - pydantic reads it at run time
 
@@ -220,7 +221,10 @@ class Deregister(_Message):
 
 Message = Annotated[Register | Heartbeat | Deregister, Field(discriminator="kind")]
 
-_ADAPTER: TypeAdapter[Register | Heartbeat | Deregister] = TypeAdapter(Message)
+
+@cache
+def _adapter() -> TypeAdapter[Register | Heartbeat | Deregister]:
+    return TypeAdapter(Message)  # takes time to build, and only workers need it
 
 
 def parse_message(wire: bytes) -> Register | Heartbeat | Deregister:
@@ -231,7 +235,7 @@ def parse_message(wire: bytes) -> Register | Heartbeat | Deregister:
     if len(wire) > MAX_MESSAGE_BYTES:
         raise InvalidMessage(Reason.TOO_LARGE, f"{len(wire)} bytes; at most {MAX_MESSAGE_BYTES} are allowed")
     try:
-        return _ADAPTER.validate_json(wire)
+        return _adapter().validate_json(wire)
     except ValidationError as error:
         reason = Reason.NOT_JSON if error.errors(include_url=False)[0]["type"] == "json_invalid" else Reason.INVALID
         raise InvalidMessage(reason, describe(error)) from error
