@@ -35,8 +35,8 @@ for shells, cron lines and agents in other languages (the base install); agents 
 
 This page is what `--help` says of each command. Errors go to stderr, as a sentence. The exit status is 0 when all is
 done, 1 when something was refused or failed, 2 for wrong usage or a setting that can't be used, and 75 when Redis or
-the database is away, so that trying again later may help. `fleetbeat-agent heartbeat` keeps its message on disk then and
-exits with 0, see [shell.md](shell.md). `fleetbeat check` has its own, [below](#fleetbeat-check).
+the database is away, so that trying again later may help. `fleetbeat-agent heartbeat` keeps its message on disk then
+and exits with 0, see [shell.md](shell.md). `fleetbeat check` has its own, [below](#fleetbeat-check).
 """
 
 
