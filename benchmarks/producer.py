@@ -13,8 +13,8 @@ Needs `pip install -c constraints.txt --group bench` for Celery and Dramatiq. Wh
 
 How to read it: calls are in microseconds, median and 99th percentile over all calls of all runs, and the error
 if they raised one; "> 20 s" means that not one call came back in that time. After a sleep a processor is slow at
-anything, until its caches are warm. Ratios are taken within each run. All libraries have their default settings; none
-has hiredis, as agents have none.
+anything, until its caches are warm: that is shown, as the others are measured so too, and not judged. Ratios are taken
+within each run. All libraries have their default settings; none has hiredis, as agents have none.
 
 Needed: calls of ours in 25 us (median) and 150 us (p99), their median in the slowest condition at most twice that in
 the fastest; 15,000 messages/s and 8 times rq; 10,000 sessions in 100 MB and 10% of a core; one-shot at most 1.5 times
