@@ -213,7 +213,7 @@ def test_no_password_is_ever_shown(guarded: Place) -> None:
     waiting = guarded.start("fleetbeat", "worker", FLEETBEAT_DATABASE_URL=away)
     refused = guarded.run_all(
         [
-            ["fleetbeat-agent", "heartbeat", "--agent", "hint", "--json"],
+            ["fleetbeat-agent", "heartbeat", "--agent", "hint", "--json", "--strict"],
             ["fleetbeat", "check"],
             ["fleetbeat", "queue"],
             ["fleetbeat", "events", "--database-url", away],
