@@ -11,6 +11,8 @@ from fleetbeat_shared.messages import Heartbeat, parse_message
 from fleetbeat_shared.names import FIELD, INBOX
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from redis import Redis
 
 BEGIN = """
@@ -23,10 +25,10 @@ def environment(redis_url: str) -> dict[str, str]:
     return {**os.environ, "FLEETBEAT_REDIS_URL": redis_url}
 
 
-def run(code: str, redis_url: str, *, exits: int = 0) -> str:
+def run(code: str | Path, redis_url: str, *, exits: int = 0) -> str:
     """Run an agent to its end; return what it printed. Nothing of ours may reach it as a traceback."""
     done = subprocess.run(
-        [sys.executable, "-c", BEGIN + code],
+        [sys.executable, *(["-c", BEGIN + code] if isinstance(code, str) else [str(code)])],
         env=environment(redis_url),
         capture_output=True,
         text=True,
