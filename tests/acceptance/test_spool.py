@@ -2,9 +2,7 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import socket
-import subprocess
 import sys
 import time
 from contextlib import contextmanager
@@ -138,26 +136,3 @@ def test_a_redis_that_hangs(place: Place) -> None:
     assert "no answer in time" in done.stderr
     assert len(kept(place)) == 1
     assert "\tspooled\t" in (place.directory / "beats.log").read_text()
-
-
-def test_killed_in_the_middle_of_a_write(pipeline: Place, redis: Redis) -> None:
-    """A heartbeat whose process is killed before its file is whole is never sent, and is in nobody's way."""
-    code = (
-        "import os, sys, time\n"
-        "os.fsync = lambda _descriptor: (print('writing', flush=True), time.sleep(600))\n"
-        "from fleetbeat_producer.cli import main; main(sys.argv[1:])"
-    )
-    environment = pipeline.environment | {"FLEETBEAT_REDIS_URL": refused_url()}
-    command = [sys.executable, "-c", code, *BEAT[1:]]
-    with subprocess.Popen(command, env=environment, cwd=pipeline.directory, stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == b"writing\n"
-        os.kill(process.pid, signal.SIGKILL)
-    (unfinished,) = spool_of(pipeline).glob("*.part")
-    pipeline.run(*BEAT)
-    assert len(received(redis)) == 1
-    assert unfinished.exists()
-    os.utime(unfinished, (0, 0))
-    pipeline.run(*BEAT)
-    assert not unfinished.exists()
-    assert len(received(redis)) == 2

@@ -65,6 +65,23 @@ def test_many_processes_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert found == [(f"agent {writer}", number) for writer in range(6) for number in range(100)]
 
 
+def test_a_log_that_is_rotated_at_the_last_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that has opened the log before another one rotated it writes to the new one."""
+    log = tmp_path / "log"
+    log.write_text("old\n", encoding="utf-8")
+    lock = fcntl.flock
+
+    def rotate_and_lock(descriptor: int, how: int) -> None:
+        if not (tmp_path / "log.1").exists():
+            log.rename(tmp_path / "log.1")
+        lock(descriptor, how)
+
+    monkeypatch.setattr(fcntl, "flock", rotate_and_lock)
+    call_log.append(log, "hint", "sent", {})
+    assert (tmp_path / "log.1").read_text(encoding="utf-8") == "old\n"
+    assert "\thint\tsent\t" in log.read_text(encoding="utf-8")
+
+
 def test_who_holds_the_lock_for_ever_stops_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A stopped process that holds the log makes it an error after a time, not a call that hangs."""
     monkeypatch.setattr(call_log, "LOCK_SECONDS", 0.02)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import signal
 import stat
 import time
 from typing import TYPE_CHECKING
@@ -16,6 +17,7 @@ from fleetbeat_producer.spool import MAX_AGE_SECONDS, UNFINISHED_SECONDS, Droppe
 from fleetbeat_shared.errors import RedisUnavailable, SpoolUnusable
 from fleetbeat_shared.messages import Heartbeat, parse_message
 from helpers import heartbeat
+from processes import die, end_of, fork
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -231,18 +233,23 @@ def test_files_that_are_no_messages(spool: Spool, inbox: Inbox, directory: Path)
     assert len(left) == len(foreign) + 2
 
 
-def test_what_a_killed_writer_left(spool: Spool, inbox: Inbox, directory: Path) -> None:
-    """A file that was never finished is never sent; it goes when no writer can be at it any more."""
-    put(spool, 1)
-    content = (directory / kept(directory)[0]).read_bytes()
-    young, old = (directory / f"{uuid4()}.part" for _ in range(2))
-    for path in (young, old):
-        path.write_bytes(content)
-    long_ago = time.time() - UNFINISHED_SECONDS - 10
-    os.utime(old, (long_ago, long_ago))
+def test_what_a_killed_writer_left(
+    spool: Spool, inbox: Inbox, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file whose writer was killed is never sent; it goes when no writer can be at it any more."""
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", lambda _descriptor: die())
+        assert end_of(fork(lambda: spool.put(heartbeat(uuid4())))) == -signal.SIGKILL
+    (unfinished,) = directory.iterdir()
+    (whole,) = put(spool, 1)
     spool.drain(inbox)
+    assert [message.id for message in inbox.messages] == [whole.id]
+    assert unfinished.exists()
+    long_ago = time.time() - UNFINISHED_SECONDS - 10
+    os.utime(unfinished, (long_ago, long_ago))
+    spool.drain(inbox)
+    assert not unfinished.exists()
     assert len(inbox.messages) == 1
-    assert (young.exists(), old.exists()) == (True, False)
 
 
 @pytest.mark.parametrize("umask", [0o000, 0o377])
