@@ -45,6 +45,7 @@ class Buffer:
         self._heartbeats: deque[Waiting] = deque()
         self._others: deque[Waiting] = deque()
         self._in_flight = 0
+        self._in_flight_from: int | None = None
         self._next_number = 0
         self._sent = 0
         self._dropped = 0
@@ -58,12 +59,14 @@ class Buffer:
                 self._make_room()
 
     def take(self, count: int) -> list[Waiting]:
-        """Take the oldest messages, to send them; say afterwards with `settle` what became of them."""
+        """Take the oldest messages, to send them; say with `settle` what became of them before more are taken."""
         taken: list[Waiting] = []
         with self._lock:
             while len(taken) < count and (queue := self._oldest_queue()) is not None:
                 taken.append(queue.popleft())
             self._in_flight += len(taken)
+            if taken:
+                self._in_flight_from = taken[0].number
         return taken
 
     def settle(self, sent: int, unsent: Iterable[Waiting] = (), *, dropped: int = 0) -> None:
@@ -71,6 +74,7 @@ class Buffer:
         back = list(unsent)
         with self._lock:
             self._in_flight -= sent + dropped + len(back)
+            self._in_flight_from = None
             self._sent += sent
             self._dropped += dropped
             for waiting in reversed(back):
@@ -81,6 +85,19 @@ class Buffer:
         """Return how many messages are queued (those being sent among them), sent, and dropped; all were calls."""
         with self._lock:
             return self._length() + self._in_flight, self._sent, self._dropped
+
+    def next_number(self) -> int:
+        """Return the number that the next message will have."""
+        with self._lock:
+            return self._next_number
+
+    def holds_before(self, number: int) -> bool:
+        """Return whether a message with a lower number is still queued."""
+        with self._lock:
+            heads = [queue[0].number for queue in (self._heartbeats, self._others) if queue]
+            if self._in_flight_from is not None:
+                heads.append(self._in_flight_from)
+            return any(head < number for head in heads)
 
     def give_way(self, seconds: float) -> None:
         """Wait, and let other threads have the lock even if this one holds it: a signal may have come in mid-call."""

@@ -7,10 +7,12 @@ import concurrent.futures.thread  # noqa: F401 - redis needs it, and it can't be
 import os
 import signal
 import sys
+import threading
 from contextlib import suppress
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from fleetbeat_producer import ending
 from fleetbeat_producer.sender import EXIT_SECONDS, Sender, Stats
 
 if TYPE_CHECKING:
@@ -50,14 +52,21 @@ def say(message: Message) -> None:
 
     Raises SettingsError when the environment has a value that can't be used.
     """
-    if not sys.is_finalizing():  # then no thread is left that could send, and one that is gone may hold a lock
+    if sys.is_finalizing():
+        return  # no thread is left that could send, and one that is gone may hold a lock
+    if not ending.is_over():
         this_process().put(message)
+    elif threading.current_thread() is threading.main_thread():  # an exit handler that is older than ours
+        ending.begin_again()
+        this_process().put(message)
+        _flush_at_exit()
 
 
 def _flush_at_exit() -> None:
     sender = _senders.get(os.getpid())
     if sender is not None:
         sender.flush_at_exit()
+    ending.let_go()
 
 
 def _finish_imports() -> None:
@@ -71,7 +80,7 @@ def _finish_imports() -> None:
 # At the import, not at the first call, so that what other exit handlers say is sent too: the last one registered is
 # the first one run.
 atexit.register(_flush_at_exit)
-os.register_at_fork(before=_finish_imports)
+os.register_at_fork(before=_finish_imports, after_in_child=ending.forget_threads)
 
 
 def flush(timeout_seconds: float) -> bool:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from fleetbeat_producer.beats import Beats
 from fleetbeat_producer.buffer import Buffer
+from fleetbeat_producer.ending import InsidePydantic, is_over
 from fleetbeat_shared import names
 from fleetbeat_shared.connection import connect, place, reason
 
@@ -96,9 +97,10 @@ class Sender:
         ends_at = time.monotonic() + timeout_seconds
         self._hurry_until = ends_at
         # By looking, not by waiting for a condition: this may run in a signal handler, or while the interpreter ends.
-        if self._buffer.counts()[0]:
+        end = self._buffer.next_number()
+        if self._buffer.holds_before(end):
             self.awaken(at_once=True)
-        while self._buffer.counts()[0]:
+        while self._buffer.holds_before(end):
             if time.monotonic() >= ends_at or not self._lives():
                 return False
             self._buffer.give_way(0.002)
@@ -154,6 +156,8 @@ class Sender:
 
     def _wait(self) -> None:
         """Wait for a message, for a beat that is due, or for the end of a pause."""
+        while is_over():
+            self._wake.get()
         seconds = self.beats.seconds_until_due(time.monotonic())
         if self._pause:
             seconds = self._pause * random.uniform(0.5, 1.0)  # noqa: S311 - so that not all agents return at once
@@ -178,7 +182,10 @@ class Sender:
         while taken := self._buffer.take(BATCH):
             unsent, unwritable = taken, 0
             try:
-                written = list(self._write(taken))
+                with InsidePydantic() as may_enter:
+                    if not may_enter:
+                        return
+                    written = list(self._write(taken))
                 unsent, unwritable = [waiting for waiting, _ in written], len(taken) - len(written)
                 unsent, why = self._send_batch(written)
             except Exception as error:  # noqa: BLE001 - Redis, the network, the settings: all the same to the agent

@@ -38,6 +38,22 @@ def test_heartbeats_are_dropped_first_and_the_oldest_of_them() -> None:
     assert [beat.open_tasks for beat in beats if isinstance(beat, Heartbeat)] == [3, 4]
 
 
+def test_who_flushes_waits_for_no_later_message() -> None:
+    """What is on its way counts as held, and what was put back too; what came later doesn't."""
+    buffer = Buffer()
+    buffer.put(compose(Heartbeat, SESSION), 0)
+    end = buffer.next_number()
+    buffer.put(compose(Heartbeat, SESSION), 1)
+    first = buffer.take(1)
+    assert buffer.holds_before(end)
+    buffer.settle(0, first)
+    assert buffer.holds_before(end)
+    buffer.take(1)
+    buffer.settle(1)
+    assert not buffer.holds_before(end)
+    assert buffer.counts() == (1, 1, 0)
+
+
 @given(st.lists(st.sampled_from(["put", "take", "sent", "back"]), max_size=60))
 def test_every_call_is_queued_sent_or_dropped(acts: list[str]) -> None:
     """Whatever happens in whatever order, the counts add up to the calls, and no more wait than may."""
