@@ -96,7 +96,7 @@ else:
 def speak():
     while True:
         session.status("busy")
-for _ in range(2):
+for _ in range(3):
     threading.Thread(target=speak, daemon=True).start()
 time.sleep(0.03)
 """
