@@ -9,20 +9,24 @@ Nothing here waits for the network or fails because of it: a thread of its own s
 through `FLEETBEAT_REDIS_URL`, which is read at the first call of a process.
 """
 
-from fleetbeat_producer.client import HeartbeatResult, Registration, deregister, register, send_heartbeat
-from fleetbeat_producer.process import flush, flush_on_sigterm, stats
-from fleetbeat_producer.sender import Stats
-from fleetbeat_producer.session import AgentSession
-from fleetbeat_shared.errors import (
-    FleetbeatError,
-    InvalidMessage,
-    MessageRejected,
-    NotConfirmed,
-    RedisUnavailable,
-    SessionEnded,
-    SettingsError,
-    UnknownSession,
-)
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fleetbeat_producer.client import HeartbeatResult, Registration, deregister, register, send_heartbeat
+    from fleetbeat_producer.process import flush, flush_on_sigterm, stats
+    from fleetbeat_producer.sender import Stats
+    from fleetbeat_producer.session import AgentSession
+    from fleetbeat_shared.errors import (
+        FleetbeatError,
+        InvalidMessage,
+        MessageRejected,
+        NotConfirmed,
+        RedisUnavailable,
+        SessionEnded,
+        SettingsError,
+        UnknownSession,
+    )
 
 __all__ = [
     "AgentSession",
@@ -44,3 +48,26 @@ __all__ = [
     "send_heartbeat",
     "stats",
 ]
+
+_MODULES = {
+    "fleetbeat_producer.client": ("HeartbeatResult", "Registration", "deregister", "register", "send_heartbeat"),
+    "fleetbeat_producer.process": ("flush", "flush_on_sigterm", "stats"),
+    "fleetbeat_producer.sender": ("Stats",),
+    "fleetbeat_producer.session": ("AgentSession",),
+}
+
+
+def __getattr__(name: str) -> object:
+    """Import a name when it is asked for: a process that sends one message from the shell needs few of them."""
+    if name not in __all__:
+        message = f"module {__name__!r} has no attribute {name!r}"
+        raise AttributeError(message)
+    module = next((module for module, names in _MODULES.items() if name in names), "fleetbeat_shared.errors")
+    value = getattr(import_module(module), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """Return what there is to import."""
+    return __all__

@@ -45,9 +45,11 @@ def new_goodbye(session_id: UUID | str, **fields: object) -> Deregister:
 
 @cache
 def _models() -> tuple[type[Register], type[Heartbeat], type[Deregister]]:
-    """Import the models once: no import works any more while the interpreter ends, and an agent may still speak."""
+    """Import and build the models once: while the interpreter ends that can't be done, and an agent may still speak."""
     from fleetbeat_shared.messages import Deregister, Heartbeat, Register
 
+    for model in (Register, Heartbeat, Deregister):
+        model.model_rebuild()
     return Register, Heartbeat, Deregister
 
 

@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from pydantic import BaseModel, FiniteFloat, ValidationError
+from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError
 
 from fleetbeat_producer.moments import Moment, seconds_between, this_moment
 from fleetbeat_shared.errors import SpoolUnusable
@@ -63,6 +63,8 @@ class Dropped:
 
 class _Record(BaseModel):
     """What a file holds."""
+
+    model_config = ConfigDict(defer_build=True)  # most calls find no file
 
     wall_seconds: FiniteFloat
     boot_seconds: FiniteFloat | None

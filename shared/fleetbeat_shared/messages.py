@@ -135,7 +135,8 @@ Count = Annotated[int, Field(ge=0, le=MAX_COUNT)]
 class _Message(BaseModel):
     """What all messages have."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    # Each is built at its first use: a process that sends one message pays for one.
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True)
 
     version: Literal[1] = 1
     id: UUID7
