@@ -8,7 +8,8 @@ an integer of milliseconds since 1970, as in the ids of the stream: making datet
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fleetbeat_shared.errors import InvalidMessage
 from fleetbeat_shared.liveness import (
@@ -38,6 +39,12 @@ REPORTED = ("progress", "work_item_id", "status", "summary", "error", "open_task
 
 TASK_COUNTS = ("open_tasks", "stale_tasks")
 """Of these, what a heartbeat leaves out is counted, if its agent has tasks."""
+
+HEARTBEAT_COLUMNS = ("id", "session_id", "received_at", "seen_at", "sent_at", *REPORTED)
+"""What a row of `heartbeats` holds, in this order."""
+
+_said_by = attrgetter(*REPORTED)
+_NOTHING_SAID = (None,) * len(REPORTED)
 
 
 @dataclass(slots=True)
@@ -100,7 +107,8 @@ class Batch:
 
     facts: Facts
     agents: dict[UUID, AgentRecord]
-    heartbeats: list[Row] = field(default_factory=list)
+    heartbeats: list[tuple[Any, ...]] = field(default_factory=list)
+    """Rows of `HEARTBEAT_COLUMNS`."""
     events: list[Row] = field(default_factory=list)
     rejected: list[Row] = field(default_factory=list)
     idle_tasks_of: set[str] = field(default_factory=set)
@@ -155,24 +163,17 @@ class Batch:
         seen_at = received_at
         if message.buffered_seconds:
             seen_at -= round(message.buffered_seconds * 1000)
-        said = {name: getattr(message, name) for name in REPORTED}
-        counted = self._count_tasks(agent, said) if self.facts.tasks else {}
-        self.heartbeats.append(
-            {
-                "id": message.id,
-                "session_id": message.session_id,
-                "received_at": received_at,
-                "seen_at": seen_at,
-                "sent_at": to_milliseconds(message.sent_at),
-                **said,
-                **counted,
-            }
-        )
+        said = _said_by(message)
+        counted = self._count_tasks(agent, message) if self.facts.tasks else {}
+        stored = _said_by(message.model_copy(update=counted)) if counted else said
+        sent_at = to_milliseconds(message.sent_at)
+        self.heartbeats.append((message.id, message.session_id, received_at, seen_at, sent_at, *stored))
         if message.progress:
             self._event(EventType.HEARTBEAT, seen_at, agent, message_id=message.id, text=message.progress)
         order = (seen_at, position)
         self._see(agent, order)
-        self._report(agent, order, said, counted)
+        if said != _NOTHING_SAID or agent.agent_name in self.facts.tasks:
+            self._report(agent, order, dict(zip(REPORTED, said, strict=True)), counted)
         if message.reply:
             answer = Reply(
                 ok=True,
@@ -204,11 +205,11 @@ class Batch:
             self._event(EventType.RECOVERED, seen_at, agent, detail=detail)
         self._change_state(agent, State.OK, seen_at)
 
-    def _count_tasks(self, agent: AgentRecord, said: Row) -> Row:
+    def _count_tasks(self, agent: AgentRecord, message: Heartbeat) -> Row:
         """Return the counts of tasks that a heartbeat left out, as they are now."""
         tasks = self.facts.tasks.get(agent.agent_name)
         counts = {} if tasks is None else {"open_tasks": tasks.open, "stale_tasks": tasks.stale}
-        return {name: count for name, count in counts.items() if said[name] is None}
+        return {name: count for name, count in counts.items() if getattr(message, name) is None}
 
     def _report(self, agent: AgentRecord, order: tuple[int, int], said: Row, counted: Row) -> None:
         """Take over what a heartbeat says of its agent, unless a newer one has spoken."""
@@ -359,17 +360,23 @@ class Batch:
         )
 
 
-def understand(
-    entries: Iterable[Entry],
-) -> tuple[list[tuple[Entry, Register | Heartbeat | Deregister]], list[tuple[Entry, InvalidMessage]]]:
-    """Return the messages that entries hold, and what is wrong with those that hold none."""
-    messages, failures = [], []
+class Understood(NamedTuple):
+    """What entries hold."""
+
+    messages: list[tuple[Entry, Register | Heartbeat | Deregister]]
+    failures: list[tuple[Entry, InvalidMessage]]
+    """Those that hold no message, and what is wrong with them."""
+
+
+def understand(entries: Iterable[Entry]) -> Understood:
+    """Return what entries hold."""
+    understood = Understood([], [])
     for entry in entries:
         try:
-            messages.append((entry, parse_message(entry.wire)))
+            understood.messages.append((entry, parse_message(entry.wire)))
         except InvalidMessage as error:
-            failures.append((entry, error))
-    return messages, failures
+            understood.failures.append((entry, error))
+    return understood
 
 
 def _promise(message: Register) -> Promise:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from fleetbeat_shared.replies import Reply
     from fleetbeat_shared.settings import Settings
+    from fleetbeat_worker.batch import Understood
     from fleetbeat_worker.inbox import Entry
 
 CONFLICT_TRIES = 10
@@ -43,15 +44,19 @@ _OUR_FAULT = (ProgrammingError, InternalError, NotSupportedError, BaseTimeoutExc
 """What no message can cause: a missing table, a broken database, the end of the job's time."""
 
 
-def store_entries(engine: Engine, entries: Sequence[Entry], now: datetime, settings: Settings) -> list[Batch]:
+def store_entries(
+    engine: Engine, entries: Sequence[Entry], now: datetime, settings: Settings, understood: Understood | None = None
+) -> list[Batch]:
     """Store entries; return what was changed: one batch, or one for each entry if they had to be tried alone.
 
     When something in a batch can't be stored, each entry is tried alone, and the one that fails again is set aside.
+    What the entries hold need not be looked up again if it is known: `understood`.
 
     Raises DatabaseUnavailable; then nothing of the failing transaction is stored.
     """
+    found = understood or understand(entries)  # before the transaction, which keeps others waiting
     try:
-        return [_store(engine, lambda _: entries, now, settings)]
+        return [_store(engine, lambda _: found, now, settings)]
     except (DatabaseUnavailable, *_OUR_FAULT):
         raise
     except Exception as error:  # noqa: BLE001 - whatever it is, the neighbours shall not suffer for it
@@ -94,7 +99,7 @@ def put_right(engine: Engine, client: Redis, now: datetime, settings: Settings) 
 
 def _apply_overtaken(engine: Engine, ids: Sequence[int], now: datetime, settings: Settings) -> list[Batch]:
     try:
-        return [_store(engine, lambda connection: take_rejected(connection, ids), now, settings)]
+        return [_store(engine, lambda connection: understand(take_rejected(connection, ids)), now, settings)]
     except (DatabaseUnavailable, *_OUR_FAULT):
         raise
     except Exception as error:  # noqa: BLE001 - as in store_entries
@@ -113,7 +118,7 @@ def apply_rejected(engine: Engine, client: Redis, now: datetime, settings: Setti
     Raises DatabaseUnavailable.
     """
     with writing(engine) as connection:
-        batch = _apply(connection, take_rejected(connection, [rejected_id]), now, settings)
+        batch = _apply(connection, understand(take_rejected(connection, [rejected_id])), now, settings)
         if batch.rejected:
             connection.rollback()
         else:
@@ -122,7 +127,7 @@ def apply_rejected(engine: Engine, client: Redis, now: datetime, settings: Setti
     return batch
 
 
-def _store(engine: Engine, take: Callable[[Connection], Sequence[Entry]], now: datetime, settings: Settings) -> Batch:
+def _store(engine: Engine, take: Callable[[Connection], Understood], now: datetime, settings: Settings) -> Batch:
     for attempt in range(1, CONFLICT_TRIES + 1):
         try:
             with writing(engine) as connection:
@@ -137,12 +142,11 @@ def _store(engine: Engine, take: Callable[[Connection], Sequence[Entry]], now: d
     raise AssertionError  # the last attempt returned or raised
 
 
-def _apply(connection: Connection, entries: Sequence[Entry], now: datetime, settings: Settings) -> Batch:
-    messages, failures = understand(entries)
-    batch = open_batch(connection, messages, now, settings)
-    for entry, message in messages:
+def _apply(connection: Connection, understood: Understood, now: datetime, settings: Settings) -> Batch:
+    batch = open_batch(connection, understood.messages, now, settings)
+    for entry, message in understood.messages:
         batch.apply(entry, message)
-    for entry, error in failures:
+    for entry, error in understood.failures:
         batch.reject(entry, Reason(error.reason), error.detail)
     return batch
 

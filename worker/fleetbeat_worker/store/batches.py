@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from datetime import timedelta
 from functools import lru_cache
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import ARRAY, any_, bindparam, delete, exists, func, insert, select, text, update
 
 from fleetbeat_shared.liveness import Promise, State
 from fleetbeat_shared.messages import Heartbeat, Register
-from fleetbeat_worker.batch import REPORTED, AgentRecord, Batch, Facts
+from fleetbeat_worker.batch import HEARTBEAT_COLUMNS, REPORTED, AgentRecord, Batch, Facts
 from fleetbeat_worker.column_types import Instant, from_milliseconds, to_milliseconds
 from fleetbeat_worker.inbox import Entry
 from fleetbeat_worker.store import bulk
@@ -48,6 +49,7 @@ _REJECTED: Table = RejectedMessage.__table__  # type: ignore[assignment]
 
 _REPORT_COLUMNS = ("session_id", "reported_at", "reported_entry", "current_work", *REPORTED)
 _LIVENESS_COLUMNS = ("session_id", "state", "state_changed_at", "last_seen_at", "deadline_at")
+_liveness_of = attrgetter(*_LIVENESS_COLUMNS)
 
 
 _OF_AN_AGENT = [
@@ -150,23 +152,23 @@ def _read_agents(connection: Connection, ids: Collection[UUID]) -> dict[UUID, Ag
     agents = {}
     source = "liveness JOIN agents ON agents.session_id = liveness.session_id"
     for session_id, row in bulk.select(connection, _OF_AN_AGENT, source, list(ids)):
-        _, name, interval, schedule, time_zone, grace, parallel, *times, state, changed, seen, due = row
-        registered, ended, lifecycle_entry, reported_at, reported_entry, open_tasks, stale_tasks = times
+        (_, name, interval, schedule, time_zone, grace, parallel, registered, ended, lifecycle_entry, *rest) = row
+        reported_at, reported_entry, open_tasks, stale_tasks, state, changed, seen, due = rest
         agents[session_id] = AgentRecord(
-            session_id=session_id,
-            agent_name=name,
-            promise=_promise(interval, schedule, time_zone, grace),
-            parallel=bool(parallel),
-            registered_at=registered,
-            ended_at=ended,
-            lifecycle_entry=lifecycle_entry,
-            reported=(reported_at, reported_entry) if reported_at else None,
-            state=_STATES[state],
-            state_changed_at=changed,
-            last_seen_at=seen,
-            deadline_at=due,
-            open_tasks=open_tasks,
-            stale_tasks=stale_tasks,
+            session_id,
+            name,
+            _promise(interval, schedule, time_zone, grace),
+            bool(parallel),
+            registered,
+            ended,
+            lifecycle_entry,
+            (reported_at, reported_entry) if reported_at else None,
+            _STATES[state],
+            changed,
+            seen,
+            due,
+            open_tasks,
+            stale_tasks,
         )
     return agents
 
@@ -183,9 +185,9 @@ def _read_outages(connection: Connection, since: datetime) -> list[tuple[int, in
 def write_batch(connection: Connection, batch: Batch) -> None:
     """Write everything that a batch changed."""
     _write_agents(connection, batch)
-    bulk.insert(connection, _HEARTBEATS, batch.heartbeats)
-    bulk.insert(connection, _EVENTS, batch.events)
-    bulk.insert(connection, _REJECTED, batch.rejected)
+    bulk.insert(connection, _HEARTBEATS, HEARTBEAT_COLUMNS, batch.heartbeats)
+    bulk.insert_rows(connection, _EVENTS, batch.events)
+    bulk.insert_rows(connection, _REJECTED, batch.rejected)
     if batch.idle_tasks_of:
         _reopen_tasks(connection, batch.idle_tasks_of, from_milliseconds(batch.facts.now))
 
@@ -208,22 +210,21 @@ def _write_agents(connection: Connection, batch: Batch) -> None:
         else:
             connection.execute(update(_AGENTS).where(_AGENTS.c.session_id == agent.session_id).values(values))
     seen = [agent for agent in batch.agents.values() if agent.seen]
-    bulk.insert(connection, _LIVENESS, [_liveness(agent) for agent in seen if agent.is_new])
-    bulk.update(connection, _LIVENESS, [_liveness(agent) for agent in seen if not agent.is_new])
-    reporting = [agent for agent in batch.agents.values() if agent.reports]
-    rows = [{name: agent.reports.get(name) for name in _REPORT_COLUMNS} for agent in reporting]
-    for row, agent in zip(rows, reporting, strict=True):
-        row["session_id"] = agent.session_id
-    bulk.update(connection, _AGENTS, rows, keep_when_null=True)
+    new = [_liveness_of(agent) for agent in seen if agent.is_new]
+    bulk.insert(connection, _LIVENESS, _LIVENESS_COLUMNS, new)
+    known = [_liveness_of(agent) for agent in seen if not agent.is_new]
+    bulk.update(connection, _LIVENESS, _LIVENESS_COLUMNS, known)
+    rows = [
+        (agent.session_id, *(agent.reports.get(name) for name in _REPORT_COLUMNS[1:]))
+        for agent in batch.agents.values()
+        if agent.reports
+    ]
+    bulk.update(connection, _AGENTS, _REPORT_COLUMNS, rows, keep_when_null=True)
 
 
 def _whole(column: Column[Any], value: Any) -> Any:  # noqa: ANN401 - columns have many types
     is_moment = isinstance(column.type, Instant) and value is not None
     return from_milliseconds(value) if is_moment else value
-
-
-def _liveness(agent: AgentRecord) -> dict[str, Any]:
-    return {name: getattr(agent, name) for name in _LIVENESS_COLUMNS}
 
 
 def find_overtaken(connection: Connection, since: datetime, limit: int) -> list[int]:

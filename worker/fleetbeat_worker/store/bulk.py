@@ -1,13 +1,14 @@
 """Reading and writing many rows with one statement.
 
 PostgreSQL takes one array per column and unnests them: several times faster than one set of parameters per row. SQLite
-runs in our own process, where the driver's executemany is the fast way. Both go to the driver directly, without the
+takes some rows at once. Both go to the driver directly, without the
 conversions of SQLAlchemy and psycopg, which took more than half of a batch's time. So moments are integers here, as
 SQLite keeps them: milliseconds since 1970.
 """
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.dialects import postgresql
@@ -15,12 +16,13 @@ from sqlalchemy.dialects import postgresql
 from fleetbeat_worker.column_types import Identifier, Instant, JsonObject, to_json
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from uuid import UUID
 
     from sqlalchemy import Column, Connection, Table
 
-Row = dict[str, Any]
+ROWS_AT_ONCE = 100
+"""How many rows one statement of SQLite's takes: more make it little faster, and its parameters are limited."""
 
 _POSTGRESQL = postgresql.dialect()  # type: ignore[no-untyped-call] # SQLAlchemy has no hint there
 
@@ -49,45 +51,80 @@ def select(
         yield from ((by_bytes[row[0]], row) for row in found)
 
 
-def insert(connection: Connection, table: Table, rows: Sequence[Row]) -> None:
-    """Insert rows that have the same columns; one whose key (or unique value) is there already is left out."""
+def insert(connection: Connection, table: Table, names: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """Insert rows of these columns; one whose key (or unique value) is there already is left out."""
     if not rows:
         return
-    columns = _said(table, rows)
-    names = ", ".join(column.name for column in columns)
+    columns, values = _said(table, names, rows)
+    into = f"INSERT INTO {table.name} ({', '.join(column.name for column in columns)})"
     if connection.dialect.name == "postgresql":
         source = f"SELECT {', '.join(_moment(column) for column in columns)} FROM {_unnest(columns)}"  # noqa: S608 - as above
+        connection.exec_driver_sql(f"{into} {source} ON CONFLICT DO NOTHING", _arrays(columns, values))
     else:
-        source = f"VALUES ({', '.join('?' * len(columns))})"
-    statement = f"INSERT INTO {table.name} ({names}) {source} ON CONFLICT DO NOTHING"
-    connection.exec_driver_sql(statement, _parameters(connection, columns, rows))
+        _in_steps(connection, columns, values, lambda rows: f"{into} VALUES {rows} ON CONFLICT DO NOTHING")
 
 
-def update(connection: Connection, table: Table, rows: Sequence[Row], *, keep_when_null: bool = False) -> None:
-    """Update rows by their primary key, which each names beside the columns to set; all have the same columns.
+def insert_rows(connection: Connection, table: Table, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Insert rows that name their columns, all the same ones in the same order."""
+    if rows:
+        insert(connection, table, list(rows[0]), [tuple(row.values()) for row in rows])
+
+
+def update(
+    connection: Connection,
+    table: Table,
+    names: Sequence[str],
+    rows: Sequence[Sequence[Any]],
+    *,
+    keep_when_null: bool = False,
+) -> None:
+    """Update rows by their primary key, which comes first of the columns that each has a value for.
 
     With `keep_when_null`, a None leaves what was there.
     """
     if not rows:
         return
-    (key,) = table.primary_key.columns
-    columns = _said(table, rows) if keep_when_null else [table.c[name] for name in rows[0]]
-    changed = [column for column in columns if column is not key]
+    if keep_when_null:
+        columns, values = _said(table, names, rows)
+    else:
+        columns, values = [table.c[name] for name in names], list(zip(*rows, strict=True))
+    key, *changed = columns
     on_postgresql = connection.dialect.name == "postgresql"
     new = "{0} = COALESCE({1}, t.{0})" if keep_when_null else "{0} = {1}"
-    sets = ", ".join(new.format(column.name, _moment(column) if on_postgresql else "?") for column in changed)
-    source = (
-        f"FROM {_unnest([*changed, key])} WHERE t.{key.name} = v.{key.name}"
-        if on_postgresql
-        else f"WHERE t.{key.name} = ?"
-    )
-    statement = f"UPDATE {table.name} AS t SET {sets} {source}"  # noqa: S608 - as above
-    connection.exec_driver_sql(statement, _parameters(connection, [*changed, key], rows))
+    given = [_moment(column) if on_postgresql else f"v.column{place}" for place, column in enumerate(changed, start=2)]
+    sets = ", ".join(new.format(column.name, value) for column, value in zip(changed, given, strict=True))
+    begin = f"UPDATE {table.name} AS t SET {sets} FROM"  # noqa: S608 - as above
+    if on_postgresql:
+        statement = f"{begin} {_unnest(columns)} WHERE t.{key.name} = v.{key.name}"
+        connection.exec_driver_sql(statement, _arrays(columns, values))
+    else:
+        where = f"WHERE t.{key.name} = v.column1"
+        _in_steps(connection, columns, values, lambda rows: f"{begin} (VALUES {rows}) AS v {where}")
 
 
-def _said(table: Table, rows: Sequence[Row]) -> list[Column[Any]]:
-    """Return the columns that some row has a value for: most of a heartbeat's are empty, and would cost as much."""
-    return [table.c[name] for name in rows[0] if any(row[name] is not None for row in rows)]
+def _said(
+    table: Table, names: Sequence[str], rows: Sequence[Sequence[Any]]
+) -> tuple[list[Column[Any]], list[Sequence[Any]]]:
+    """Return the columns that some row has a value for, and their values: most of a heartbeat's are empty."""
+    by_column = zip(names, zip(*rows, strict=True), strict=True)
+    said = [(table.c[name], values) for name, values in by_column if values.count(None) < len(values)]
+    return [column for column, _ in said], [values for _, values in said]
+
+
+def _in_steps(
+    connection: Connection,
+    columns: Sequence[Column[Any]],
+    values: Sequence[Sequence[Any]],
+    statement: Callable[[str], str],
+) -> None:
+    """Run a statement of SQLite's for all rows, some at once: each time that one runs other threads have their turn."""
+    converted = [_plain(column, of_column) for column, of_column in zip(columns, values, strict=True)]
+    row = f"({', '.join('?' * len(columns))})"
+    count = len(values[0])
+    for start in range(0, count, ROWS_AT_ONCE):
+        end = min(start + ROWS_AT_ONCE, count)
+        parameters = chain.from_iterable(zip(*(of_column[start:end] for of_column in converted), strict=True))
+        connection.exec_driver_sql(statement(", ".join([row] * (end - start))), tuple(parameters))
 
 
 def _unnest(columns: Sequence[Column[Any]]) -> str:
@@ -113,12 +150,8 @@ def _number(connection: Connection, column: Column[Any]) -> str:
     return name
 
 
-def _parameters(connection: Connection, columns: Sequence[Column[Any]], rows: Sequence[Row]) -> Any:  # noqa: ANN401
-    """Return what the driver takes: an array for each column, or a tuple for each row."""
-    by_column = [[row[column.name] for row in rows] for column in columns]
-    convert = _array if connection.dialect.name == "postgresql" else _plain
-    converted = [convert(column, values) for column, values in zip(columns, by_column, strict=True)]
-    return tuple(converted) if convert is _array else list(zip(*converted, strict=True))
+def _arrays(columns: Sequence[Column[Any]], values: Sequence[Sequence[Any]]) -> tuple[Sequence[Any] | str, ...]:
+    return tuple(_array(column, of_column) for column, of_column in zip(columns, values, strict=True))
 
 
 def _array(column: Column[Any], values: Sequence[Any]) -> Sequence[Any] | str:
@@ -127,7 +160,7 @@ def _array(column: Column[Any], values: Sequence[Any]) -> Sequence[Any] | str:
         return "{" + ",".join(["NULL" if value is None else value.hex for value in values]) + "}"
     if isinstance(column.type, Instant):
         return "{" + ",".join(["NULL" if value is None else str(value) for value in values]) + "}"
-    return _json(values) if isinstance(column.type, JsonObject) else values
+    return _json(values) if isinstance(column.type, JsonObject) else list(values)
 
 
 def _plain(column: Column[Any], values: Sequence[Any]) -> Sequence[Any]:

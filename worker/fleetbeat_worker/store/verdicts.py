@@ -84,9 +84,9 @@ def find_due(connection: Connection, watermark: datetime) -> list[Due]:
 
 def flag(connection: Connection, due: Sequence[Due], watermark: datetime, now: datetime) -> None:
     """Mark agents as degraded, each with one event. They are locked, so nobody else can have done it."""
-    changes = {"state": State.DEGRADED.value, "state_changed_at": to_milliseconds(now)}
-    rows = [{"session_id": agent.session_id, **changes} for agent in due]
-    bulk.update(connection, Liveness.__table__, rows)  # type: ignore[arg-type] # a mapped class has a Table
+    rows = [(agent.session_id, State.DEGRADED.value, to_milliseconds(now)) for agent in due]
+    columns = ("session_id", "state", "state_changed_at")
+    bulk.update(connection, Liveness.__table__, columns, rows)  # type: ignore[arg-type] # a mapped class has a Table
     events = [
         {
             "type": EventType.DEGRADED.value,
@@ -101,4 +101,4 @@ def flag(connection: Connection, due: Sequence[Due], watermark: datetime, now: d
         }
         for agent in due
     ]
-    bulk.insert(connection, Event.__table__, events)  # type: ignore[arg-type] # as above
+    bulk.insert_rows(connection, Event.__table__, events)  # type: ignore[arg-type] # as above
