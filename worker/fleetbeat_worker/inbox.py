@@ -26,7 +26,10 @@ if TYPE_CHECKING:
     from fleetbeat_worker.account import Account
 
 READ_STEP = 100
-"""How many entries are read with one command."""
+"""How many entries are read with the first command, and when they are large."""
+READ_STEP_SMALL = 1000
+"""How many are read with the next when those were small, as heartbeats are."""
+SMALL_BYTES = 2048
 READ_BYTES = 4 * 1024 * 1024
 """After how many bytes a batch takes no further step."""
 
@@ -123,9 +126,10 @@ class Inbox:
         They are taken in steps, and fewer than `count` if they are large: a flood of them can't fill the memory.
         """
         entries = self._read_step(consumer, min(count, READ_STEP), max(1, int(block_seconds * 1000)))
-        taken, size = len(entries), sum(len(entry.wire) for entry in entries)
-        while taken == READ_STEP and len(entries) < count and size < READ_BYTES:
-            step = self._read_step(consumer, min(count - len(entries), READ_STEP), None)
+        taken, asked, size = len(entries), READ_STEP, sum(len(entry.wire) for entry in entries)
+        while taken == asked and len(entries) < count and size < READ_BYTES:
+            asked = min(count - len(entries), READ_STEP_SMALL if size < len(entries) * SMALL_BYTES else READ_STEP)
+            step = self._read_step(consumer, asked, None)
             entries += step
             taken, size = len(step), size + sum(len(entry.wire) for entry in step)
         return entries

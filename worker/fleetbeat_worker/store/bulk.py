@@ -8,6 +8,7 @@ SQLite keeps them: milliseconds since 1970.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Column, Connection, Table
 
-ROWS_AT_ONCE = 100
-"""How many rows one statement of SQLite's takes: more make it little faster, and its parameters are limited."""
+ROWS_AT_ONCE = 500
+"""How many rows one statement of SQLite's takes: more make it no faster, and it has 32,766 parameters at most."""
 
 _POSTGRESQL = postgresql.dialect()  # type: ignore[no-untyped-call] # SQLAlchemy has no hint there
 
@@ -45,7 +46,7 @@ def select(
         found = connection.exec_driver_sql(statement, (_array(columns[0], keys),)).all()
         yield from ((keys[row[0]], row[1:]) for row in found)
     else:
-        statement = f"SELECT {names} FROM {source} WHERE {key} IN ({', '.join('?' * len(keys))})"  # noqa: S608 - as above
+        statement = f"SELECT {names} FROM {source} WHERE {key} IN {_places(1, len(keys))}"  # noqa: S608 - as above
         by_bytes = {key.bytes: key for key in keys}
         found = connection.exec_driver_sql(statement, tuple(by_bytes)).all()
         yield from ((by_bytes[row[0]], row) for row in found)
@@ -119,12 +120,16 @@ def _in_steps(
 ) -> None:
     """Run a statement of SQLite's for all rows, some at once: each time that one runs other threads have their turn."""
     converted = [_plain(column, of_column) for column, of_column in zip(columns, values, strict=True)]
-    row = f"({', '.join('?' * len(columns))})"
     count = len(values[0])
     for start in range(0, count, ROWS_AT_ONCE):
         end = min(start + ROWS_AT_ONCE, count)
         parameters = chain.from_iterable(zip(*(of_column[start:end] for of_column in converted), strict=True))
-        connection.exec_driver_sql(statement(", ".join([row] * (end - start))), tuple(parameters))
+        connection.exec_driver_sql(statement(_places(end - start, len(columns))), tuple(parameters))
+
+
+@lru_cache(maxsize=256)
+def _places(rows: int, columns: int) -> str:
+    return ", ".join([f"({', '.join('?' * columns)})"] * rows)
 
 
 def _unnest(columns: Sequence[Column[Any]]) -> str:
