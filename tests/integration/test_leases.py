@@ -7,7 +7,7 @@ from redis.exceptions import ResponseError
 
 from fleetbeat_shared.names import GROUP, INBOX
 from fleetbeat_worker.inbox import Entry, Inbox, Pending, is_missing
-from helpers import send
+from helpers import backlog, send
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -83,3 +83,20 @@ def test_how_many_are_read_at_once_follows_their_size(inbox: Inbox, redis: Redis
     read = inbox.read("worker", 1000, 0.1)
     assert 150 < len(read) <= 200
     assert len(inbox.read("worker", 1000, 0.1)) == 100
+
+
+def test_of_large_ones_that_were_sent_for_some_stay_pending(inbox: Inbox, redis: Redis) -> None:
+    """What was sent for in the dark is fetched as far as it is small; the rest is pending, for its turn to come."""
+    send(redis, b"first", *[b"x"] * 150, *[b"x" * 1_000_000] * 300)
+    done = [entry.id for entry in inbox.read("worker", 1, 0.1)]
+    entries, is_all = inbox.fetch(inbox.send_for("worker", 1000, done))
+    assert (150 < len(entries) <= 200, is_all, backlog(redis)) == (True, False, 450)
+    assert len(inbox.pending_of("worker", 1000)) == 450
+    assert redis.ping()  # no answer of these is taken for another's
+
+
+def test_all_that_was_sent_for_comes(inbox: Inbox, redis: Redis) -> None:
+    """What was sent for is as many as asked, or as many as there are, once."""
+    send(redis, *[b"x"] * 350)
+    assert [len(inbox.fetch(inbox.send_for("worker", 250, []))[0]) for _ in range(3)] == [250, 100, 0]
+    assert inbox.fetch(inbox.send_for("worker", 250, [])) == ([], True)

@@ -30,7 +30,8 @@ def test_sigterm_at_any_line_of_ours(redis: Redis, redis_url: str, handler: str)
 import redis, tempfile, threading  # redis here, once for all
 {set_up}
 fleetbeat.flush_on_sigterm()
-said = tempfile.TemporaryFile()
+said = tempfile.TemporaryFile(buffering=0)
+said.write(b"%8d" % 0 * 30)
 for child in range(30):
     if os.fork() == 0:
         threading.Timer(0.03, os.kill, (os.getpid(), 15)).start()
@@ -38,6 +39,7 @@ for child in range(30):
             session.progress(f"{{child}}")
             os.pwrite(said.fileno(), b"%8d" % n, child * 8)
     assert os.waitstatus_to_exitcode(os.wait()[1]) == {status}
+said.seek(0)
 print(said.read().decode())
 """
     told = [int(number) for number in run(code, redis_url).split()]

@@ -154,16 +154,15 @@ def test_trouble_with_the_database_is_no_death(
 ) -> None:
     """While the database fails entries keep the counts that they had, and the trouble is told once."""
     caplog.set_level(logging.INFO, "fleetbeat")
-    send(redis, b"x")
+    send(redis, *[b"x"] * 25)  # with the first batch in its hands a run has the second too
     if deaths:
         deliver(redis, "worker", deaths)
     with monkeypatch.context() as patch:
         patch.setattr(transactions, "write_batch", died(OperationalError))
         assert run(within=0.1) == 0
-    (item,) = redis.xpending_range(INBOX, GROUP, "-", "+", 10)
-    assert item["times_delivered"] == deaths
+    assert {item["times_delivered"] for item in redis.xpending_range(INBOX, GROUP, "-", "+", 50)} == {deaths}
     assert sum("Messages wait in the inbox" in record.getMessage() for record in caplog.records) == 1
-    assert run() == 1
+    assert run() == 25
 
 
 def test_our_own_fault_is_no_death_either(

@@ -129,7 +129,13 @@ def open_account(client: Redis) -> None:
 
 def take_out(client: Redis, ids: Sequence[str]) -> None:
     """Acknowledge, delete and count entries, all of it or nothing. Raises redis-py's errors."""
-    client.eval(_TAKE_OUT, 2, INBOX, ACCOUNT, GROUP, *ids)
+    redis: Any = client  # as above
+    redis.execute_command(*take_out_command(ids))
+
+
+def take_out_command(ids: Sequence[str]) -> tuple[str | int, ...]:
+    """Return the command that takes entries out."""
+    return ("EVAL", _TAKE_OUT, 2, INBOX, ACCOUNT, GROUP, *ids)
 
 
 def rebuild_if_in_future(client: Redis, step_milliseconds: int) -> bool:

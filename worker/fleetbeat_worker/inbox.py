@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from redis.exceptions import ResponseError
 
 from fleetbeat_shared.names import FIELD, GROUP, INBOX
-from fleetbeat_worker.account import open_account, read_account, rebuild_if_in_future, take_out
+from fleetbeat_worker.account import open_account, read_account, rebuild_if_in_future, take_out, take_out_command
 from fleetbeat_worker.column_types import from_milliseconds, to_milliseconds
+from fleetbeat_worker.errand import Errand
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -26,10 +27,7 @@ if TYPE_CHECKING:
     from fleetbeat_worker.account import Account
 
 READ_STEP = 100
-"""How many entries are read with the first command, and when they are large."""
-READ_STEP_SMALL = 1000
-"""How many are read with the next when those were small, as heartbeats are."""
-SMALL_BYTES = 2048
+"""How many entries are read with one command."""
 READ_BYTES = 4 * 1024 * 1024
 """After how many bytes a batch takes no further step."""
 
@@ -126,21 +124,42 @@ class Inbox:
         They are taken in steps, and fewer than `count` if they are large: a flood of them can't fill the memory.
         """
         entries = self._read_step(consumer, min(count, READ_STEP), max(1, int(block_seconds * 1000)))
-        taken, asked, size = len(entries), READ_STEP, sum(len(entry.wire) for entry in entries)
-        while taken == asked and len(entries) < count and size < READ_BYTES:
-            asked = min(count - len(entries), READ_STEP_SMALL if size < len(entries) * SMALL_BYTES else READ_STEP)
-            step = self._read_step(consumer, asked, None)
+        taken, size = len(entries), _size(entries)
+        while taken == READ_STEP and len(entries) < count and size < READ_BYTES:
+            step = self._read_step(consumer, min(count - len(entries), READ_STEP), None)
             entries += step
-            taken, size = len(step), size + sum(len(entry.wire) for entry in step)
+            taken, size = len(step), size + _size(step)
         return entries
 
     def _read_step(self, consumer: str, count: int, block_milliseconds: int | None) -> list[Entry]:
-        answer = self._client.xreadgroup(GROUP, consumer, {INBOX: ">"}, count=count, block=block_milliseconds)
-        if not answer:
-            return []
-        # One stream, in a list (RESP2) or a dictionary (RESP3): of each entry the id, and names and values in turn.
-        ((_, found),) = answer.items() if isinstance(answer, dict) else answer
-        return [Entry(_text(entry_id), _wire_of(said)) for entry_id, said in found if said is not None]
+        return _entries_read(
+            self._client.xreadgroup(GROUP, consumer, {INBOX: ">"}, count=count, block=block_milliseconds)
+        )
+
+    def send_for(self, consumer: str, count: int, done: Sequence[str]) -> Errand:
+        """Acknowledge entries that are in SQL, if there are any, and take others: Redis does so from now on."""
+        reads = [
+            ("XREADGROUP", "GROUP", GROUP, consumer, "COUNT", min(READ_STEP, count - start), "STREAMS", INBOX, ">")
+            for start in range(0, count, READ_STEP)
+        ]
+        return Errand(self._client, [take_out_command(done) if done else ("PING",), *reads])
+
+    def fetch(self, errand: Errand) -> tuple[list[Entry], bool]:
+        """Return the entries that were sent for, and whether they are all that came: of large ones some stay pending.
+
+        When this raises ResponseError nothing came; with other errors nobody knows.
+        """
+        entries: list[Entry] = []
+        size = 0
+        try:
+            errand.next()
+            while errand.to_come and size < READ_BYTES:
+                step = _entries_read(errand.next())
+                entries += step
+                size += _size(step)
+            return entries, not errand.to_come
+        finally:
+            errand.end()
 
     def pending_of(self, consumer: str, count: int) -> list[Pending]:
         """Return the oldest entries in a consumer's hands."""
@@ -251,6 +270,18 @@ def is_missing(error: ResponseError) -> bool:
 
 def _entries(answer: Iterable[Any]) -> list[Entry]:
     return [Entry(_text(entry_id), _wire(fields)) for entry_id, fields in answer if fields is not None]
+
+
+def _size(entries: Iterable[Entry]) -> int:
+    return sum(len(entry.wire) for entry in entries)
+
+
+def _entries_read(answer: Any) -> list[Entry]:  # noqa: ANN401 - XREADGROUP's, as it comes
+    if not answer:
+        return []
+    # One stream, in a list (RESP2) or a dictionary (RESP3): of each entry the id, and names and values in turn.
+    ((_, found),) = answer.items() if isinstance(answer, dict) else answer
+    return [Entry(_text(entry_id), _wire_of(said)) for entry_id, said in found if said is not None]
 
 
 def _wire_of(said: list[bytes]) -> bytes:

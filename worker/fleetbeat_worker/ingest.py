@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import gc
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from threading import Event as ThreadEvent, Thread
 from typing import TYPE_CHECKING
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
 
     from fleetbeat_shared.settings import Settings
+    from fleetbeat_worker.errand import Errand
     from fleetbeat_worker.inbox import Pending
 
 SUSPECTS_TOGETHER = 32
@@ -75,6 +76,11 @@ class Unit:
     deliveries: int
     """The delivery count that they had before they were taken."""
 
+    @property
+    def ids(self) -> list[str]:
+        """The entries' ids."""
+        return [entry.id for entry in self.entries]
+
 
 class Ingest:
     """One run of the job, in one process."""
@@ -102,6 +108,8 @@ class Ingest:
         self._stop = stop
         self._make_room = make_room
         self._held: list[str] = []
+        self._ahead: Unit | None = None
+        self._stored: list[str] = []
         self._own_may_be_pending = True
         self._look_for_expired_at = 0.0
         self._put_right_at: float | None = None
@@ -110,7 +118,7 @@ class Ingest:
         self._database_is_there = False
         self._database_pause = 0.0
         self.stored = 0
-        """Entries that this run stored (or set aside) and acknowledged."""
+        """Entries that this run stored (or set aside)."""
 
     def run(self, seconds: float) -> int:
         """Work for some seconds at most; return how many entries were stored.
@@ -132,10 +140,16 @@ class Ingest:
                 # Not before the first batch: sweeps that take longer than their interval would leave no room for any.
                 if time.monotonic() >= ends_at or self._stop() or (self._database_is_there and self._make_room()):
                     break
+            self._acknowledge()
+            if self._ahead is not None:
+                self._lay_down(self._ahead)
         self._inbox.leave(self._consumer)
         return self.stored
 
     def _next_unit(self, block_seconds: float) -> Unit | None:
+        if self._ahead is not None:
+            unit, self._ahead = self._ahead, None
+            return unit
         try:
             return self._recovered_unit() or self._fresh_unit(block_seconds)
         except ResponseError as error:
@@ -178,15 +192,16 @@ class Ingest:
         return Unit(entries, 0) if entries else None
 
     def _process(self, unit: Unit) -> None:
-        self._held = [entry.id for entry in unit.entries]
+        self._held = unit.ids
+        errand = self._send_for_more(unit)
         try:
             self._store(unit)
         except DatabaseUnavailable as error:
             # That is no fault of the messages: they are laid down with the delivery count that they had.
-            self._patiently(lambda: self._lay_down(unit))
+            self._lay_down(unit, errand)
             self._trouble_with_database(error)
         except Exception as error:  # Redis failed us, say, or a table is missing: no process died of it
-            self._patiently(lambda: self._lay_down(unit))
+            self._lay_down(unit, errand)
             if isinstance(error, SQLAlchemyError):
                 time.sleep(LONGEST_PAUSE_SECONDS)  # the dispatcher sends the next job at once
             raise
@@ -194,17 +209,57 @@ class Ingest:
             # Only now: a database whose disk is full, or of which a table is locked, answers all the same.
             self._database_pause = 0.0
             self._complaint.over("The database takes messages again.")
-            self._patiently(lambda: self._inbox.acknowledge(self._held))
             self.stored += len(unit.entries)
-            full = len(unit.entries) >= self._settings.batch_size
-            self._last_commit_at = 0.0 if full or unit.deliveries else time.monotonic()
+            self._last_commit_at = 0.0 if self._is_full(unit) or unit.deliveries else time.monotonic()
+            self._ahead = self._fetch(errand)
+            self._stored += unit.ids
+            if self._ahead is None:
+                self._acknowledge()
         finally:
-            self._held = []
+            self._held = self._ahead.ids if self._ahead is not None else []
 
-    def _lay_down(self, unit: Unit) -> None:
+    def _send_for_more(self, unit: Unit) -> Errand | None:
+        """Let Redis bring the next entries while SQL takes these, and acknowledge the last ones.
+
+        Not beside what a dead worker left: the death of this one would be blamed on both. Nor when its turn has come.
+        """
+        looks_for_others = self._own_may_be_pending or time.monotonic() >= self._look_for_expired_at
+        if not looks_for_others and not unit.deliveries and self._is_full(unit):
+            with suppress(RedisConnectionError, RedisTimeout):
+                return self._inbox.send_for(self._consumer, self._settings.batch_size, self._stored)
+        self._acknowledge()
+        return None
+
+    def _fetch(self, errand: Errand | None) -> Unit | None:
+        """Return what was sent for, if it came; then what was stored before has been acknowledged."""
+        if errand is None:
+            return None
+        try:
+            entries, is_all = self._inbox.fetch(errand)
+        except RedisError as error:
+            logger.debug("Entries that were sent for didn't come: %s", type(error).__name__)
+            self._own_may_be_pending = True  # Redis may have handed them out all the same
+            return None
+        self._own_may_be_pending = not is_all
+        self._stored = []
+        return Unit(entries, 0) if entries else None
+
+    def _is_full(self, unit: Unit) -> bool:
+        return len(unit.entries) >= self._settings.batch_size
+
+    def _acknowledge(self) -> None:
+        """Acknowledge what was stored and not acknowledged yet."""
+        if self._stored:
+            self._patiently(lambda: self._inbox.acknowledge(self._stored))
+            self._stored = []
+
+    def _lay_down(self, unit: Unit, errand: Errand | None = None) -> None:
+        """Lay down entries for anybody to take, and those that were sent for."""
+        ahead = self._fetch(errand)
+        unit = Unit(unit.entries + (ahead.entries if ahead else []), unit.deliveries)
         self._held = []  # first, so that their leases aren't renewed meanwhile
-        ids = [entry.id for entry in unit.entries]
-        self._inbox.release(self._consumer, ids, self._settings.lease_seconds, unit.deliveries)
+        lease = self._settings.lease_seconds
+        self._patiently(lambda: self._inbox.release(self._consumer, unit.ids, lease, unit.deliveries))
         self._own_may_be_pending = True
 
     def _store(self, unit: Unit) -> None:
