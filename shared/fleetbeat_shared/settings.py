@@ -7,7 +7,7 @@ pydantic alone does this: importing pydantic-settings would cost each agent 0.17
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -65,7 +65,7 @@ class Settings(BaseModel):
     stale_task_seconds: Annotated[float, Field(ge=1, le=10 * 366 * 86_400)] = Field(
         default=86_400.0, description="How long an open task may stay untouched before it counts as stale."
     )
-    log_level: Annotated[str, Field(pattern="^(DEBUG|INFO|WARNING|ERROR)$")] = Field(
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         default="INFO", description="DEBUG, INFO, WARNING or ERROR."
     )
 
