@@ -5,17 +5,20 @@ What is measured: Valkey with AOF (everysec) and `fleetbeat worker -n 1`, as a p
   visible in SQL        from calling the producer's send_heartbeat until a query of another connection shows it
   visible in dashboard  the same until what `fleetbeat dashboard --json` prints shows it, read in this process
                         (starting the command takes longer than all of it)
+  under load            the same as the first, of one heartbeat in each hundredth of a second of a steady stream
   CPU while idle        of the whole tree of worker processes, ended work-horses included, with nothing to do but sweep
   CPU at work           the same with a steady stream of heartbeats of as many agents
 
 Before each round the pipeline has been idle for more than 2 s, so that no ingest job lingers and each heartbeat pays
 for the whole way: waking the dispatcher, enqueueing, forking. Then a random part of a second passes, so that rounds
-don't keep step with the sweeps.
+don't keep step with the sweeps. The stream under load is written by a process of its own, a hundredth of a second's
+heartbeats in one pipeline; Valkey, that process and the looking share the machine's cores with the worker.
 
 How to read it: the median is what an operator sees; the maximum is what a busy machine, or a sweep in between, adds.
 CPU is in percent of one core. Valkey's own share is shown beside it.
 
-Needed: visible within 100 ms (median) and 250 ms (all); under 3% of a core when idle, under 10% with 50 heartbeats/s.
+Needed: visible within 60 ms (median) and 500 ms (p99), idle and at half of the highest rate; under 2% of a core when
+idle, under 10% with 50 heartbeats/s.
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ import tempfile
 import time
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -38,6 +42,8 @@ from sqlalchemy import func, select
 from support import (
     TIMEOUT_SECONDS,
     end_in_order,
+    fill_inbox,
+    heartbeat,
     percentile,
     print_json,
     print_machine,
@@ -58,19 +64,23 @@ from fleetbeat_worker.tables import Agent, StoredHeartbeat
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from multiprocessing.queues import SimpleQueue
     from uuid import UUID
 
     from sqlalchemy import Engine
 
-MEDIAN_MILLISECONDS = 100
-MOST_MILLISECONDS = 250
-IDLE_PERCENT = 3
+MEDIAN_MILLISECONDS = 60
+P99_MILLISECONDS = 500
+IDLE_PERCENT = 2
 BUSY_PERCENT = 10
+PROGRESS_SHARE = 0.1
 
 IDLE_SECONDS = 2.0
 """An ingest job lingers for one second."""
 POLL_SECONDS = 0.002
 """Between two looks: what the figures may be too high by."""
+TICK_SECONDS = 0.01
+"""Between two pipelines of a steady stream."""
 
 
 @dataclass(frozen=True)
@@ -165,6 +175,61 @@ def time_until_seen(
     return found
 
 
+def time_under_load(bench: Bench, sessions: list[UUID], rate: int, seconds: float) -> list[float]:
+    """Return, for one heartbeat of each tick of a steady stream, the milliseconds until SQL shows it."""
+    context = get_context("spawn")
+    sent = context.SimpleQueue()
+    stream = context.Process(target=_stream, args=(bench.settings.redis_url, sessions, rate, seconds, sent))
+    stream.start()
+    waiting: dict[UUID, float] = {}
+    found, last_seen = [], time.monotonic()
+    with bench.engine.connect() as connection:
+        while stream.is_alive() or waiting or not sent.empty():
+            while not sent.empty():
+                key, moment = sent.get()
+                waiting[key] = moment
+            query = select(StoredHeartbeat.id).where(StoredHeartbeat.id.in_(list(waiting)))
+            stored = connection.execute(query).scalars().all()
+            connection.rollback()
+            now = time.monotonic()
+            found += [(now - waiting.pop(key)) * 1000 for key in stored]
+            last_seen = now if stored or not waiting else last_seen
+            if now - last_seen > TIMEOUT_SECONDS:
+                message = f"{len(waiting)} heartbeats of the stream were not stored in {TIMEOUT_SECONDS:.0f} s."
+                raise click.ClickException(message)
+            time.sleep(POLL_SECONDS)
+    stream.join()
+    if stream.exitcode:
+        message = "The process that writes the stream failed; its error stands above."
+        raise click.ClickException(message)
+    return found
+
+
+def _stream(url: str, sessions: list[UUID], rate: int, seconds: float, sent: SimpleQueue[tuple[UUID, float]]) -> None:
+    """Write heartbeats at an even pace; tell the first of each tick, and when it was sent. Fails if it falls behind."""
+    each = round(rate * TICK_SECONDS)
+    draw = random.Random(5)  # noqa: S311 - no secret
+    ticks = []
+    for _ in range(round(seconds / TICK_SECONDS)):
+        made = [
+            heartbeat(draw.choice(sessions), progress=draw.random() < PROGRESS_SHARE, draw=draw) for _ in range(each)
+        ]
+        ticks.append((made[0].id, [message.to_wire() for message in made]))
+    with closing(redis_client(url)) as client:
+        started = time.monotonic()
+        for number, (first, wires) in enumerate(ticks):
+            time.sleep(max(0.0, started + number * TICK_SECONDS - time.monotonic()))
+            began = time.monotonic()
+            fill_inbox(client, wires)
+            sent.put((first, began))
+    behind = time.monotonic() - started - seconds
+    if behind > seconds / 10:
+        message = (
+            f"{rate:,} heartbeats/s can't be written here: the stream took {behind:.1f} s longer than {seconds:g}."
+        )
+        raise RuntimeError(message)
+
+
 def cpu_seconds(root: psutil.Process, *, children: bool = True) -> float:
     """Return the CPU time of a process and its descendants, also of those that ended and were waited for."""
     while True:
@@ -221,14 +286,12 @@ def report(figures: dict[str, Any], rate: float) -> None:
     """Print the tables."""
     rows, reached = [], []
     for name, values in figures["milliseconds"].items():
-        middle, most = median(values), max(values)
-        reached.append(middle <= MEDIAN_MILLISECONDS and most <= MOST_MILLISECONDS)
-        rows.append((name, f"{len(values)}", f"{middle:.0f}", f"{percentile(values, 0.95):.0f}", f"{most:.0f}"))
-    rows.append(("needed", "", f"{MEDIAN_MILLISECONDS}", "", f"{MOST_MILLISECONDS}"))
+        middle, p99 = median(values), percentile(values, 0.99)
+        reached.append(middle <= MEDIAN_MILLISECONDS and p99 <= P99_MILLISECONDS)
+        rows.append((name, f"{len(values):,}", f"{middle:.0f}", f"{p99:.0f}", f"{max(values):.0f}"))
+    rows.append(("needed", "", f"{MEDIAN_MILLISECONDS}", f"{P99_MILLISECONDS}", ""))
     print_table(
-        "from sending to an idle pipeline until it is visible, milliseconds",
-        ("visible in", "rounds", "median", "p95", "max"),
-        rows,
+        "from sending until it is visible, milliseconds", ("visible in", "heartbeats", "median", "p99", "max"), rows
     )
     cpu = []
     for name, measured, needed in (
@@ -250,11 +313,12 @@ def report(figures: dict[str, Any], rate: float) -> None:
 @click.option("--dashboard-rounds", type=click.IntRange(1), default=10, show_default=True, help="… in the dashboard.")
 @click.option("--seconds", type=click.FloatRange(1), default=30.0, show_default=True, help="Of each CPU measurement.")
 @click.option("--rate", type=click.FloatRange(1), default=50.0, show_default=True, help="Heartbeats/s at work.")
+@click.option("--load", type=click.IntRange(100), default=15_000, show_default=True, help="Heartbeats/s under load.")
 @click.option("--agents", type=click.IntRange(1), default=50, show_default=True, help="In the fleet.")
 @click.option("--runs", type=click.IntRange(1), default=1, show_default=True, help="How often CPU is measured.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
 def main(  # noqa: PLR0913 - one parameter per option
-    *, rounds: int, dashboard_rounds: int, seconds: float, rate: float, agents: int, runs: int, as_json: bool
+    *, rounds: int, dashboard_rounds: int, seconds: float, rate: float, load: int, agents: int, runs: int, as_json: bool
 ) -> None:
     """Measure, and print."""
     end_in_order()
@@ -264,6 +328,7 @@ def main(  # noqa: PLR0913 - one parameter per option
             "milliseconds": {
                 "SQL": time_until_seen(bench, seen_in_sql, sessions[0], rounds),
                 "dashboard --json": time_until_seen(bench, seen_in_dashboard, sessions[0], dashboard_rounds),
+                f"SQL, at {load:,}/s": time_under_load(bench, sessions, load, seconds),
             },
             "cpu_percent": {"idle": [], "at_work": []},
         }

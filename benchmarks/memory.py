@@ -1,4 +1,4 @@
-"""How much of Redis's memory a heartbeat takes while it waits in the inbox.
+"""How much memory a heartbeat takes in Redis while it waits in the inbox, and how much a worker takes to store many.
 
 What is measured: an empty Valkey's inbox is filled with heartbeats of the sessions of a fleet, and the memory is
 divided by their number. `stream` is what MEMORY USAGE says of the inbox with all its entries looked at; `used_memory`
@@ -6,20 +6,32 @@ is by how much the whole server grew, which also holds what the allocator rounds
 Three mixes: bare heartbeats; each with about 40 characters of progress and a work item's id; and the typical mix of
 70% bare and 30% with progress. `on the wire` is the mean size of the messages themselves.
 
+With `--backlog N` also: N bare heartbeats wait, or a twentieth as many with 4 KB of metadata each, and
+`fleetbeat worker -n 1`, as a process, stores them in SQLite until all are stored or `--seconds` are over. `largest` is
+the resident memory of the largest of its processes at its highest; `together` is what all of them took, memory that
+they share counted once.
+
 How to read it: it tells how long an outage of the workers Redis can carry: maxmemory / (bytes * heartbeats per second).
 The figures don't hang on the machine's speed and hardly vary between runs.
 
-Needed: at most 250 bytes for each heartbeat of the typical mix.
+Needed: at most 220 bytes for each bare heartbeat and 250 for one of the typical mix; a worker stays under 250 MB.
 """
 
 from __future__ import annotations
 
-from contextlib import closing
+import os
+import sys
+import tempfile
+import time
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
 from statistics import mean, median
 from typing import TYPE_CHECKING
 
 import click
+import psutil
 from support import (
     end_in_order,
     fill_inbox,
@@ -34,12 +46,17 @@ from support import (
     verbatim,
 )
 
+from fleetbeat_shared.identifiers import new_message_id
+from fleetbeat_shared.messages import Heartbeat
 from fleetbeat_shared.names import INBOX
+from fleetbeat_shared.settings import Settings
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
+    from uuid import UUID
 
-NEEDED_BYTES = 250
+NEEDED_BYTES = 220
+NEEDED_MEGABYTES = 250
 TYPICAL = "typical: 30% with progress"
 MIXES = {"bare": 0.0, TYPICAL: 0.3, "all with progress": 1.0}
 """The share of heartbeats with progress text, by the mix's name."""
@@ -72,6 +89,75 @@ def _measured(wires: Iterable[bytes], sizes: list[int]) -> Iterator[bytes]:
         yield wire
 
 
+@dataclass(frozen=True)
+class Peak:
+    """What the processes of a worker took at their highest, in megabytes, and how many heartbeats they stored."""
+
+    largest: float
+    together: float
+    stored: int
+
+
+def measure_worker(count: int, agents: int, metadata: dict[str, str] | None, seconds: float) -> Peak:
+    """Return what a worker takes that finds a backlog."""
+    with tempfile.TemporaryDirectory(prefix="fleetbeat-bench-") as directory, valkey() as url:
+        settings = Settings(redis_url=url, data_dir=Path(directory), log_level="WARNING")
+        settings.export(os.environ)  # for the worker
+        with closing(redis_client(url)) as client:
+            made = [registration(number) for number in range(agents)]
+            fill_inbox(client, (message.to_wire() for message in made))
+            fill_inbox(client, _backlog([message.session_id for message in made], count, metadata))
+            worker = psutil.Popen([str(Path(sys.executable).with_name("fleetbeat")), "worker", "-n", "1"])
+            try:
+                largest, together = _watch(worker, lambda: not client.xlen(INBOX), seconds)
+            finally:
+                worker.terminate()
+                worker.wait()
+            return Peak(largest, together, count + agents - client.xlen(INBOX))
+
+
+def _backlog(sessions: list[UUID], count: int, metadata: dict[str, str] | None) -> Iterator[bytes]:
+    if metadata is None:
+        yield from heartbeats(sessions, count, 0.0)
+        return
+    for number in range(count):
+        said = Heartbeat(
+            id=new_message_id(),
+            session_id=sessions[number % len(sessions)],
+            sent_at=datetime.now(UTC),
+            metadata=metadata,
+        )
+        yield said.to_wire()
+
+
+def _watch(root: psutil.Process, ended: Callable[[], bool], seconds: float) -> tuple[float, float]:
+    """Return the highest memory of one of a tree's processes and of all, in megabytes."""
+    largest = together = 0.0
+    ends_at = time.monotonic() + seconds
+    while time.monotonic() < ends_at and not ended():
+        found = []
+        for process in [root, *root.children(recursive=True)]:
+            with suppress(psutil.NoSuchProcess):
+                found.append(process.memory_full_info())
+        largest = max([largest, *(memory.rss / 1e6 for memory in found)])
+        together = max(together, sum(memory.pss for memory in found) / 1e6)
+        time.sleep(0.1)
+    return largest, together
+
+
+def report_workers(peaks: dict[str, Peak]) -> None:
+    """Print the table of workers."""
+    print_table(
+        "megabytes of a worker that finds a backlog, at their highest",
+        ("waiting", "stored meanwhile", "largest", "together", "needed"),
+        [
+            (name, f"{peak.stored:,}", shown(peak.largest), shown(peak.together), f"{NEEDED_MEGABYTES}")
+            for name, peak in peaks.items()
+        ],
+    )
+    print("reached" if all(peak.largest < NEEDED_MEGABYTES for peak in peaks.values()) else "NOT REACHED")
+
+
 def report(found: dict[str, list[Run]], count: int) -> None:
     """Print the table."""
     rows = []
@@ -86,23 +172,35 @@ def report(found: dict[str, list[Run]], count: int) -> None:
     )
     reached = median(max(run.stream, run.used_memory) for run in found[TYPICAL]) <= NEEDED_BYTES
     print("reached" if reached else "NOT REACHED")
-    print_machine()
 
 
 @click.command(help=verbatim(__doc__))
 @click.option("--heartbeats", "count", type=click.IntRange(1), default=100_000, show_default=True, help="Per mix.")
 @click.option("--agents", type=click.IntRange(1), default=1_000, show_default=True, help="In the fleet.")
 @click.option("--runs", type=click.IntRange(1), default=3, show_default=True, help="How often all is measured.")
+@click.option("--backlog", type=click.IntRange(0), default=0, show_default=True, help="Waiting for a worker.")
+@click.option(
+    "--seconds", type=click.FloatRange(1), default=300.0, show_default=True, help="To watch a worker at most."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
-def main(*, count: int, agents: int, runs: int, as_json: bool) -> None:
+def main(*, count: int, agents: int, runs: int, backlog: int, seconds: float, as_json: bool) -> None:  # noqa: PLR0913 - one parameter per option
     """Measure, and print."""
     end_in_order()
     found = {name: [measure(count, agents, share) for _ in range(runs)] for name, share in MIXES.items()}
+    peaks = {}
+    if backlog:
+        few = max(1, backlog // 20)
+        peaks[f"{backlog:,} bare heartbeats"] = measure_worker(backlog, agents, None, seconds)
+        peaks[f"{few:,} with 4 KB of metadata"] = measure_worker(few, agents, {"text": "x" * 4000}, seconds)
     if as_json:
         figures = {name: [asdict(run) for run in of_mix] for name, of_mix in found.items()}
-        print_json("memory", {"heartbeats": count, "agents": agents, "runs": figures})
-    else:
-        report(found, count)
+        workers = {name: asdict(peak) for name, peak in peaks.items()}
+        print_json("memory", {"heartbeats": count, "agents": agents, "runs": figures, "workers": workers})
+        return
+    report(found, count)
+    if peaks:
+        report_workers(peaks)
+    print_machine()
 
 
 if __name__ == "__main__":
