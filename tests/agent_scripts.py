@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 
 BEGIN = """
 import os, sys, time, fleetbeat_producer as fleetbeat
-session = fleetbeat.AgentSession('hint', interval_seconds=60)
+session = fleetbeat.AgentSession('hint', interval_seconds=86_400)
 """
+"""The beats that the session sends by itself would be one too many: on this interval none comes in a test's time."""
 
 
 def environment(redis_url: str) -> dict[str, str]:

@@ -25,7 +25,7 @@ _CALLED = {"register": "registration", "heartbeat": "heartbeat", "deregister": "
 
 def new_registration(session_id: UUID | str, **fields: object) -> Register:
     """Return a new registration with these fields. Raises InvalidMessage."""
-    return compose(_models()[0], session_id, **fields)
+    return compose(models()[0], session_id, **fields)
 
 
 def said_again(message: Register) -> Register:
@@ -35,16 +35,16 @@ def said_again(message: Register) -> Register:
 
 def new_heartbeat(session_id: UUID | str, **fields: object) -> Heartbeat:
     """Return a new heartbeat with these fields. Raises InvalidMessage."""
-    return compose(_models()[1], session_id, **fields)
+    return compose(models()[1], session_id, **fields)
 
 
 def new_goodbye(session_id: UUID | str, **fields: object) -> Deregister:
     """Return a new deregistration with these fields. Raises InvalidMessage."""
-    return compose(_models()[2], session_id, **fields)
+    return compose(models()[2], session_id, **fields)
 
 
 @cache
-def _models() -> tuple[type[Register], type[Heartbeat], type[Deregister]]:
+def models() -> tuple[type[Register], type[Heartbeat], type[Deregister]]:
     """Import and build the models once: while the interpreter ends that can't be done, and an agent may still speak."""
     from fleetbeat_shared.messages import Deregister, Heartbeat, Register
 

@@ -13,6 +13,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from fleetbeat_producer import ending
+from fleetbeat_producer.outgoing import models
 from fleetbeat_producer.sender import EXIT_SECONDS, Sender, Stats
 
 if TYPE_CHECKING:
@@ -99,6 +100,9 @@ def flush_on_sigterm() -> None:
     Python's default for SIGTERM ends the process without running any code of its own. To be called in the main thread,
     after the program has set its own handler, if it has one.
     """
+    # Now, not at the first call: what a handler raises while pydantic builds a class would be swallowed there.
+    models()
+    import_module("fleetbeat_shared.settings")
     before = signal.getsignal(signal.SIGTERM)
 
     def handle(number: int, frame: FrameType | None) -> None:
