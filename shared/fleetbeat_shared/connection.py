@@ -38,6 +38,9 @@ def connect(url: str, *, timeout_seconds: float, name: str | None = None) -> Red
         "socket_timeout": timeout_seconds,
         "socket_connect_timeout": timeout_seconds,
         "retry": Retry(NoBackoff(), 0),
+        # To tell the server redis-py's version, each connection would read it from the disk, and import the parser of
+        # e-mails for that: a child that is forked in that moment waits for the import's lock for ever.
+        "driver_info": None,
     }
     try:
         if urlsplit(url).scheme == SENTINEL_SCHEME:
