@@ -328,6 +328,29 @@ def test_a_replayed_registration_reopens_nothing(redis: Redis, database: Engine,
     assert [event.type for event in events(database)] == ["registered", "deregistered"]
 
 
+def test_a_clock_that_was_set_back_loses_no_goodbye(redis: Redis, database: Engine, quick: Settings) -> None:
+    """What was registered an hour ahead of the present can end, beat no more, and come back; replays change nothing."""
+    ahead = redis_time(redis) + seconds(3600)
+    first = register("torv")
+    (opened,) = (Entry(entry_id, first.to_wire()) for entry_id in send(redis, first, at=ahead))
+    session_id = first.session_id
+    store_entries(database, [opened], ahead, quick)  # as a worker did before Redis's clock was set back
+    redis.delete(INBOX)
+    goodbye = deregister(session_id)
+    (ended,) = (Entry(entry_id, goodbye.to_wire()) for entry_id in send(redis, goodbye))
+    for entries in ([ended], [opened], [ended, opened]):
+        store_entries(database, entries, redis_time(redis), quick)
+        assert state(database, session_id) == "ended"
+    send(redis, heartbeat(session_id))
+    drain(redis, database, quick)
+    assert reasons(database) == ["session_ended"]
+    send(redis, register("torv", session_id))
+    drain(redis, database, quick)
+    store_entries(database, [opened, ended], redis_time(redis), quick)
+    assert state(database, session_id) == "pending"
+    assert len(events(database, "registered", "deregistered")) == 3
+
+
 def test_a_deregistration_gives_tasks_back(redis: Redis, database: Engine, quick: Settings) -> None:
     """The tasks that the agent was at are open again; those of others and finished ones are left alone."""
     (session,) = enrol(redis, database, quick, "torv")

@@ -138,3 +138,19 @@ def test_positions_follow_the_stream() -> None:
     positions = [Entry(entry_id, b"").arrival(to_milliseconds(NOON))[1] for entry_id in ids]
     assert positions == sorted(set(positions))
     assert positions[-1] < 2**63
+
+
+def test_a_place_follows_the_id_through_a_step_of_the_clock() -> None:
+    """With its clock set back a little, Redis counts on from the latest id: the order stays, the time is clamped."""
+    now = to_milliseconds(NOON)
+    arrivals = [Entry(f"{now + 50_000}-{sequence}", b"").arrival(now + sequence) for sequence in (1, 2)]
+    assert arrivals[0][1] < arrivals[1][1]
+    assert [received_at for received_at, _ in arrivals] == [now + 1, now + 2]
+    assert Entry(f"{now + 50_000}-0", b"").arrival(now)[1] > Entry(f"{now}-9", b"").arrival(now)[1]
+
+
+def test_an_entry_that_was_read_before_came_no_later_than_that() -> None:
+    """What was set aside and is applied later counts as of when it came, also with a made-up id of the future."""
+    now = to_milliseconds(NOON)
+    made_up = Entry(f"{now + 86_400_000}-0", b"", first_read_at=now)
+    assert made_up.arrival(now + 3_600_000) == Entry(made_up.id, b"").arrival(now)

@@ -26,7 +26,7 @@ from fleetbeat_worker.column_types import from_milliseconds, to_milliseconds
 from fleetbeat_worker.tables import EventType
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Set
     from uuid import UUID
 
     from fleetbeat_worker.inbox import Entry
@@ -99,6 +99,8 @@ class Facts:
     missed_limit: int
     tasks: Mapping[str, TaskCounts]
     """How much work agents have, by name; one that never had a task is absent."""
+    applied: Set[UUID] = frozenset()
+    """Registrations and ends that were applied before, as far as their place in the stream doesn't tell."""
 
 
 @dataclass(slots=True)
@@ -243,7 +245,7 @@ class Batch:
     def _register(self, entry: Entry, message: Register) -> None:
         received_at, position = entry.arrival(self.facts.now)
         agent = self.agents.get(message.session_id)
-        if agent is not None and position <= agent.lifecycle_entry:
+        if message.id in self.facts.applied or (agent is not None and position <= agent.lifecycle_entry):
             return  # a replay, or overtaken by a newer registration or end
         if message.parent_id is not None and message.parent_id not in self.agents:
             detail = f"no session {message.parent_id} is registered that could be the parent"
@@ -309,7 +311,7 @@ class Batch:
             detail = f"no session {message.session_id} is registered"
             self.reject(entry, Reason.UNKNOWN_SESSION, detail, message, awaits=message.session_id)
             return
-        if agent.ended_at is not None or position <= agent.lifecycle_entry:
+        if agent.ended_at is not None or position <= agent.lifecycle_entry or message.id in self.facts.applied:
             return  # a replay, ended already, or overtaken by a newer registration
         said: Row = {"error": message.error, "exit_status": message.exit_status}
         said = {name: value for name, value in said.items() if value is not None}

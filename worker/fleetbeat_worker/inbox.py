@@ -57,6 +57,8 @@ class Entry(NamedTuple):
     id: str
     wire: bytes
     """The message's bytes."""
+    first_read_at: int | None = None
+    """When it was read for the first time, if that is not now: milliseconds since 1970."""
 
     @property
     def milliseconds(self) -> int:
@@ -69,8 +71,24 @@ class Entry(NamedTuple):
         Both times are milliseconds since 1970; the place is an integer that SQL can hold.
         """
         milliseconds, _, sequence = self.id.partition("-")
-        received_at = min(int(milliseconds), now)
-        return received_at, received_at << _SEQUENCE_BITS | min(int(sequence), _SEQUENCE_MAX)
+        received_at = int(milliseconds)
+        if self.first_read_at is not None:
+            now = self.first_read_at
+        place_at = received_at if is_credible(received_at, now) else now
+        return min(received_at, now), place_at << _SEQUENCE_BITS | min(int(sequence), _SEQUENCE_MAX)
+
+
+def is_credible(received_at: int, now: int) -> bool:
+    """Return whether Redis's clock can have given an id of this time by `now` (milliseconds since 1970).
+
+    Else some sender made it up, or the clock was set back by more than a step since.
+    """
+    return received_at <= now + CLOCK_STEP_MILLISECONDS
+
+
+def is_credible_place(place: int, now: int) -> bool:
+    """Return whether a place in the stream's order is one that Redis's clock can have given by `now`."""
+    return is_credible(place >> _SEQUENCE_BITS, now)
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,7 +246,7 @@ class Inbox:
         if not oldest:
             return Horizon(now, watermark=now, backlog=backlog)
         (entry,) = _entries(oldest)
-        is_known = entry.milliseconds <= to_milliseconds(now) + CLOCK_STEP_MILLISECONDS
+        is_known = is_credible(entry.milliseconds, to_milliseconds(now))
         received_at, _ = entry.arrival(to_milliseconds(now))
         return Horizon(now, watermark=from_milliseconds(received_at) if is_known else None, backlog=backlog)
 

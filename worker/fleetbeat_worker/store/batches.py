@@ -13,7 +13,7 @@ from fleetbeat_shared.liveness import Promise, State
 from fleetbeat_shared.messages import Heartbeat, Register
 from fleetbeat_worker.batch import HEARTBEAT_COLUMNS, REPORTED, AgentRecord, Batch, Facts
 from fleetbeat_worker.column_types import Instant, from_milliseconds, to_milliseconds
-from fleetbeat_worker.inbox import Entry
+from fleetbeat_worker.inbox import Entry, is_credible, is_credible_place
 from fleetbeat_worker.store import bulk
 from fleetbeat_worker.store.tasks import count_tasks_of
 from fleetbeat_worker.tables import (
@@ -118,7 +118,33 @@ def open_batch(
         names = {agent.agent_name for agent in agents.values()} | {message.agent_name for message in registrations}
         tasks = count_tasks_of(connection, names, now - timedelta(seconds=settings.stale_task_seconds))
     known = None if watermark is None else to_milliseconds(watermark)
-    return Batch(Facts(to_milliseconds(now), known, outages, settings.missed_intervals, tasks), agents)
+    applied = _settle_order(connection, messages, agents, to_milliseconds(now))
+    return Batch(Facts(to_milliseconds(now), known, outages, settings.missed_intervals, tasks, applied), agents)
+
+
+def _settle_order(
+    connection: Connection,
+    messages: Sequence[tuple[Entry, Register | Heartbeat | Deregister]],
+    agents: dict[UUID, AgentRecord],
+    now: int,
+) -> set[UUID]:
+    """Let no place of the future outlast what made it: a clock that was set back, or a sender's explicit id.
+
+    What comes next counts as newer then. So that a replay doesn't, return the registrations and ends of `messages` that
+    were applied before, as far as their places don't tell.
+    """
+    doubtful = set()
+    for agent in agents.values():
+        if not is_credible_place(agent.lifecycle_entry, now):
+            agent.lifecycle_entry = 0
+            doubtful.add(agent.session_id)
+    ids = [
+        message.id
+        for entry, message in messages
+        if not isinstance(message, Heartbeat)
+        and (message.session_id in doubtful or not is_credible(entry.milliseconds, now))
+    ]
+    return set(connection.execute(select(Event.message_id).where(Event.message_id.in_(ids))).scalars()) if ids else set()
 
 
 def _live_namesakes(connection: Connection, names: Collection[str]) -> set[UUID]:
@@ -251,7 +277,7 @@ def give_up(connection: Connection, rejected_id: int, reason: str, detail: str) 
 def take_rejected(connection: Connection, ids: Collection[int]) -> list[Entry]:
     """Take out rejected messages by their ids, in the order of the stream."""
     query = (
-        select(RejectedMessage.id, RejectedMessage.entry_id, RejectedMessage.raw)
+        select(RejectedMessage.id, RejectedMessage.entry_id, RejectedMessage.received_at, RejectedMessage.raw)
         .where(RejectedMessage.id.in_(list(ids)))
         .order_by(RejectedMessage.received_at, RejectedMessage.id)
     )
@@ -260,4 +286,4 @@ def take_rejected(connection: Connection, ids: Collection[int]) -> list[Entry]:
     rows = connection.execute(query).fetchall()
     if rows:
         connection.execute(delete(RejectedMessage).where(RejectedMessage.id.in_([row.id for row in rows])))
-    return [Entry(row.entry_id, row.raw) for row in rows]
+    return [Entry(row.entry_id, row.raw, to_milliseconds(row.received_at)) for row in rows]
