@@ -45,7 +45,7 @@ class Exporter:
             self._listener = socket.create_server((host, port), family=family)
             self._counters = keep_counters()
         except OSError as error:
-            why = error.strerror or type(error).__name__
+            why = (error.strerror or type(error).__name__).partition(" (")[0]  # what follows names the place again
             message = f"Metrics can't be served at {host}, port {port} ({why}). Choose another --metrics-port."
             raise FleetbeatError(message) from error
         logger.info("Metrics are served", extra={"host": host, "port": self.port})
