@@ -116,10 +116,12 @@ LAG_SECONDS = Gauge("fleetbeat_lag_seconds", "How old the oldest message is that
 PENDING = Gauge("fleetbeat_pending", "Messages of the backlog that are in some worker's hands.")
 LOST = Gauge("fleetbeat_lost_messages", "Messages that others than the workers removed from the inbox unread.")
 JOBS = Gauge("fleetbeat_jobs", "RQ jobs.", "state", ("waiting", "started", "failed"))
-WORKERS = Gauge("fleetbeat_workers", "RQ workers on all machines.", "state", ("idle", "busy"))
+WORKERS = Gauge(
+    "fleetbeat_workers", "RQ workers on all machines, by RQ's word for what they do.", "state", ("idle", "busy")
+)
 AGENTS = Gauge(
     "fleetbeat_agents",
-    "Sessions of agents, as the last sweep left them.",
+    "Sessions of agents, by their state in SQL.",
     "state",
     tuple(state.value for state in State if state is not State.LATE),
 )
