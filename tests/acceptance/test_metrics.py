@@ -3,6 +3,8 @@ from __future__ import annotations
 import re
 import signal
 import socket
+import subprocess
+import sys
 from contextlib import ExitStack, closing, suppress
 from http.client import HTTPConnection
 from typing import TYPE_CHECKING
@@ -99,6 +101,16 @@ def answers(port: int) -> bool:
     with suppress(OSError):
         return ask(port, "/")[0] == 200
     return False
+
+
+def test_workers_without_a_port_pay_for_nothing() -> None:
+    """What serves metrics is imported only where they are served."""
+    code = (
+        "import sys, fleetbeat_worker.cli.worker, fleetbeat_worker.cli.up\n"
+        "print(*sorted({'prometheus_client', 'fleetbeat_worker.exporter', 'http.server'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
 
 
 def test_scrapers_that_hang_are_no_trouble(pipeline: Place) -> None:

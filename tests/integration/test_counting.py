@@ -10,7 +10,7 @@ from sqlalchemy.exc import OperationalError
 
 from fleetbeat_shared.errors import DatabaseUnavailable
 from fleetbeat_shared.identifiers import new_message_id
-from fleetbeat_shared.names import FIELD, INBOX
+from fleetbeat_shared.names import FIELD, INBOX, QUEUE
 from fleetbeat_worker import metrics, transactions
 from fleetbeat_worker.inbox import Inbox
 from fleetbeat_worker.metrics import PLACES, Counter, Histogram
@@ -128,6 +128,14 @@ def test_what_redis_and_sql_hold(redis: Redis, database: Engine, quick: Settings
     away = quick.model_copy(update={"database_url": "postgresql://nobody@127.0.0.1:1/none"})
     readings = Sources(away).read()
     assert (readings["fleetbeat_up"], readings["fleetbeat_backlog"]) == ({"redis": 1, "sql": 0}, {"": 3})
+
+
+def test_rq_keys_that_are_broken(redis: Redis, database: Engine, quick: Settings) -> None:
+    """Whatever stands in Redis where RQ keeps its workers, the scrape goes on with what SQL says."""
+    enrol(redis, database, quick, "torv")
+    redis.set(f"rq:workers:{QUEUE}", "nonsense")
+    readings = Sources(quick).read()
+    assert (readings["fleetbeat_up"], readings["fleetbeat_agents"]) == ({"redis": 0, "sql": 1}, {"pending": 1})
 
 
 def test_a_lost_race_is_counted(

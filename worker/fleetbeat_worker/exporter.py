@@ -68,11 +68,6 @@ class Exporter:
         _Server(self._listener, lambda accept: expose(self._counters.totals(), sources.read(), accept)).serve_forever()
 
 
-def open_exporter(settings: Settings) -> Exporter | None:
-    """Return the exporter that the settings ask for, if they do. Raises FleetbeatError when it can't have its port."""
-    return None if settings.metrics_port is None else Exporter(settings, settings.metrics_port)
-
-
 class _Server(ThreadingHTTPServer):
     """A server that is never busy with more than some scrapers."""
 

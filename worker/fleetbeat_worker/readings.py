@@ -12,11 +12,7 @@ from contextlib import closing
 from threading import Lock
 from typing import TYPE_CHECKING
 
-from redis.exceptions import RedisError
-from sqlalchemy.exc import SQLAlchemyError
-
 from fleetbeat_shared.connection import connect
-from fleetbeat_shared.errors import FleetbeatError
 from fleetbeat_worker import metrics
 from fleetbeat_worker.database import open_engine, reading
 from fleetbeat_worker.log import logger
@@ -78,7 +74,7 @@ class Sources:
         for target, answer in answers.items():
             try:
                 readings |= answer.result(max(0.0, ends_at - time.monotonic()))
-            except (RedisError, SQLAlchemyError, FleetbeatError, OSError) as error:  # a TimeoutError is an OSError
+            except Exception as error:  # noqa: BLE001 - whatever it is, the counters and the other one are told
                 logger.debug("A scrape goes without %s: %s", target, type(error).__name__)
             else:
                 readings[metrics.UP.name][target] = 1.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+from collections import Counter
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -158,12 +159,14 @@ def _apply(connection: Connection, understood: Understood, now: datetime, settin
 
 def _count(batch: Batch) -> None:
     """Count what a transaction stored, once it is committed: whatever was there before was counted then."""
-    kinds = [event["type"] for event in batch.events]
-    ended = sum(event["type"] == EventType.DEREGISTERED and bool(event["message_id"]) for event in batch.events)
+    kinds = Counter(event["type"] for event in batch.events)
     count(INGESTED, batch.new_heartbeats, "heartbeat")
-    count(INGESTED, kinds.count(EventType.REGISTERED), "register")
-    count(INGESTED, ended, "deregister")
-    count(RECOVERED, kinds.count(EventType.RECOVERED))
+    count(INGESTED, kinds[EventType.REGISTERED], "register")
+    if kinds[EventType.DEREGISTERED]:
+        ends = [event for event in batch.events if event["type"] == EventType.DEREGISTERED]
+        # Others were ended by a newer registration of their name.
+        count(INGESTED, sum(event["message_id"] is not None for event in ends), "deregister")
+    count(RECOVERED, kinds[EventType.RECOVERED])
     # What a dead worker had stored comes first in the stream, so the new ones are the last.
     for row in batch.rejected[len(batch.rejected) - batch.new_rejected :]:
         count(REJECTED, 1, row["reason"])

@@ -11,9 +11,8 @@ import click
 
 from fleetbeat_shared.settings import DEFAULT_REDIS_PORT, Settings
 from fleetbeat_worker.cli.options import asked_to_stop, example
-from fleetbeat_worker.cli.worker import LOOK_SECONDS, prepare_database
+from fleetbeat_worker.cli.worker import LOOK_SECONDS, open_exporter, prepare_database
 from fleetbeat_worker.embedded import DataDirectory, EmbeddedValkey, end_predecessor
-from fleetbeat_worker.exporter import open_exporter
 from fleetbeat_worker.log import set_up
 from fleetbeat_worker.pool import Pool
 

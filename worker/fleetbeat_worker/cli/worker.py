@@ -14,7 +14,6 @@ from fleetbeat_shared.errors import DatabaseUnavailable
 from fleetbeat_worker import jobs, schema
 from fleetbeat_worker.cli.options import asked_to_stop, common_options, example, metrics_options
 from fleetbeat_worker.database import open_engine
-from fleetbeat_worker.exporter import open_exporter
 from fleetbeat_worker.inbox import Inbox
 from fleetbeat_worker.log import Complaint, logger, set_up
 from fleetbeat_worker.pool import Pool
@@ -51,6 +50,15 @@ def worker(*, settings: Settings, workers: int, burst: bool) -> None:
     prepare_database(settings, asked)
     if not asked():
         run_pool(settings, workers, burst=burst, asked=asked, exporter=exporter)
+
+
+def open_exporter(settings: Settings) -> Exporter | None:
+    """Return the exporter that the settings ask for, if they do. Raises FleetbeatError when it can't have its port."""
+    if settings.metrics_port is None:
+        return None
+    from fleetbeat_worker.exporter import Exporter  # it brings an HTTP server, which other workers needn't hold
+
+    return Exporter(settings, settings.metrics_port)
 
 
 def prepare_database(settings: Settings, asked: Callable[[], bool]) -> None:
