@@ -34,7 +34,7 @@ format: .venv/made-dev ## Format the code, and mend what lint can mend
 	@$(BIN)/ruff format
 	@$(BIN)/ruff check --fix
 
-docs: .venv/made-dev ## Write docs/settings.md and docs/cli.md anew from the code
+docs: .venv/made-dev ## Write docs/cli.md and the tables of settings and metrics anew from the code
 	@$(BIN)/python docs/generate.py
 
 clean: ## Remove .venv, caches and what was built

@@ -1,4 +1,4 @@
-"""Write the pages that the code itself can tell: the table in docs/settings.md, and all of docs/cli.md.
+"""Write what the code itself can tell: the tables in docs/settings.md and docs/metrics.md, and all of docs/cli.md.
 
 Run by `make docs`. A test holds the pages equal to what this makes.
 """  # noqa: INP001 - a script, no package
@@ -14,18 +14,19 @@ import click
 from fleetbeat_producer.cli import main as fleetbeat_agent
 from fleetbeat_shared.settings import PREFIX, Settings
 from fleetbeat_worker.cli import main as fleetbeat
+from fleetbeat_worker.metrics import COUNTED, GAUGES, Histogram
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from pydantic.fields import FieldInfo
+
+    from fleetbeat_worker.metrics import Counter, Gauge
 
 DOCS = Path(__file__).parent
 SCRIPTS = {"fleetbeat": fleetbeat, "fleetbeat-agent": fleetbeat_agent}
 WIDTH = 100
 """Columns of the help texts, whatever terminal this runs in."""
-
-_TABLE = re.compile(r"(?<=<!-- settings -->\n).*(?=<!-- end of settings -->)", re.DOTALL)
 
 _CLI_INTRODUCTION = """\
 # Commands
@@ -76,7 +77,32 @@ def _cell(text: str) -> str:
 
 def settings_page(page: str) -> str:
     """Return docs/settings.md with the table as it should be; the text around it is written by hand."""
-    return _TABLE.sub(lambda _: settings_table(), page)
+    return _with_table(page, "settings", settings_table())
+
+
+def metrics_page(page: str) -> str:
+    """Return docs/metrics.md with both tables as they should be."""
+    return _with_table(_with_table(page, "counters", _metrics_table(COUNTED)), "gauges", _metrics_table(GAUGES))
+
+
+def _metrics_table(metrics: Iterable[Counter | Histogram | Gauge]) -> str:
+    rows = [
+        f"| `{metric.name}` | {type(metric).__name__.lower()} | {_labels(metric)} | {_cell(metric.meaning)} |"
+        for metric in metrics
+    ]
+    return "\n".join(["| Name | Type | Label | Meaning |", "| --- | --- | --- | --- |", *rows, ""])
+
+
+def _labels(metric: Counter | Histogram | Gauge) -> str:
+    if isinstance(metric, Histogram) or metric.label is None:
+        return ""
+    return f"`{metric.label}`: {', '.join(metric.values)}"
+
+
+def _with_table(page: str, name: str, table: str) -> str:
+    """Return a page with the table between the comments of a name replaced."""
+    place = re.compile(rf"(?<=<!-- {name} -->\n).*(?=<!-- end of {name} -->)", re.DOTALL)
+    return place.sub(lambda _: table, page)
 
 
 def cli_page() -> str:
@@ -104,9 +130,10 @@ def _helps(command: click.Command, context: click.Context, level: int = 0) -> It
 
 
 def main() -> None:
-    """Write both pages."""
-    settings = DOCS / "settings.md"
-    settings.write_text(settings_page(settings.read_text(encoding="utf-8")), encoding="utf-8")
+    """Write the pages."""
+    for name, make in {"settings.md": settings_page, "metrics.md": metrics_page}.items():
+        page = DOCS / name
+        page.write_text(make(page.read_text(encoding="utf-8")), encoding="utf-8")
     (DOCS / "cli.md").write_text(cli_page(), encoding="utf-8")
 
 

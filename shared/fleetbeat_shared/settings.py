@@ -65,6 +65,13 @@ class Settings(BaseModel):
     stale_task_seconds: Annotated[float, Field(ge=1, le=10 * 366 * 86_400)] = Field(
         default=86_400.0, description="How long an open task may stay untouched before it counts as stale."
     )
+    metrics_port: Annotated[int | None, Field(ge=0, le=65_535)] = Field(
+        default=None,
+        description="The port on which workers serve Prometheus metrics; 0 takes a free one. Unset: they serve none.",
+    )
+    metrics_host: str = Field(
+        default="127.0.0.1", description="The address that metrics are served at; `0.0.0.0` is all of the machine's."
+    )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         default="INFO", description="DEBUG, INFO, WARNING or ERROR."
     )

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 import shlex
 import tomllib
@@ -16,6 +17,7 @@ from acceptance.compose_support import ROOT, variables
 from fleetbeat_producer.cli import main as fleetbeat_agent
 from fleetbeat_shared.settings import PREFIX, Settings
 from fleetbeat_worker.cli import main as fleetbeat
+from fleetbeat_worker.metrics import COUNTED, GAUGES, WATERMARK, Histogram
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/*.md")])
 SCRIPTS: dict[str, click.Command] = {"fleetbeat": fleetbeat, "fleetbeat-agent": fleetbeat_agent}
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+_PARTS = ("bucket", "count", "sum")
 
 _BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _COMMAND = re.compile(r"(?<![\w./:=\[-])(fleetbeat(?:-agent)?) +(?=[a-z-])([^|&;#\n]*)")
@@ -77,6 +81,59 @@ def test_settings_page_is_what_the_code_says(generate: Any) -> None:
     assert page == generate.settings_page(page)
     assert all(f"`{PREFIX}{name.upper()}`" in page for name in Settings.model_fields)
     assert all(field.description for field in Settings.model_fields.values())
+
+
+def test_metrics_page_is_what_the_code_says(generate: Any) -> None:
+    """docs/metrics.md has every metric with its type, labels and meaning; `make docs` writes it."""
+    page = (ROOT / "docs" / "metrics.md").read_text()
+    assert page == generate.metrics_page(page)
+    assert all(f"| `{metric.name}` |" in page for metric in (*COUNTED, *GAUGES))
+
+
+def series() -> set[str]:
+    """Return the names under which Prometheus stores our metrics."""
+    parts = {f"{metric.name}_{part}" for metric in COUNTED if isinstance(metric, Histogram) for part in _PARTS}
+    return parts | {metric.name for metric in (*COUNTED, *GAUGES) if not isinstance(metric, Histogram)}
+
+
+def selections(expression: str) -> Iterator[tuple[str, str]]:
+    """Yield the names of our metrics in an expression, and what is in braces behind them."""
+    yield from re.findall(r"\b(fleetbeat_\w+)(?:\{([^}]*)\})?", expression)
+
+
+def values_of(name: str) -> set[str]:
+    """Return the label matchers that can match anything of a metric."""
+    metric = next(metric for metric in (*COUNTED, *GAUGES) if name.startswith(metric.name))
+    label = None if isinstance(metric, Histogram) else metric.label
+    return {f'{label}{sign}"{value}"' for value in getattr(metric, "values", ()) for sign in ("=", "!=")} | {""}
+
+
+def test_alert_rules_ask_for_what_there_is() -> None:
+    """Each rule of docs/prometheus-alerts.yml has what Prometheus and people need, and names our own metrics."""
+    (group,) = yaml.safe_load((ROOT / "docs" / "prometheus-alerts.yml").read_text())["groups"]
+    names = [rule["alert"] for rule in group["rules"]]
+    assert len(set(names)) == len(names) > 5
+    for rule in group["rules"]:
+        assert rule.keys() <= {"alert", "expr", "for", "labels", "annotations"}
+        assert rule["labels"]["severity"] in {"critical", "warning", "info"}
+        assert rule["annotations"].keys() == {"summary", "action"}
+        found = list(selections(rule["expr"]))
+        assert found, rule
+        assert {name for name, _ in found} <= series(), rule
+        assert all(matcher in values_of(name) for name, matcher in found), rule
+
+
+def test_the_dashboard_shows_what_there_is() -> None:
+    """Each expression of docs/grafana-dashboard.json names our own metrics, and every metric is shown somewhere."""
+    panels = json.loads((ROOT / "docs" / "grafana-dashboard.json").read_text())["panels"]
+    assert len({panel["id"] for panel in panels}) == len(panels)
+    expressions = [target["expr"] for panel in panels for target in panel["targets"]]
+    found = [selection for expression in expressions for selection in selections(expression)]
+    shown = {name for name, _ in found}
+    assert shown <= series()
+    assert all(matcher in values_of(name) for name, matcher in found)
+    unseen = {metric.name for metric in (*COUNTED, *GAUGES) if not any(name.startswith(metric.name) for name in shown)}
+    assert unseen == {WATERMARK.name}  # the lag shows it better
 
 
 def test_command_page_is_what_help_says(generate: Any) -> None:

@@ -116,6 +116,9 @@ class Batch:
     idle_tasks_of: set[str] = field(default_factory=set)
     """Names of agents whose tasks in progress are open again."""
     replies: list[tuple[UUID, Reply]] = field(default_factory=list)
+    new_heartbeats: int = 0
+    """How many of the heartbeats SQL didn't have, once they are written: the others were delivered again."""
+    new_rejected: int = 0
 
     def apply(self, entry: Entry, message: Register | Heartbeat | Deregister) -> None:
         """Apply one message."""

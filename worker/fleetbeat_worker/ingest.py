@@ -33,6 +33,7 @@ from fleetbeat_shared.messages import Reason
 from fleetbeat_worker.database import writing
 from fleetbeat_worker.inbox import READ_STEP, Entry, Inbox, is_missing
 from fleetbeat_worker.log import Complaint, logger
+from fleetbeat_worker.metrics import BATCH_MESSAGES, BATCH_SECONDS, DATABASE_FAILURES, TAKEN_OVER, count, observe
 from fleetbeat_worker.transactions import put_right, send_replies, set_aside, store_entries
 
 if TYPE_CHECKING:
@@ -184,6 +185,7 @@ class Ingest:
         entries = self._inbox.take_over(self._consumer, ids, idle_seconds)
         if deliveries:
             logger.warning("Messages of a worker that died are taken over", extra={"count": len(entries)})
+            count(TAKEN_OVER, len(entries))
         return Unit(entries, deliveries) if entries else None
 
     def _fresh_unit(self, block_seconds: float) -> Unit | None:
@@ -264,11 +266,14 @@ class Ingest:
 
     def _store(self, unit: Unit) -> None:
         now = self._now()
+        started_at = time.monotonic()
         if unit.deliveries >= DIED_ALONE_THRICE:
             detail = "three times running, a process died while it worked on this message alone"
             batches = [set_aside(self._engine, entry, now, Reason.POISON, detail) for entry in unit.entries]
         else:
             batches = store_entries(self._engine, unit.entries, now, self._settings)
+        observe(BATCH_SECONDS, time.monotonic() - started_at)
+        observe(BATCH_MESSAGES, len(unit.entries))
         for batch in batches:
             send_replies(self._client, batch.replies)
             if any(row["awaits_session_id"] for row in batch.rejected):
@@ -306,6 +311,7 @@ class Ingest:
         return True
 
     def _trouble_with_database(self, error: DatabaseUnavailable) -> None:
+        count(DATABASE_FAILURES)
         self._complaint.trouble(f"{error} Messages wait in the inbox.")
         self._database_is_there = False
         self._database_pause = min(self._database_pause * 2 or FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS)

@@ -25,6 +25,7 @@ from fleetbeat_shared.connection import connect, reason
 from fleetbeat_worker import jobs
 from fleetbeat_worker.dispatcher import run_dispatcher
 from fleetbeat_worker.log import logger
+from fleetbeat_worker.metrics import RESTARTS, count
 from fleetbeat_worker.rq_worker import run_worker
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from multiprocessing.context import ForkProcess
 
     from fleetbeat_shared.settings import Settings
+    from fleetbeat_worker.exporter import Exporter
 
 LIVED_LONG_SECONDS = 10.0
 """A child that lived this long is started again at once."""
@@ -59,10 +61,13 @@ class _Child:
 class Pool:
     """The processes of one `fleetbeat worker`."""
 
-    def __init__(self, settings: Settings, workers: int) -> None:
-        """Prepare for a number of RQ workers; `start` starts them."""
+    def __init__(self, settings: Settings, workers: int, exporter: Exporter | None = None) -> None:
+        """Prepare for a number of RQ workers, and for a process that serves metrics; `start` starts them."""
         self._settings = settings
         self._children = [_Child("dispatcher", _dispatch), *(_Child("worker", _work) for _ in range(workers))]
+        self._exporter = exporter
+        if exporter is not None:
+            self._children.append(_Child("exporter", exporter.run))
         # Its writing end is held by the parent alone: when the parent is gone, however it went, children read its end.
         self._alive_read, self._alive_write = os.pipe()
 
@@ -98,12 +103,15 @@ class Pool:
                 process.join()
         for child in self._children:
             child.process = None
+        if self._exporter is not None:
+            self._exporter.close()
         os.close(self._alive_read)
         os.close(self._alive_write)
 
     def _start(self, child: _Child) -> None:
         child.started_at = time.monotonic()
-        arguments = (child.main, self._settings, self._alive_read, self._alive_write)
+        not_its_own = self._exporter if child.role != "exporter" else None
+        arguments = (child.main, self._settings, self._alive_read, self._alive_write, not_its_own)
         child.process = _FORK.Process(target=_child_main, args=arguments, name=f"fleetbeat-{child.role}")
         # A signal between the fork and the moment that the child is ready for it would be lost on the parent's handler.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING)
@@ -121,14 +129,19 @@ class Pool:
             pause = min(LONGEST_PAUSE_SECONDS, 0.1 * 2**child.quick_ends) if child.quick_ends else 0.0
             fields = {"role": child.role, "pid": child.process.pid, "exit_code": child.process.exitcode}
             logger.warning("A process ended and is started again", extra=fields)
+            count(RESTARTS)
             child.process = None
             child.start_again_at = now + pause
         if child.process is None and now >= child.start_again_at:
             self._start(child)
 
 
-def _child_main(main: Callable[[Settings], None], settings: Settings, alive_read: int, alive_write: int) -> None:
+def _child_main(
+    main: Callable[[Settings], None], settings: Settings, alive_read: int, alive_write: int, exporter: Exporter | None
+) -> None:
     os.close(alive_write)
+    if exporter is not None:
+        exporter.close()  # a worker that outlives the pool to end its batch would keep the port from the next one
     os.setpgid(0, 0)  # Ctrl-C in a terminal reaches the parent alone, which ends us in order
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)

@@ -7,7 +7,8 @@ none.
 
 from __future__ import annotations
 
-from contextlib import suppress
+import time
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ from fleetbeat_shared.errors import DatabaseUnavailable
 from fleetbeat_worker.database import writing
 from fleetbeat_worker.inbox import Inbox
 from fleetbeat_worker.log import logger
+from fleetbeat_worker.metrics import DEGRADED, SWEEP_SECONDS, SWEEPS, count, observe
 from fleetbeat_worker.partitions import make_partitions
 from fleetbeat_worker.store.pipeline import stored_pipeline, write_pipeline
 from fleetbeat_worker.store.verdicts import find_due, flag, record, record_outage
@@ -26,6 +28,8 @@ from fleetbeat_worker.tables import EventType
 from fleetbeat_worker.transactions import put_right
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from redis import Redis
     from sqlalchemy import Connection, Engine
 
@@ -74,6 +78,23 @@ def sweep(
 
     Raises redis-py's errors and DatabaseUnavailable.
     """
+    with nullcontext() if dry_run else _counted():
+        return _sweep(client, engine, settings, periodic=periodic, dry_run=dry_run)
+
+
+@contextmanager
+def _counted() -> Iterator[None]:
+    started_at = time.monotonic()
+    try:
+        yield
+    except BaseException:
+        count(SWEEPS, 1, "failed")
+        raise
+    count(SWEEPS, 1, "done")
+    observe(SWEEP_SECONDS, time.monotonic() - started_at)
+
+
+def _sweep(client: Redis, engine: Engine, settings: Settings, *, periodic: bool, dry_run: bool) -> SweepReport:
     inbox = Inbox(client)
     if not dry_run:
         try:
@@ -88,6 +109,7 @@ def sweep(
         if dry_run:
             connection.rollback()
     if not dry_run:
+        count(DEGRADED, len(report.degraded))
         _tell(report)
         _keep_house(inbox, engine, horizon.now)
     return report

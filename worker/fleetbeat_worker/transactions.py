@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+from collections import Counter
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,9 @@ from fleetbeat_worker.batch import Batch, Facts, understand
 from fleetbeat_worker.column_types import to_milliseconds
 from fleetbeat_worker.database import reading, rolled_back_by_conflict, writing
 from fleetbeat_worker.log import logger
+from fleetbeat_worker.metrics import DATABASE_RETRIES, INGESTED, RECOVERED, REJECTED, count
 from fleetbeat_worker.store.batches import find_overtaken, give_up, open_batch, take_rejected, write_batch
+from fleetbeat_worker.tables import EventType
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
@@ -75,6 +78,7 @@ def set_aside(engine: Engine, entry: Entry, now: datetime, reason: Reason, detai
     batch.reject(entry, reason, detail)
     with writing(engine) as connection:
         write_batch(connection, batch)
+    _count(batch)
     return batch
 
 
@@ -136,8 +140,10 @@ def _store(engine: Engine, take: Callable[[Connection], Understood], now: dateti
         except DatabaseUnavailable as error:
             if attempt == CONFLICT_TRIES or not rolled_back_by_conflict(error):
                 raise
+            count(DATABASE_RETRIES)
             time.sleep(random.uniform(0, 0.05))  # noqa: S311 - only to step out of each other's way
         else:
+            _count(batch)
             return batch
     raise AssertionError  # the last attempt returned or raised
 
@@ -149,6 +155,21 @@ def _apply(connection: Connection, understood: Understood, now: datetime, settin
     for entry, error in understood.failures:
         batch.reject(entry, Reason(error.reason), error.detail)
     return batch
+
+
+def _count(batch: Batch) -> None:
+    """Count what a transaction stored, once it is committed: whatever was there before was counted then."""
+    kinds = Counter(event["type"] for event in batch.events)
+    count(INGESTED, batch.new_heartbeats, "heartbeat")
+    count(INGESTED, kinds[EventType.REGISTERED], "register")
+    if kinds[EventType.DEREGISTERED]:
+        ends = [event for event in batch.events if event["type"] == EventType.DEREGISTERED]
+        # Others were ended by a newer registration of their name.
+        count(INGESTED, sum(event["message_id"] is not None for event in ends), "deregister")
+    count(RECOVERED, kinds[EventType.RECOVERED])
+    # What a dead worker had stored comes first in the stream, so the new ones are the last.
+    for row in batch.rejected[len(batch.rejected) - batch.new_rejected :]:
+        count(REJECTED, 1, row["reason"])
 
 
 def _what_failed(error: Exception) -> str:

@@ -65,6 +65,38 @@ def common_options(command: Callable[..., T]) -> Callable[..., T]:
     return with_settings
 
 
+def metrics_options(command: Callable[..., T]) -> Callable[..., T]:
+    """Give a command `--metrics-port` and `--metrics-host`, which override those of its `settings`."""
+
+    @click.option(
+        "--metrics-port",
+        type=click.IntRange(0, 65_535),
+        envvar="FLEETBEAT_METRICS_PORT",
+        show_envvar=True,
+        help="Serve Prometheus metrics on this port; 0 takes a free one and logs it.",
+    )
+    @click.option(
+        "--metrics-host",
+        envvar="FLEETBEAT_METRICS_HOST",
+        show_envvar=True,
+        metavar="ADDRESS",
+        help="The address to serve metrics at, instead of 127.0.0.1.",
+    )
+    @wraps(command)
+    def with_metrics(
+        *args: Any,  # noqa: ANN401 - any command's
+        settings: Settings,
+        metrics_port: int | None,
+        metrics_host: str | None,
+        **kwargs: Any,  # noqa: ANN401 - any command's
+    ) -> T:
+        given = {"metrics_port": metrics_port, "metrics_host": metrics_host}
+        settings = settings.model_copy(update={name: value for name, value in given.items() if value is not None})
+        return command(*args, settings=settings, **kwargs)
+
+    return with_metrics
+
+
 def json_option(command: Callable[..., T]) -> Callable[..., T]:
     """Give a command `--json`, as `as_json`."""
     return click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")(command)

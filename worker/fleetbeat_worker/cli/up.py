@@ -11,13 +11,15 @@ import click
 
 from fleetbeat_shared.settings import DEFAULT_REDIS_PORT, Settings
 from fleetbeat_worker.cli.options import asked_to_stop, example
-from fleetbeat_worker.cli.worker import LOOK_SECONDS, prepare_database
+from fleetbeat_worker.cli.worker import LOOK_SECONDS, open_exporter, prepare_database
 from fleetbeat_worker.embedded import DataDirectory, EmbeddedValkey, end_predecessor
 from fleetbeat_worker.log import set_up
 from fleetbeat_worker.pool import Pool
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from fleetbeat_worker.exporter import Exporter
 
 
 @click.command(epilog=example("fleetbeat up", "fleetbeat up -n 2 --data-dir /srv/fleetbeat --port 7000"))
@@ -47,15 +49,17 @@ def up(*, data_dir: Path | None, port: int, workers: int) -> None:
         server = EmbeddedValkey(directory.path / "valkey", port)
         end_predecessor(predecessors_port, directory.path / "valkey")
         settings = settings.model_copy(update={"redis_url": server.url})
-        _run(settings, server, workers, asked)
+        _run(settings, server, workers, asked, open_exporter(settings))
 
 
-def _run(settings: Settings, server: EmbeddedValkey, workers: int, asked: Callable[[], bool]) -> None:
+def _run(
+    settings: Settings, server: EmbeddedValkey, workers: int, asked: Callable[[], bool], exporter: Exporter | None
+) -> None:
     settings.export(os.environ)  # for the jobs, which read their settings where they run
     server.start()
     try:
         prepare_database(settings, asked)
-        pool = Pool(settings, workers)
+        pool = Pool(settings, workers, exporter)
         pool.start()
         try:
             click.echo(_greeting(settings))

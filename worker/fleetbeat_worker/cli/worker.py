@@ -12,7 +12,7 @@ import click
 from fleetbeat_shared.connection import connect, place, redis_errors
 from fleetbeat_shared.errors import DatabaseUnavailable
 from fleetbeat_worker import jobs, schema
-from fleetbeat_worker.cli.options import asked_to_stop, common_options, example
+from fleetbeat_worker.cli.options import asked_to_stop, common_options, example, metrics_options
 from fleetbeat_worker.database import open_engine
 from fleetbeat_worker.inbox import Inbox
 from fleetbeat_worker.log import Complaint, logger, set_up
@@ -23,15 +23,19 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from fleetbeat_shared.settings import Settings
+    from fleetbeat_worker.exporter import Exporter
 
 LOOK_SECONDS = 1.0
 BURST_LOOK_SECONDS = 0.1
 
 
-@click.command(epilog=example("fleetbeat worker -n 2", "fleetbeat worker --burst"))
+@click.command(
+    epilog=example("fleetbeat worker -n 2", "fleetbeat worker --burst", "fleetbeat worker -n 4 --metrics-port 9180")
+)
 @click.option("-n", "--workers", type=click.IntRange(1, 64), default=1, show_default=True, help="How many RQ workers.")
 @click.option("--burst", is_flag=True, help="Store what is in the inbox now, sweep once, and exit.")
 @common_options
+@metrics_options
 def worker(*, settings: Settings, workers: int, burst: bool) -> None:
     """Run RQ workers and a dispatcher until Ctrl-C or SIGTERM.
 
@@ -42,9 +46,19 @@ def worker(*, settings: Settings, workers: int, burst: bool) -> None:
     connect(settings.redis_url, timeout_seconds=jobs.WORKER_TIMEOUT_SECONDS).close()
     settings.export(os.environ)  # for the jobs, which read their settings where they run
     asked = asked_to_stop()
+    exporter = open_exporter(settings)
     prepare_database(settings, asked)
     if not asked():
-        run_pool(settings, workers, burst=burst, asked=asked)
+        run_pool(settings, workers, burst=burst, asked=asked, exporter=exporter)
+
+
+def open_exporter(settings: Settings) -> Exporter | None:
+    """Return the exporter that the settings ask for, if they do. Raises FleetbeatError when it can't have its port."""
+    if settings.metrics_port is None:
+        return None
+    from fleetbeat_worker.exporter import Exporter  # it brings an HTTP server, which other workers needn't hold
+
+    return Exporter(settings, settings.metrics_port)
 
 
 def prepare_database(settings: Settings, asked: Callable[[], bool]) -> None:
@@ -69,9 +83,11 @@ def prepare_database(settings: Settings, asked: Callable[[], bool]) -> None:
             engine.dispose()
 
 
-def run_pool(settings: Settings, workers: int, *, burst: bool, asked: Callable[[], bool]) -> None:
+def run_pool(
+    settings: Settings, workers: int, *, burst: bool, asked: Callable[[], bool], exporter: Exporter | None
+) -> None:
     """Run a pool until asked to stop, or until the inbox is drained."""
-    pool = Pool(settings, workers)
+    pool = Pool(settings, workers, exporter)
     pool.start()
     logger.info("Workers run", extra={"workers": workers, "redis": place(settings.redis_url)})
     drained = _drained(settings) if burst else lambda: False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import exists, select
+from sqlalchemy import exists, func, select
 
 from fleetbeat_worker.tables import Agent, Liveness
 
@@ -46,6 +46,11 @@ def newest_session(connection: Connection, agent_name: str) -> Row[Any] | None:
     query = _SESSIONS.where(Agent.agent_name == agent_name)
     query = query.order_by(Agent.ended_at.is_not(None), Agent.registered_at.desc(), Agent.session_id.desc())
     return connection.execute(query.limit(1)).one_or_none()
+
+
+def count_states(connection: Connection) -> dict[str, int]:
+    """Return how many sessions are in each state that is stored."""
+    return dict(iter(connection.execute(select(Liveness.state, func.count()).group_by(Liveness.state))))
 
 
 def name_is_known(connection: Connection, agent_name: str) -> bool:

@@ -209,11 +209,11 @@ def _read_outages(connection: Connection, since: datetime) -> list[tuple[int, in
 
 
 def write_batch(connection: Connection, batch: Batch) -> None:
-    """Write everything that a batch changed."""
+    """Write everything that a batch changed, and tell it how many of its rows weren't there already."""
     _write_agents(connection, batch)
-    bulk.insert(connection, _HEARTBEATS, HEARTBEAT_COLUMNS, batch.heartbeats)
+    batch.new_heartbeats = bulk.insert(connection, _HEARTBEATS, HEARTBEAT_COLUMNS, batch.heartbeats)
     bulk.insert_rows(connection, _EVENTS, batch.events)
-    bulk.insert_rows(connection, _REJECTED, batch.rejected)
+    batch.new_rejected = bulk.insert_rows(connection, _REJECTED, batch.rejected)
     if batch.idle_tasks_of:
         _reopen_tasks(connection, batch.idle_tasks_of, from_milliseconds(batch.facts.now))
 

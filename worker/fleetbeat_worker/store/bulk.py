@@ -52,23 +52,25 @@ def select(
         yield from ((by_bytes[row[0]], row) for row in found)
 
 
-def insert(connection: Connection, table: Table, names: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """Insert rows of these columns; one whose key (or unique value) is there already is left out."""
+def insert(connection: Connection, table: Table, names: Sequence[str], rows: Sequence[Sequence[Any]]) -> int:
+    """Insert rows of these columns; one whose key (or unique value) is there already is left out.
+
+    Returns how many were inserted.
+    """
     if not rows:
-        return
+        return 0
     columns, values = _said(table, names, rows)
     into = f"INSERT INTO {table.name} ({', '.join(column.name for column in columns)})"
     if connection.dialect.name == "postgresql":
         source = f"SELECT {', '.join(_moment(column) for column in columns)} FROM {_unnest(columns)}"  # noqa: S608 - as above
-        connection.exec_driver_sql(f"{into} {source} ON CONFLICT DO NOTHING", _arrays(columns, values))
-    else:
-        _in_steps(connection, columns, values, lambda rows: f"{into} VALUES {rows} ON CONFLICT DO NOTHING")
+        statement = f"{into} {source} ON CONFLICT DO NOTHING"
+        return connection.exec_driver_sql(statement, _arrays(columns, values)).rowcount
+    return _in_steps(connection, columns, values, lambda rows: f"{into} VALUES {rows} ON CONFLICT DO NOTHING")
 
 
-def insert_rows(connection: Connection, table: Table, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Insert rows that name their columns, all the same ones in the same order."""
-    if rows:
-        insert(connection, table, list(rows[0]), [tuple(row.values()) for row in rows])
+def insert_rows(connection: Connection, table: Table, rows: Sequence[Mapping[str, Any]]) -> int:
+    """Insert rows that name their columns, all the same ones in the same order; return how many weren't there."""
+    return insert(connection, table, list(rows[0]), [tuple(row.values()) for row in rows]) if rows else 0
 
 
 def update(
@@ -117,14 +119,19 @@ def _in_steps(
     columns: Sequence[Column[Any]],
     values: Sequence[Sequence[Any]],
     statement: Callable[[str], str],
-) -> None:
-    """Run a statement of SQLite's for all rows, some at once: each time that one runs other threads have their turn."""
+) -> int:
+    """Run a statement of SQLite's for all rows, some at once: each time that one runs other threads have their turn.
+
+    Returns how many rows it changed.
+    """
+    changed = 0
     converted = [_plain(column, of_column) for column, of_column in zip(columns, values, strict=True)]
     count = len(values[0])
     for start in range(0, count, ROWS_AT_ONCE):
         end = min(start + ROWS_AT_ONCE, count)
         parameters = chain.from_iterable(zip(*(of_column[start:end] for of_column in converted), strict=True))
-        connection.exec_driver_sql(statement(_places(end - start, len(columns))), tuple(parameters))
+        changed += connection.exec_driver_sql(statement(_places(end - start, len(columns))), tuple(parameters)).rowcount
+    return changed
 
 
 @lru_cache(maxsize=256)
