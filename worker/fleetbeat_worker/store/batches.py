@@ -144,7 +144,9 @@ def _settle_order(
         if not isinstance(message, Heartbeat)
         and (message.session_id in doubtful or not is_credible(entry.milliseconds, now))
     ]
-    return set(connection.execute(select(Event.message_id).where(Event.message_id.in_(ids))).scalars()) if ids else set()
+    return (
+        set(connection.execute(select(Event.message_id).where(Event.message_id.in_(ids))).scalars()) if ids else set()
+    )
 
 
 def _live_namesakes(connection: Connection, names: Collection[str]) -> set[UUID]:
