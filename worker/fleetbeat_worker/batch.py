@@ -26,7 +26,7 @@ from fleetbeat_worker.column_types import from_milliseconds, to_milliseconds
 from fleetbeat_worker.tables import EventType
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Set
+    from collections.abc import Iterable, Mapping, Set as AbstractSet
     from uuid import UUID
 
     from fleetbeat_worker.inbox import Entry
@@ -99,7 +99,7 @@ class Facts:
     missed_limit: int
     tasks: Mapping[str, TaskCounts]
     """How much work agents have, by name; one that never had a task is absent."""
-    applied: Set[UUID] = frozenset()
+    applied: AbstractSet[UUID] = frozenset()
     """Registrations and ends that were applied before, as far as their place in the stream doesn't tell."""
 
 
