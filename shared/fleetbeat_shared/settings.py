@@ -65,6 +65,16 @@ class Settings(BaseModel):
     stale_task_seconds: Annotated[float, Field(ge=1, le=10 * 366 * 86_400)] = Field(
         default=86_400.0, description="How long an open task may stay untouched before it counts as stale."
     )
+    retention_days: Annotated[int, Field(ge=1, le=36_500)] = Field(
+        default=30, description="How many days heartbeats and events are kept, and outages that no deadline needs."
+    )
+    rejected_days: Annotated[int, Field(ge=1, le=36_500)] = Field(
+        default=30, description="How many days rejected messages are kept."
+    )
+    ended_session_days: Annotated[int, Field(ge=1, le=36_500)] = Field(
+        default=90,
+        description="How many days an ended session is known: as long as its heartbeats at least.",
+    )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         default="INFO", description="DEBUG, INFO, WARNING or ERROR."
     )
