@@ -148,8 +148,7 @@ class Dispatcher:
             self._enqueue(jobs.sweep, f"sweep-{time.time_ns() // 1_000_000}", SWEEP_TIMEOUT_SECONDS)
 
     def _enqueue_prune(self) -> None:
-        started = self._queue.started_job_registry.get_job_ids(cleanup=False)
-        if not self._waiting("prune") and not any(job_id.startswith("prune-") for job_id in started):
+        if not self._waiting("prune") and not self._started("prune"):
             self._enqueue(jobs.prune, f"prune-{time.time_ns() // 1_000_000}", PRUNE_TIMEOUT_SECONDS)
 
     def _enqueue_ingest(self, demand: Demand) -> None:
@@ -180,6 +179,12 @@ class Dispatcher:
         """Return how many jobs of a kind wait in the queue."""
         # Read raw: RQ fails at an id that is no text, which the workers remove.
         ids = cast("list[bytes]", self._client.lrange(self._queue.key, 0, 99))
+        return sum(job_id.startswith(f"{kind}-".encode()) for job_id in ids)
+
+    def _started(self, kind: str) -> int:
+        """Return how many jobs of a kind run, by workers that gave a sign of life lately."""
+        key = self._queue.started_job_registry.key
+        ids = cast("list[bytes]", self._client.zrangebyscore(key, time.time(), "+inf"))  # raw, as above
         return sum(job_id.startswith(f"{kind}-".encode()) for job_id in ids)
 
     def _idle_workers(self) -> int:
