@@ -22,8 +22,10 @@ from fleetbeat_worker.database import open_engine, reading, writing
 from fleetbeat_worker.partitions import make_partitions, partition_name
 from fleetbeat_worker.prune import Cutoffs, PruneReport, find_old, prune
 from fleetbeat_worker.store import old_days
+from fleetbeat_worker.store.sizes import file_size, table_sizes
 from fleetbeat_worker.tables import (
     Agent,
+    Base,
     Event,
     Liveness,
     OutageRow,
@@ -428,6 +430,29 @@ def test_a_job_makes_room(redis: Redis, redis_url: str, swept: Engine, monkeypat
     monkeypatch.setattr(jobs, "PRUNE_UNDISTURBED_SECONDS", 60.0)
     jobs.prune()
     assert count_heartbeats(swept) == 0
+
+
+def test_sizes_are_told_on_both_databases(swept: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows, bytes and spans of each table; strays count by their receipt, and PostgreSQL estimates large tables."""
+    put_heartbeats(swept, days(20), days(3))
+    put_heartbeats(swept, days(25), clock=timedelta(days=300))
+    with reading(swept) as connection:
+        sizes = {size.name: size for size in table_sizes(connection)}
+        file = file_size(connection)
+    assert set(sizes) == set(Base.metadata.tables)
+    found = sizes["heartbeats"]
+    assert (found.rows, found.estimated, found.oldest_at, found.newest_at) == (3, False, days(25), days(3))
+    assert all(size.bytes for size in sizes.values())
+    on_postgresql = swept.dialect.name == "postgresql"
+    assert (found.partitions, sizes["events"].partitions) == (10 if on_postgresql else None, None)
+    assert (file is None) == on_postgresql
+    if on_postgresql:
+        monkeypatch.setattr("fleetbeat_worker.store.sizes.COUNTED_ROWS", 1)
+        with swept.connect() as connection:
+            connection.execution_options(isolation_level="AUTOCOMMIT").execute(text("ANALYZE heartbeats"))
+        with reading(swept) as connection:
+            found = next(size for size in table_sizes(connection) if size.name == "heartbeats")
+        assert (found.rows, found.estimated) == (3, True)
 
 
 def test_an_older_database_learns_of_its_strays(database: Engine) -> None:

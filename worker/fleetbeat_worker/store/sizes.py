@@ -75,8 +75,10 @@ def _table_size(connection: Connection, name: str) -> TableSize:
     if connection.dialect.name == "postgresql":
         # The relation itself, or its partitions if it has any.
         query = text(
-            "SELECT sum(greatest(c.reltuples, 0))::bigint, sum(pg_total_relation_size(c.oid))::bigint, count(*) - 1 "
-            "FROM pg_partition_tree(CAST(:name AS regclass)) AS t JOIN pg_class AS c ON c.oid = t.relid "
+            "SELECT sum(greatest(c.reltuples, 0)) FILTER (WHERE c.relkind = 'r')::bigint, "
+            "sum(pg_total_relation_size(c.oid))::bigint, count(*) - 1 "
+            "FROM pg_class AS c WHERE c.oid = CAST(:name AS regclass) "
+            "OR c.oid IN (SELECT relid FROM pg_partition_tree(CAST(:name AS regclass)))"
         )
         guess, size, below = connection.execute(query, {"name": name}).one()
         partitions = below or None
