@@ -20,8 +20,8 @@ ACCOUNT = "fleetbeat:account"
 """A hash: what the workers took out of the inbox, counted."""
 
 QUEUE = "fleetbeat"
-"""The RQ queue of the jobs `ingest` and `sweep`. One queue only: with several, RQ pops in a way that loses a job
-when the worker dies."""
+"""The RQ queue of the jobs `ingest`, `sweep` and `prune`. One queue only: with several, RQ pops in a way that loses a
+job when the worker dies."""
 
 DISPATCHER_LOCK = "fleetbeat:dispatcher"
 """Held by the elected dispatcher."""

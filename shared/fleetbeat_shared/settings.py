@@ -72,6 +72,16 @@ class Settings(BaseModel):
     metrics_host: str = Field(
         default="127.0.0.1", description="The address that metrics are served at; `0.0.0.0` is all of the machine's."
     )
+    retention_days: Annotated[int, Field(ge=1, le=36_500)] = Field(
+        default=30, description="How many days heartbeats and events are kept, and outages that no deadline needs."
+    )
+    rejected_days: Annotated[int, Field(ge=1, le=36_500)] = Field(
+        default=30, description="How many days rejected messages are kept."
+    )
+    ended_session_days: Annotated[int, Field(ge=1, le=36_500)] = Field(
+        default=90,
+        description="How many days an ended session is known: as long as its heartbeats at least.",
+    )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         default="INFO", description="DEBUG, INFO, WARNING or ERROR."
     )

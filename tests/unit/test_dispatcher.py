@@ -7,6 +7,7 @@ import pytest
 from fakeredis import FakeRedis, FakeServer
 from redis.exceptions import OutOfMemoryError
 from rq import Queue
+from rq.executions import Execution
 
 from fleetbeat_shared.identifiers import new_message_id
 from fleetbeat_shared.names import DISPATCHER_LOCK, GROUP, INBOX, QUEUE
@@ -58,6 +59,22 @@ def test_jobs_are_what_a_stock_worker_runs(redis: FakeRedis) -> None:
     assert (job.func_name, list(job.args), job.kwargs) == ("fleetbeat_worker.jobs.sweep", [], {})
     assert (job.result_ttl, job.failure_ttl) == (0, module.FAILED_JOB_SECONDS)
     assert job.id.partition("-")[2].isdigit()
+
+
+def test_old_rows_are_looked_for_each_minute(redis: FakeRedis, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job prunes when its time has come, and none is added while one waits or runs."""
+    dispatch(redis, 3)
+    assert queued(redis) == ["sweep"]
+    monkeypatch.setattr(module, "PRUNE_SECONDS", -1.0)
+    dispatch(redis, 5)
+    assert queued(redis) == ["sweep", "prune"]
+    queue = Queue(QUEUE, connection=redis, serializer="json")
+    job = queue.get_jobs()[-1]
+    queue.remove(job.id)
+    job.prepare_for_execution("worker", redis)
+    queue.started_job_registry.add_execution(Execution.create(job, 60, redis), redis, 60)
+    dispatch(redis, 5)
+    assert queued(redis) == ["sweep"]
 
 
 def test_a_sweep_that_waits_is_enough(redis: FakeRedis) -> None:

@@ -29,7 +29,7 @@ def job_named(redis: FakeRedis) -> FleetbeatJob:
     return FleetbeatJob("some-job", connection=redis, serializer="json")
 
 
-@pytest.mark.parametrize("function", [jobs.ingest, jobs.sweep])
+@pytest.mark.parametrize("function", [jobs.ingest, jobs.sweep, jobs.prune])
 def test_our_own_jobs_are_run(redis: FakeRedis, function: Any) -> None:
     """What the dispatcher enqueues is restored as it is."""
     queue = Queue(QUEUE, connection=redis, serializer="json")

@@ -43,6 +43,12 @@ TASK_COUNTS = ("open_tasks", "stale_tasks")
 HEARTBEAT_COLUMNS = ("id", "session_id", "received_at", "seen_at", "sent_at", *REPORTED)
 """What a row of `heartbeats` holds, in this order."""
 
+STRAY_COLUMNS = ("id", "received_at")
+"""What a row of `stray_heartbeats` holds, in this order."""
+
+STRAY_MILLISECONDS = 86_400_000
+"""How far an id's time may be from the receipt before the heartbeat counts as a stray: partitions have a day each."""
+
 _said_by = attrgetter(*REPORTED)
 _NOTHING_SAID = (None,) * len(REPORTED)
 
@@ -111,6 +117,8 @@ class Batch:
     agents: dict[UUID, AgentRecord]
     heartbeats: list[tuple[Any, ...]] = field(default_factory=list)
     """Rows of `HEARTBEAT_COLUMNS`."""
+    strays: list[tuple[UUID, int]] = field(default_factory=list)
+    """Rows of `STRAY_COLUMNS`."""
     events: list[Row] = field(default_factory=list)
     rejected: list[Row] = field(default_factory=list)
     idle_tasks_of: set[str] = field(default_factory=set)
@@ -173,6 +181,8 @@ class Batch:
         stored = _said_by(message.model_copy(update=counted)) if counted else said
         sent_at = to_milliseconds(message.sent_at)
         self.heartbeats.append((message.id, message.session_id, received_at, seen_at, sent_at, *stored))
+        if abs((message.id.int >> 80) - received_at) >= STRAY_MILLISECONDS:
+            self.strays.append((message.id, received_at))
         if message.progress:
             self._event(EventType.HEARTBEAT, seen_at, agent, message_id=message.id, text=message.progress)
         order = (seen_at, position)

@@ -45,6 +45,9 @@ SCALE_SECONDS = 1.0
 FAILED_JOB_SECONDS = 3600
 """How long a failed job can be looked at. RQ's year would keep one for every sweep that failed."""
 SWEEP_TIMEOUT_SECONDS = 300
+PRUNE_SECONDS = 60.0
+"""How often old rows are looked for: little at a time, as a busy worker has no more than a moment for them."""
+PRUNE_TIMEOUT_SECONDS = 300
 INGEST_TIMEOUT_SECONDS = 600
 """Beyond its slice: a job can wait long for a lock, but not for ever."""
 IDLE_WORKER_SECONDS = 25.0
@@ -65,6 +68,7 @@ class Dispatcher:
         self._leads = False
         self._renew_at = 0.0
         self._sweep_at = 0.0
+        self._prune_at = time.monotonic() + PRUNE_SECONDS
         self._scale_at = 0.0
         self._redis_trouble = Complaint()
         self._full = Complaint()
@@ -97,6 +101,9 @@ class Dispatcher:
         if time.monotonic() >= self._sweep_at:
             self._enqueue_sweep()
             self._sweep_at = time.monotonic() + self._settings.sweep_seconds
+        if time.monotonic() >= self._prune_at:
+            self._enqueue_prune()
+            self._prune_at = time.monotonic() + PRUNE_SECONDS
         demand = self._demand()
         self._enqueue_ingest(demand)
         until_sweep = max(0.0, self._sweep_at - time.monotonic())
@@ -140,6 +147,10 @@ class Dispatcher:
             # ingest job makes room after its batch, and of sweeps there may always be one.
             self._enqueue(jobs.sweep, f"sweep-{time.time_ns() // 1_000_000}", SWEEP_TIMEOUT_SECONDS)
 
+    def _enqueue_prune(self) -> None:
+        if not self._waiting("prune") and not self._started("prune"):
+            self._enqueue(jobs.prune, f"prune-{time.time_ns() // 1_000_000}", PRUNE_TIMEOUT_SECONDS)
+
     def _enqueue_ingest(self, demand: Demand) -> None:
         wanted = 0
         if demand.readers == 0 and (demand.undelivered or demand.expired):
@@ -168,6 +179,12 @@ class Dispatcher:
         """Return how many jobs of a kind wait in the queue."""
         # Read raw: RQ fails at an id that is no text, which the workers remove.
         ids = cast("list[bytes]", self._client.lrange(self._queue.key, 0, 99))
+        return sum(job_id.startswith(f"{kind}-".encode()) for job_id in ids)
+
+    def _started(self, kind: str) -> int:
+        """Return how many jobs of a kind run, by workers that gave a sign of life lately."""
+        key = self._queue.started_job_registry.key
+        ids = cast("list[bytes]", self._client.zrangebyscore(key, time.time(), "+inf"))  # raw, as above
         return sum(job_id.startswith(f"{kind}-".encode()) for job_id in ids)
 
     def _idle_workers(self) -> int:

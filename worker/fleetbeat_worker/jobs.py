@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from rq import Queue, get_current_job
@@ -19,6 +21,7 @@ from fleetbeat_shared.settings import Settings
 from fleetbeat_worker.database import open_engine
 from fleetbeat_worker.ingest import Ingest
 from fleetbeat_worker.log import logger
+from fleetbeat_worker.prune import Cutoffs, prune as run_prune
 from fleetbeat_worker.sweep import sweep as run_sweep
 
 if TYPE_CHECKING:
@@ -29,6 +32,12 @@ if TYPE_CHECKING:
 
 WORKER_TIMEOUT_SECONDS = 5.0
 """How long a worker's command waits for Redis."""
+
+
+PRUNE_SECONDS = 30.0
+"""How long one job prunes at most; the next one goes on."""
+PRUNE_UNDISTURBED_SECONDS = 0.5
+"""For how long it lets others wait: a worker that is never idle would prune nothing otherwise."""
 
 
 class RefusedJob(FleetbeatError):
@@ -56,12 +65,30 @@ def sweep() -> None:
             logger.warning("Verdicts wait: %s", error)
 
 
+def prune() -> None:
+    """Remove what is older than its age, for a while, and until other work waits; the next one goes on."""
+    with _tools() as (settings, client, engine), _asked_to_stop() as asked:
+        queue = Queue(QUEUE, connection=client, serializer="json")
+        started = time.monotonic()
+
+        def stop() -> bool:
+            worked = time.monotonic() - started
+            return asked() or worked >= PRUNE_SECONDS or (worked >= PRUNE_UNDISTURBED_SECONDS and queue.count > 0)
+
+        try:
+            cutoffs = Cutoffs.of(engine, settings, datetime.now(UTC))
+            if cutoffs is not None:
+                run_prune(engine, cutoffs, stop=stop)
+        except DatabaseUnavailable as error:
+            logger.warning("Old rows wait: %s", error)
+
+
 def refuse(why: str) -> None:
     """Stand in for a job that isn't ours, so that it fails where people look for failed jobs."""
     raise RefusedJob(why)
 
 
-OURS = {f"{function.__module__}.{function.__name__}" for function in (ingest, sweep)}
+OURS = {f"{function.__module__}.{function.__name__}" for function in (ingest, sweep, prune)}
 """What a job may name."""
 
 

@@ -24,8 +24,12 @@ DAYS_AHEAD = 7
 
 def first_id(day: date) -> UUID:
     """Return the smallest UUIDv7-ordered id of a day (UTC)."""
-    midnight = datetime.combine(day, time(), tzinfo=UTC)
-    return UUID(int=to_milliseconds(midnight) << 80)
+    return id_at(datetime.combine(day, time(), tzinfo=UTC))
+
+
+def id_at(moment: datetime) -> UUID:
+    """Return the smallest UUIDv7-ordered id of a moment; of one before 1970, the smallest there is."""
+    return UUID(int=max(0, to_milliseconds(moment)) << 80)
 
 
 def partition_name(day: date) -> str:

@@ -81,6 +81,19 @@ class Agent(Base):
             postgresql_where=text("ended_at IS NULL AND NOT parallel"),
         ),
         Index("ix_agents_agent_name", "agent_name"),
+        # For what removes old sessions: those that ended, and who still names one as its parent.
+        Index(
+            "ix_agents_ended_at",
+            "ended_at",
+            sqlite_where=text("ended_at IS NOT NULL"),
+            postgresql_where=text("ended_at IS NOT NULL"),
+        ),
+        Index(
+            "ix_agents_parent_id",
+            "parent_id",
+            sqlite_where=text("parent_id IS NOT NULL"),
+            postgresql_where=text("parent_id IS NOT NULL"),
+        ),
     )
 
     session_id: Mapped[UUID] = mapped_column(primary_key=True)
@@ -166,11 +179,24 @@ class StoredHeartbeat(Base):
     metadata_: Mapped[dict[str, Any] | None] = mapped_column("metadata")
 
 
+class StrayHeartbeat(Base):
+    """A heartbeat whose id's time is a day or more away from its receipt: a wrong clock, or a long way through a spool.
+
+    In the order of ids it lies among others than those of its time, so it is found here when its time is over.
+    """
+
+    __tablename__ = "stray_heartbeats"
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    received_at: Mapped[datetime] = mapped_column(index=True)
+    """As in `heartbeats`."""
+
+
 class Event(Base):
     """Something that changed."""
 
     __tablename__ = "events"
-    __table_args__ = (Index(None, "session_id", "id"), Index(None, "agent_name", "id"))
+    __table_args__ = (Index(None, "session_id", "id"), Index(None, "agent_name", "id"), Index(None, "occurred_at"))
 
     id: Mapped[int] = mapped_column(BIG_KEY, primary_key=True)
     type: Mapped[str]

@@ -27,7 +27,7 @@ COMMANDS = {
     "worker": ("worker:worker", "Run workers and the dispatcher."),
     "sweep": ("sweep:sweep", "Look for silent agents now."),
     "acl": ("acl:acl", "Print the least rights that agents and workers need in Redis."),
-    "db": ("db:db", "Upgrade or check the database's schema."),
+    "db": ("db:db", "Upgrade, check, measure and prune the database."),
 }
 """Name to `module:attribute` in this package and a short help text, in the order of `--help`."""
 

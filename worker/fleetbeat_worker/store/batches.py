@@ -11,7 +11,7 @@ from sqlalchemy import ARRAY, any_, bindparam, delete, exists, func, insert, sel
 
 from fleetbeat_shared.liveness import Promise, State
 from fleetbeat_shared.messages import Heartbeat, Register
-from fleetbeat_worker.batch import HEARTBEAT_COLUMNS, REPORTED, AgentRecord, Batch, Facts
+from fleetbeat_worker.batch import HEARTBEAT_COLUMNS, REPORTED, STRAY_COLUMNS, AgentRecord, Batch, Facts
 from fleetbeat_worker.column_types import Instant, from_milliseconds, to_milliseconds
 from fleetbeat_worker.inbox import Entry, is_credible, is_credible_place
 from fleetbeat_worker.store import bulk
@@ -24,6 +24,7 @@ from fleetbeat_worker.tables import (
     Pipeline,
     RejectedMessage,
     StoredHeartbeat,
+    StrayHeartbeat,
     Task,
     TaskState,
 )
@@ -44,6 +45,7 @@ _REGISTRATION_LOCK = 0x626561740001  # one number for all batches with registrat
 _AGENTS: Table = Agent.__table__  # type: ignore[assignment]
 _LIVENESS: Table = Liveness.__table__  # type: ignore[assignment]
 _HEARTBEATS: Table = StoredHeartbeat.__table__  # type: ignore[assignment]
+_STRAYS: Table = StrayHeartbeat.__table__  # type: ignore[assignment]
 _EVENTS: Table = Event.__table__  # type: ignore[assignment]
 _REJECTED: Table = RejectedMessage.__table__  # type: ignore[assignment]
 
@@ -144,9 +146,10 @@ def _settle_order(
         if not isinstance(message, Heartbeat)
         and (message.session_id in doubtful or not is_credible(entry.milliseconds, now))
     ]
-    return (
-        set(connection.execute(select(Event.message_id).where(Event.message_id.in_(ids))).scalars()) if ids else set()
-    )
+    if not ids:
+        return set()
+    rows = connection.execute(select(Event.message_id).where(Event.message_id.in_(ids))).scalars()
+    return {message_id for message_id in rows if message_id is not None}
 
 
 def _live_namesakes(connection: Connection, names: Collection[str]) -> set[UUID]:
@@ -214,6 +217,7 @@ def write_batch(connection: Connection, batch: Batch) -> None:
     """Write everything that a batch changed, and tell it how many of its rows weren't there already."""
     _write_agents(connection, batch)
     batch.new_heartbeats = bulk.insert(connection, _HEARTBEATS, HEARTBEAT_COLUMNS, batch.heartbeats)
+    bulk.insert(connection, _STRAYS, STRAY_COLUMNS, batch.strays)
     bulk.insert_rows(connection, _EVENTS, batch.events)
     batch.new_rejected = bulk.insert_rows(connection, _REJECTED, batch.rejected)
     if batch.idle_tasks_of:
