@@ -30,9 +30,10 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from fleetbeat_shared.errors import DatabaseUnavailable
 from fleetbeat_shared.messages import Reason
-from fleetbeat_worker.database import writing
+from fleetbeat_worker.database import reading, writing
 from fleetbeat_worker.inbox import READ_STEP, Entry, Inbox, is_missing
 from fleetbeat_worker.log import Complaint, logger
+from fleetbeat_worker.store.batches import rejected_among
 from fleetbeat_worker.transactions import put_right, send_replies, set_aside, store_entries
 
 if TYPE_CHECKING:
@@ -75,6 +76,8 @@ class Unit:
     entries: list[Entry]
     deliveries: int
     """The delivery count that they had before they were taken."""
+    again: bool = False
+    """Whether they were in somebody's hands before, who may have stored them."""
 
     @property
     def ids(self) -> list[str]:
@@ -184,7 +187,7 @@ class Ingest:
         entries = self._inbox.take_over(self._consumer, ids, idle_seconds)
         if deliveries:
             logger.warning("Messages of a worker that died are taken over", extra={"count": len(entries)})
-        return Unit(entries, deliveries) if entries else None
+        return Unit(entries, deliveries, again=True) if entries else None
 
     def _fresh_unit(self, block_seconds: float) -> Unit | None:
         time.sleep(max(0.0, min(PACE_SECONDS, self._last_commit_at + PACE_SECONDS - time.monotonic())))
@@ -268,13 +271,24 @@ class Ingest:
             detail = "three times running, a process died while it worked on this message alone"
             batches = [set_aside(self._engine, entry, now, Reason.POISON, detail) for entry in unit.entries]
         else:
-            batches = store_entries(self._engine, unit.entries, now, self._settings)
+            batches = store_entries(self._engine, self._undecided(unit), now, self._settings)
         for batch in batches:
             send_replies(self._client, batch.replies)
             if any(row["awaits_session_id"] for row in batch.rejected):
                 self._put_right_at = time.monotonic() + PUT_RIGHT_SECONDS
             if any(agent.is_new for agent in batch.agents.values()):
                 self._put_right_at = time.monotonic()
+
+    def _undecided(self, unit: Unit) -> list[Entry]:
+        """Return a unit's entries without those that were set aside when they were delivered before.
+
+        Judged anew they might be accepted, if their session has been opened since, and be in SQL twice.
+        """
+        if not unit.again:
+            return unit.entries
+        with reading(self._engine) as connection:
+            decided = rejected_among(connection, unit.ids)
+        return [entry for entry in unit.entries if entry.id not in decided]
 
     def _put_right_when_due(self) -> None:
         if self._put_right_at is None or time.monotonic() < self._put_right_at:

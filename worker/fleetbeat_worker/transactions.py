@@ -15,11 +15,11 @@ from fleetbeat_shared.errors import DatabaseUnavailable
 from fleetbeat_shared.messages import Reason
 from fleetbeat_shared.names import REPLY_SECONDS, reply_key
 from fleetbeat_shared.text import clean
-from fleetbeat_worker.batch import Batch, Facts, understand
+from fleetbeat_worker.batch import Batch, Facts, own_id, understand
 from fleetbeat_worker.column_types import to_milliseconds
 from fleetbeat_worker.database import reading, rolled_back_by_conflict, writing
 from fleetbeat_worker.log import logger
-from fleetbeat_worker.store.batches import find_overtaken, give_up, open_batch, take_rejected, write_batch
+from fleetbeat_worker.store.batches import find_overtaken, give_up, is_stored, open_batch, take_rejected, write_batch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
@@ -67,14 +67,20 @@ def store_entries(
 
 
 def set_aside(engine: Engine, entry: Entry, now: datetime, reason: Reason, detail: str) -> Batch:
-    """Store an entry as rejected, without looking into it.
+    """Store an entry as rejected, without parsing it; one that is stored as a message already is left at that.
+
+    Its workers may have died after they stored it, each time before they could acknowledge it.
 
     Raises DatabaseUnavailable.
     """
     batch = Batch(Facts(now=to_milliseconds(now), watermark=None, outages=[], missed_limit=1, tasks={}), agents={})
-    batch.reject(entry, reason, detail)
+    message_id = own_id(entry.wire)
     with writing(engine) as connection:
-        write_batch(connection, batch)
+        if message_id is not None and is_stored(connection, message_id):
+            logger.warning("A message was stored before its workers died, and stays so", extra={"entry_id": entry.id})
+        else:
+            batch.reject(entry, reason, detail)
+            write_batch(connection, batch)
     return batch
 
 

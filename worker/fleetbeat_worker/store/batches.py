@@ -227,6 +227,19 @@ def _whole(column: Column[Any], value: Any) -> Any:  # noqa: ANN401 - columns ha
     return from_milliseconds(value) if is_moment else value
 
 
+def is_stored(connection: Connection, message_id: UUID) -> bool:
+    """Return whether a message has been stored: a heartbeat is a row of its own, what else was applied is an event."""
+    heartbeat = exists().where(StoredHeartbeat.id == message_id)
+    event = exists().where(Event.message_id == message_id)
+    return bool(connection.execute(select(heartbeat | event)).scalar_one())
+
+
+def rejected_among(connection: Connection, entry_ids: Collection[str]) -> set[str]:
+    """Return which entries have been set aside, by their ids in the inbox."""
+    query = select(RejectedMessage.entry_id).where(RejectedMessage.entry_id.in_(list(entry_ids)))
+    return set(connection.execute(query).scalars())
+
+
 def find_overtaken(connection: Connection, since: datetime, limit: int) -> list[int]:
     """Return the oldest rejected messages, set aside after `since`, whose awaited session is known by now.
 
