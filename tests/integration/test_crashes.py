@@ -18,6 +18,7 @@ from helpers import (
     agent,
     backlog,
     count_heartbeats,
+    deregister,
     drain,
     enrol,
     events,
@@ -25,6 +26,7 @@ from helpers import (
     heartbeat,
     quick_settings,
     reasons,
+    register,
     rejected,
     send,
     send_spread,
@@ -140,6 +142,34 @@ def test_two_poisons_among_others(redis: Redis, database: Engine, quick: Setting
         assert deaths <= 10
     assert sorted(row.raw for row in rejected(database)) == sorted(beats[number].to_wire() for number in (3, 7))
     assert count_heartbeats(database) == 8
+
+
+def test_what_was_stored_is_never_poison_as_well(redis: Redis, database: Engine, quick: Settings) -> None:
+    """Messages whose workers die between the commit and the acknowledgement, each time, are stored and not blamed."""
+    (session,) = enrol(redis, database, quick, "torv")
+    messages = [register("sana"), heartbeat(session, metadata={"id": str(session)}), deregister(session)]
+    database.dispose()
+    for message in messages:
+        send(redis, message)
+        for _ in range(5):
+            assert ingest_once(quick, "worker", STEPS["after the commit, before the acknowledgement"]) == KILLED
+        assert ingest_once(quick, "worker") == 0
+    assert (backlog(redis), rejected(database), stored_ids(database)) == (0, [], [messages[1].id])
+    assert [event.type for event in events(database)] == ["registered", "registered", "deregistered"]
+
+
+def test_a_verdict_stands_when_it_is_delivered_again(redis: Redis, database: Engine, quick: Settings) -> None:
+    """A message that was set aside before its worker died isn't stored, too, because its session was opened since."""
+    (session,) = enrol(redis, database, quick, "torv")
+    send(redis, deregister(session))
+    drain(redis, database, quick)
+    send(redis, heartbeat(session))
+    database.dispose()
+    assert ingest_once(quick, "worker", STEPS["after the commit, before the acknowledgement"]) == KILLED
+    send(redis, register("torv", session))
+    assert drain(redis, database, quick.model_copy(update={"lease_seconds": 3600.0}), "other") == 1
+    eventually(lambda: drain(redis, database, quick, "rescuer", within=1.0) == 0 and backlog(redis) == 0)
+    assert (reasons(database), count_heartbeats(database)) == (["session_ended"], 0)
 
 
 def pending(redis: Redis) -> list[Pending]:

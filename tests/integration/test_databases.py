@@ -148,3 +148,26 @@ def test_a_reader_sees_one_state(database: Engine, database_url: str) -> None:
     with reading(database) as connection:
         assert connection.execute(query).scalar_one() == 1
     other.dispose()
+
+
+@pytest.mark.parametrize(("configured", "used"), [("off", "on"), ("local", "local"), ("remote_apply", "remote_apply")])
+def test_a_commit_is_on_disk_before_it_counts(
+    postgresql: Engine, postgres_url: str, configured: str, used: str
+) -> None:
+    """A database that is set to commit without waiting for its disk is not taken at its word; any other setting is."""
+    name = postgresql.url.database
+    with writing(postgresql) as connection:
+        connection.execute(text(f"ALTER DATABASE {name} SET synchronous_commit = {configured}"))
+    engine = open_engine(postgres_url)
+    with reading(engine) as connection:
+        assert connection.execute(text("SHOW synchronous_commit")).scalar_one() == used
+    engine.dispose()
+
+
+def test_sqlite_commits_to_the_disk(sqlite_url: str) -> None:
+    """SQLite waits for its disk at every commit (`synchronous = FULL`), as what was committed is gone from Redis."""
+    engine = open_engine(sqlite_url)
+    with reading(engine) as connection:
+        assert connection.execute(text("PRAGMA synchronous")).scalar_one() == 2
+        assert connection.execute(text("PRAGMA journal_mode")).scalar_one() == "wal"
+    engine.dispose()

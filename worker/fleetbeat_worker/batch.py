@@ -7,9 +7,11 @@ an integer of milliseconds since 1970, as in the ids of the stream: making datet
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
+from uuid import UUID
 
 from fleetbeat_shared.errors import InvalidMessage
 from fleetbeat_shared.liveness import (
@@ -27,7 +29,6 @@ from fleetbeat_worker.tables import EventType
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Set as AbstractSet
-    from uuid import UUID
 
     from fleetbeat_worker.inbox import Entry
     from fleetbeat_worker.store.tasks import TaskCounts
@@ -48,6 +49,8 @@ STRAY_COLUMNS = ("id", "received_at")
 
 STRAY_MILLISECONDS = 86_400_000
 """How far an id's time may be from the receipt before the heartbeat counts as a stray: partitions have a day each."""
+
+_OWN_ID = re.compile(rb'"id"\s*:\s*"([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})"', re.IGNORECASE)
 
 _said_by = attrgetter(*REPORTED)
 _NOTHING_SAID = (None,) * len(REPORTED)
@@ -381,6 +384,15 @@ class Understood(NamedTuple):
     messages: list[tuple[Entry, Register | Heartbeat | Deregister]]
     failures: list[tuple[Entry, InvalidMessage]]
     """Those that hold no message, and what is wrong with them."""
+
+
+def own_id(wire: bytes) -> UUID | None:
+    """Return the id of the message that some bytes are, without parsing them, which may be what kills a process.
+
+    Our senders write it before anything that could hold another; None if there is none.
+    """
+    found = _OWN_ID.search(wire)
+    return UUID(found[1].decode()) if found else None
 
 
 def understand(entries: Iterable[Entry]) -> Understood:

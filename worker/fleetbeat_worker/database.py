@@ -70,6 +70,11 @@ def _prepare_postgresql(connection: Any, _record: object) -> None:  # noqa: ANN4
     # By SET, not as a start-up option, which connection poolers refuse.
     connection.execute(f"SET lock_timeout = {int(BUSY_SECONDS * 1000)}")
     connection.execute("SET timezone = 'UTC'")
+    # What was committed is acknowledged to Redis and gone there, so it must outlive a crash, however the server is set.
+    # Whoever wants more than its own disk (remote_apply, say) or less than its replicas (local) gets that.
+    connection.execute(
+        "SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'"
+    )
     connection.commit()
 
 

@@ -22,6 +22,7 @@ from fleetbeat_shared.errors import DatabaseUnavailable
 from fleetbeat_shared.names import DISPATCHER_LOCK, QUEUE
 from fleetbeat_worker import jobs
 from fleetbeat_worker.database import open_engine
+from fleetbeat_worker.eviction import eviction_warning
 from fleetbeat_worker.inbox import Demand, Inbox, is_missing
 from fleetbeat_worker.ingest import Ingest
 from fleetbeat_worker.log import Complaint, logger
@@ -116,6 +117,7 @@ class Dispatcher:
         now = time.monotonic()
         if self._leads and now < self._renew_at:
             return True
+        led = self._leads
         try:
             self._leads = self._lock.reacquire() if self._leads else self._lock.acquire()
         except LockError:  # ours ran out: this process, or Redis, stood still for too long
@@ -123,6 +125,8 @@ class Dispatcher:
         if self._leads:
             self._renew_at = now + RENEW_SECONDS
         self._redis_trouble.over("Redis is there again; work goes on.")
+        if self._leads and not led and (warning := eviction_warning(self._client)):
+            logger.warning(warning)
         return self._leads
 
     def _resign(self) -> None:

@@ -1,4 +1,4 @@
-"""Taking rejected messages up again."""
+"""Taking rejected messages up again, and throwing them away."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from fleetbeat_shared.connection import redis_errors
 from fleetbeat_shared.messages import Reason
+from fleetbeat_worker.database import writing
 from fleetbeat_worker.inbox import Inbox
+from fleetbeat_worker.store.rejected import delete_rejected
 from fleetbeat_worker.transactions import apply_rejected
 
 if TYPE_CHECKING:
@@ -20,6 +22,9 @@ if TYPE_CHECKING:
     from fleetbeat_shared.settings import Settings
 
 STORED = "stored"
+
+PURGED_AT_ONCE = 500
+"""How many rows one transaction deletes: SQLite's other writers wait for it."""
 
 
 def apply_again(settings: Settings, engine: Engine, client: Redis, ids: Sequence[int]) -> Iterator[tuple[int, str]]:
@@ -40,3 +45,14 @@ def apply_again(settings: Settings, engine: Engine, client: Redis, ids: Sequence
             yield rejected_id, Reason.FAILED.value
         else:
             yield rejected_id, batch.rejected[0]["reason"] if batch.rejected else STORED
+
+
+def purge(engine: Engine, ids: Sequence[int]) -> Iterator[int]:
+    """Delete rejected messages, a slice in a transaction of its own; yield how many each slice deleted.
+
+    Raises DatabaseUnavailable.
+    """
+    for first in range(0, len(ids), PURGED_AT_ONCE):
+        with writing(engine) as connection:
+            deleted = delete_rejected(connection, ids[first : first + PURGED_AT_ONCE])
+        yield deleted

@@ -16,12 +16,20 @@ from fleetbeat_shared.errors import DatabaseUnavailable
 from fleetbeat_shared.messages import Reason
 from fleetbeat_shared.names import REPLY_SECONDS, reply_key
 from fleetbeat_shared.text import clean
-from fleetbeat_worker.batch import Batch, Facts, understand
+from fleetbeat_worker.batch import Batch, Facts, own_id, understand
 from fleetbeat_worker.column_types import to_milliseconds
 from fleetbeat_worker.database import reading, rolled_back_by_conflict, writing
 from fleetbeat_worker.log import logger
 from fleetbeat_worker.metrics import DATABASE_RETRIES, INGESTED, RECOVERED, REJECTED, count
-from fleetbeat_worker.store.batches import find_overtaken, give_up, open_batch, take_rejected, write_batch
+from fleetbeat_worker.store.batches import (
+    find_overtaken,
+    give_up,
+    is_stored,
+    open_batch,
+    rejected_among,
+    take_rejected,
+    write_batch,
+)
 from fleetbeat_worker.tables import EventType
 
 if TYPE_CHECKING:
@@ -70,14 +78,20 @@ def store_entries(
 
 
 def set_aside(engine: Engine, entry: Entry, now: datetime, reason: Reason, detail: str) -> Batch:
-    """Store an entry as rejected, without looking into it.
+    """Store an entry as rejected, without parsing it; one that is stored as a message already is left at that.
+
+    Its workers may have died after they stored it, each time before they could acknowledge it.
 
     Raises DatabaseUnavailable.
     """
     batch = Batch(Facts(now=to_milliseconds(now), watermark=None, outages=[], missed_limit=1, tasks={}), agents={})
-    batch.reject(entry, reason, detail)
+    message_id = own_id(entry.wire)
     with writing(engine) as connection:
-        write_batch(connection, batch)
+        if message_id is not None and is_stored(connection, message_id):
+            logger.warning("A message was stored before its workers died, and stays so", extra={"entry_id": entry.id})
+        else:
+            batch.reject(entry, reason, detail)
+            write_batch(connection, batch)
     _count(batch)
     return batch
 
@@ -150,8 +164,11 @@ def _store(engine: Engine, take: Callable[[Connection], Understood], now: dateti
 
 def _apply(connection: Connection, understood: Understood, now: datetime, settings: Settings) -> Batch:
     batch = open_batch(connection, understood.messages, now, settings)
+    # Judged anew they might be accepted, if their session has been opened since, and be in SQL twice.
+    decided = rejected_among(connection, [entry for entry, _ in understood.messages])
     for entry, message in understood.messages:
-        batch.apply(entry, message)
+        if entry.id not in decided:
+            batch.apply(entry, message)
     for entry, error in understood.failures:
         batch.reject(entry, Reason(error.reason), error.detail)
     return batch

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import click
 
+from fleetbeat_shared.connection import redis_errors
 from fleetbeat_shared.durations import format_duration
-from fleetbeat_shared.errors import FleetbeatError, SettingsError
+from fleetbeat_shared.errors import FleetbeatError, RedisUnavailable, SettingsError
 from fleetbeat_shared.identifiers import normalise_name
 from fleetbeat_shared.liveness import State
 from fleetbeat_shared.text import clean
 from fleetbeat_worker.cli.exit_codes import BEHIND, DONE, REFUSED
 from fleetbeat_worker.cli.options import common_options, example, json_option, open_database, open_redis
 from fleetbeat_worker.cli.output import ago, counted, print_json
+from fleetbeat_worker.eviction import eviction_warning
 from fleetbeat_worker.fleet import Selection, read_fleet
 
 if TYPE_CHECKING:
     from datetime import datetime
+
+    from redis import Redis
 
     from fleetbeat_shared.settings import Settings
     from fleetbeat_worker.fleet import AgentView, FleetView
@@ -37,6 +41,8 @@ class Verdict:
     text: str
     degraded: tuple[str, ...] = ()
     as_of: datetime | None = None
+    warning: str | None = None
+    """What is well now and may not stay so, with what to do."""
 
 
 @click.command(
@@ -55,6 +61,8 @@ def check(*, settings: Settings, agent_name: str | None, as_json: bool) -> None:
       0  all is well
       1  some agent is degraded (with --agent: or no live agent has this name)
       3  the pipeline is behind or away, so that nothing is known; this wins over 1
+
+    A Redis that may throw queued messages away gets a warning on the error output, and changes no exit status.
     """  # noqa: D301 - \b is click's mark for lines that stay as they are
     verdict = _ask(settings, normalise_name(agent_name) if agent_name is not None else None)
     if as_json:
@@ -65,10 +73,13 @@ def check(*, settings: Settings, agent_name: str | None, as_json: bool) -> None:
                 "text": verdict.text,
                 "degraded": list(verdict.degraded),
                 "as_of": verdict.as_of,
+                "warning": verdict.warning,
             }
         )
     else:
         click.echo(verdict.text)
+        if verdict.warning:
+            click.echo(f"Warning: {verdict.warning}", err=True)
     raise SystemExit(verdict.exit_status)
 
 
@@ -76,11 +87,20 @@ def _ask(settings: Settings, agent_name: str | None) -> Verdict:
     try:
         with open_database(settings) as engine, open_redis(settings) as client:
             view = read_fleet(settings, engine, client, Selection(agent_name=agent_name, count_missed=False))
+            warning = _warning(settings, client)
     except SettingsError:
         raise
     except FleetbeatError as error:
         return Verdict("pipeline", BEHIND, f"PIPELINE: {clean(str(error))}")
-    return judge(view, agent_name)
+    return replace(judge(view, agent_name), warning=warning)
+
+
+def _warning(settings: Settings, client: Redis) -> str | None:
+    try:
+        with redis_errors(settings.redis_url):
+            return eviction_warning(client)
+    except RedisUnavailable:
+        return None  # the verdict says so
 
 
 def judge(view: FleetView, agent_name: str | None = None) -> Verdict:

@@ -3,50 +3,102 @@
 from __future__ import annotations
 
 import base64
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+import sys
+from collections import Counter
+from datetime import UTC, datetime, timedelta
+from functools import wraps
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 from rich.console import Group
 from rich.text import Text
 
+from fleetbeat_shared.durations import parse_duration
 from fleetbeat_shared.errors import FleetbeatError
+from fleetbeat_shared.identifiers import normalise_name
 from fleetbeat_shared.messages import Reason
 from fleetbeat_worker.cli.exit_codes import REFUSED
 from fleetbeat_worker.cli.options import LIMIT, ROW_ID, common_options, example, json_option, open_database, open_redis
 from fleetbeat_worker.cli.output import clock, console, counted, facts_table, plain_table, print_json, safe, stamp
 from fleetbeat_worker.database import reading
-from fleetbeat_worker.rejected import STORED, apply_again
-from fleetbeat_worker.store.rejected import count_rejected, latest_rejected, rejected_ids, rejected_message
+from fleetbeat_worker.rejected import PURGED_AT_ONCE, STORED, apply_again, purge as purge_rejected
+from fleetbeat_worker.store.rejected import Choice, count_rejected, latest_rejected, rejected_ids, rejected_message
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from rich.console import RenderableType
     from sqlalchemy import Engine, Row
 
     from fleetbeat_shared.settings import Settings
 
-_REASON = click.Choice([reason.value for reason in Reason])
+LINES_SHOWN = 20
+"""Of more messages than these, only counts and a progress bar are shown."""
+
+_C = TypeVar("_C")
+
+
+def _seconds(_context: click.Context, _option: click.Parameter, text: str | None) -> float | None:
+    try:
+        return None if text is None else parse_duration(text)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
+
+
+def _choosing(command: Callable[..., _C]) -> Callable[..., _C]:
+    """Give a command the options that choose rejected messages, and call it with `choice`."""
+
+    @click.option("--reason", type=click.Choice([one.value for one in Reason]), help="Only those set aside for this.")
+    @click.option("--agent", "agent_name", metavar="NAME", help="Only those of the agent of this name.")
+    @click.option("--older-than", metavar="DURATION", callback=_seconds, help="Only those received before: 7d, 12h.")
+    @click.option("--younger-than", metavar="DURATION", callback=_seconds, help="Only those received since: 10m, 1d.")
+    @wraps(command)
+    def with_choice(
+        *args: Any,  # noqa: ANN401 - the command's own
+        reason: str | None,
+        agent_name: str | None,
+        older_than: float | None,
+        younger_than: float | None,
+        **kwargs: Any,  # noqa: ANN401 - the command's own
+    ) -> _C:
+        choice = Choice(
+            Reason(reason) if reason else None,
+            normalise_name(agent_name) if agent_name is not None else None,
+            before=_ago(older_than),
+            after=_ago(younger_than),
+        )
+        return command(*args, choice=choice, **kwargs)
+
+    return with_choice
+
+
+def _ago(seconds: float | None) -> datetime | None:
+    if seconds is None:
+        return None
+    try:
+        return datetime.now(UTC) - timedelta(seconds=seconds)
+    except OverflowError:
+        message = "A duration is too long; write for example 30d."
+        raise click.UsageError(message) from None
 
 
 @click.group()
 def rejected() -> None:
-    """Look at messages that were set aside, and requeue them."""
+    """Look at messages that were set aside, requeue them, and purge them."""
 
 
 @rejected.command(
     "list", epilog=example("fleetbeat rejected list", "fleetbeat rejected list --reason unknown_session --limit 200")
 )
-@click.option("--reason", type=_REASON, help="Only those set aside for this.")
+@_choosing
 @click.option("--limit", type=LIMIT, default=50, show_default=True, help="At most this many.")
 @json_option
 @common_options
-def list_rejected(*, settings: Settings, reason: str | None, limit: int, as_json: bool) -> None:
+def list_rejected(*, settings: Settings, choice: Choice, limit: int, as_json: bool) -> None:
     """List the latest rejected messages, the newest last, and count them by reason."""
     with open_database(settings) as engine, reading(engine) as connection:
         counts = count_rejected(connection)
-        found = latest_rejected(connection, limit, Reason(reason) if reason else None)
+        found = latest_rejected(connection, limit, choice)
     if as_json:
         print_json({"counts": counts, "rejected": [_row_json(row) for row in found]})
     elif found:
@@ -103,47 +155,103 @@ def show(*, settings: Settings, rejected_id: int, as_json: bool) -> None:
 
 
 @rejected.command(
-    epilog=example("fleetbeat rejected requeue 12 13", "fleetbeat rejected requeue --all --reason unknown_session")
+    epilog=example(
+        "fleetbeat rejected requeue 12 13", "fleetbeat rejected requeue --reason unknown_session --younger-than 1d"
+    )
 )
 @click.argument("ids", metavar="[ID]...", type=ROW_ID, nargs=-1)
-@click.option("--all", "take_all", is_flag=True, help="All of them, or all with --reason.")
-@click.option("--reason", type=_REASON, help="With --all: only those set aside for this.")
+@click.option("--all", "take_all", is_flag=True, help="All of them, or all that the other options choose.")
+@_choosing
 @json_option
 @common_options
-def requeue(*, settings: Settings, ids: tuple[int, ...], take_all: bool, reason: str | None, as_json: bool) -> None:
+def requeue(*, settings: Settings, ids: tuple[int, ...], take_all: bool, choice: Choice, as_json: bool) -> None:
     """Take rejected messages up once more, with the time at which they were received.
 
-    What is accepted now leaves the list; the rest stays. Exit status 1 if any stays.
+    What is accepted now leaves the list, in the transaction that stores it; the rest stays. Exit status 1 if any stays.
+    It may be stopped at any time and given again.
     """
-    if bool(ids) == take_all or (reason and not take_all):
-        message = "Give ids, or --all, or --all with --reason."
-        raise click.UsageError(message)
-    outcomes = []
-    with open_database(settings) as engine, open_redis(settings) as client:
-        chosen = _choose(engine, list(dict.fromkeys(ids)), Reason(reason) if reason else None)
-        for number, outcome in apply_again(settings, engine, client, chosen):
-            outcomes.append((number, outcome))
-            if not as_json:
-                click.echo(f"{number}: {outcome}")  # at once: if the database goes away, what was done is told
-    stored = sum(outcome == STORED for _, outcome in outcomes)
+    outcomes: list[tuple[int, str]] = []
+    try:
+        with open_database(settings) as engine, open_redis(settings) as client:
+            chosen = _choose(engine, ids, choice, take_all=take_all)
+            for number, outcome in _with_bar(apply_again(settings, engine, client, chosen), len(chosen), "Requeueing"):
+                outcomes.append((number, outcome))
+                if not as_json and len(chosen) <= LINES_SHOWN:
+                    click.echo(f"{number}: {outcome}")  # at once: if the database goes away, what was done is told
+    finally:
+        counts = Counter(outcome for _, outcome in outcomes)
+        if not as_json and (outcomes or not sys.exc_info()[0]):
+            left = ", ".join(f"{number:,} {name}" for name, number in counts.items() if name != STORED)
+            still = f"{len(outcomes) - counts[STORED]:,} still rejected"
+            listed = f" ({left})" if left and len(outcomes) > LINES_SHOWN else ""
+            click.echo(f"{counted(counts[STORED], 'message')} stored, {still}{listed}.")
     if as_json:
         print_json({"results": [{"id": number, "outcome": outcome} for number, outcome in outcomes]})
-    else:
-        click.echo(f"{counted(stored, 'message')} stored, {len(outcomes) - stored:,} still rejected.")
-    if stored < len(outcomes):
+    if counts[STORED] < len(outcomes):
         raise SystemExit(REFUSED)
 
 
-def _choose(engine: Engine, ids: list[int], reason: Reason | None) -> list[int]:
-    """Return which rejected messages are meant: those with the ids, which must be there, or all with the reason."""
+@rejected.command(
+    epilog=example(
+        "fleetbeat rejected purge 12 13", "fleetbeat rejected purge --reason not_json --older-than 30d --yes"
+    )
+)
+@click.argument("ids", metavar="[ID]...", type=ROW_ID, nargs=-1)
+@click.option("--all", "take_all", is_flag=True, help="All of them, or all that the other options choose.")
+@click.option("--yes", is_flag=True, help="Don't ask.")
+@_choosing
+@json_option
+@common_options
+def purge(  # noqa: PLR0913 - one argument for each option
+    *, settings: Settings, ids: tuple[int, ...], take_all: bool, yes: bool, choice: Choice, as_json: bool
+) -> None:
+    """Throw rejected messages away for good. Asks before; exit status 1 if the answer is no."""
+    with open_database(settings) as engine:
+        chosen = _choose(engine, ids, choice, take_all=take_all)
+        what = counted(len(chosen), "rejected message")
+        if chosen and not yes and not _agreed(f"Throw {what} away for good?"):
+            click.echo("Nothing was purged.", err=True)
+            raise SystemExit(REFUSED)
+        slices = -(-len(chosen) // PURGED_AT_ONCE)
+        purged = sum(_with_bar(purge_rejected(engine, chosen), slices, "Purging"))
+    if as_json:
+        print_json({"purged": purged})
+    else:
+        click.echo(f"{counted(purged, 'rejected message')} purged.")
+
+
+def _agreed(question: str) -> bool:
+    try:
+        return click.confirm(question, err=True)
+    except click.Abort:  # Ctrl-C, or no answer to be had
+        click.echo(err=True)
+        return False
+
+
+def _with_bar(steps: Iterable[_C], total: int, title: str) -> Iterator[_C]:
+    """Yield the steps; if there are many, show on a terminal how far they are."""
+    from rich.console import Console
+    from rich.progress import track
+
+    bar = Console(stderr=True)
+    hidden = not bar.is_terminal or total <= 1
+    yield from track(steps, title, total=total, console=bar, disable=hidden, transient=True)
+
+
+def _choose(engine: Engine, ids: tuple[int, ...], choice: Choice, *, take_all: bool) -> list[int]:
+    """Return which rejected messages are meant: those with the ids, which must be there, or all that are chosen."""
+    by_options = take_all or choice != Choice()
+    if bool(ids) == by_options:
+        message = "Give ids, or options that choose, or --all."
+        raise click.UsageError(message)
     with reading(engine) as connection:
-        known = rejected_ids(connection, reason)
+        known = rejected_ids(connection, choice)
     missing = sorted(set(ids) - set(known))
     if missing:
         listed = ", ".join(str(number) for number in missing)
         message = f"There is no rejected message {listed}; nothing was done. See: fleetbeat rejected list"
         raise FleetbeatError(message)
-    return ids or known
+    return list(dict.fromkeys(ids)) or known
 
 
 def visible(raw: bytes) -> str:

@@ -259,6 +259,28 @@ def _whole(column: Column[Any], value: Any) -> Any:  # noqa: ANN401 - columns ha
     return from_milliseconds(value) if is_moment else value
 
 
+def is_stored(connection: Connection, message_id: UUID) -> bool:
+    """Return whether a message has been stored: a heartbeat is a row of its own, what else was applied is an event."""
+    heartbeat = exists().where(StoredHeartbeat.id == message_id)
+    event = exists().where(Event.message_id == message_id)
+    return bool(connection.execute(select(heartbeat | event)).scalar_one())
+
+
+def rejected_among(connection: Connection, entries: Collection[Entry]) -> set[str]:
+    """Return which entries were set aside when they were delivered before, and maybe some others, by their ids."""
+    if not entries:
+        return set()
+    times = [entry.id.partition("-")[0] for entry in entries]
+    first, last = min(times), max(times)
+    query = select(RejectedMessage.entry_id)
+    if len({len(time) for time in times}) == 1:
+        # By their times, as that is one look for a batch; "-" has different places in different orders of text.
+        query = query.where(RejectedMessage.entry_id.between(first, str(int(last) + 1)))
+    else:
+        query = query.where(RejectedMessage.entry_id.in_([entry.id for entry in entries]))
+    return set(connection.execute(query).scalars())
+
+
 def find_overtaken(connection: Connection, since: datetime, limit: int) -> list[int]:
     """Return the oldest rejected messages, set aside after `since`, whose awaited session is known by now.
 

@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from click.testing import CliRunner, Result
+from sqlalchemy import update
+
+from fleetbeat_shared.connection import connect
+from fleetbeat_worker.cli import main
+from fleetbeat_worker.database import open_engine, reading, writing
+from fleetbeat_worker.rejected import apply_again
+from fleetbeat_worker.store.rejected import rejected_ids
+from fleetbeat_worker.tables import RejectedMessage
+from helpers import (
+    count_heartbeats,
+    drain,
+    eventually,
+    heartbeat,
+    redis_time,
+    register,
+    seconds,
+    send,
+    stored_ids,
+)
+from processes import end_of, fork
+
+if TYPE_CHECKING:
+    from redis import Redis
+    from sqlalchemy import Engine
+
+    from fleetbeat_shared.settings import Settings
+
+KILLED = -9
+
+
+@pytest.fixture(autouse=True)
+def _environment(quick: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLEETBEAT_REDIS_URL", quick.redis_url)
+    monkeypatch.setenv("FLEETBEAT_DATABASE_URL", quick.sql_url)
+
+
+def run(*args: str, **options: Any) -> Result:
+    return CliRunner().invoke(main, ["rejected", *args], **options)
+
+
+def test_a_killed_requeue_loses_and_doubles_nothing(redis: Redis, database: Engine, quick: Settings) -> None:
+    """Of 1,000 messages of an unknown session, requeued by a process that is killed half-way, each is stored."""
+    message = register("late")
+    beats = [heartbeat(message.session_id) for _ in range(1000)]
+    send(redis, *beats, at=redis_time(redis) - seconds(3600))
+    drain(redis, database, quick, within=60)
+    with reading(database) as connection:
+        ids = rejected_ids(connection)
+    assert len(ids) == 1000
+    database.dispose()
+
+    def requeue() -> None:
+        engine, client = open_engine(quick.sql_url), connect(quick.redis_url, timeout_seconds=5)
+        for _ in apply_again(quick, engine, client, ids):
+            pass
+
+    _forget_awaited(database)
+    send(redis, message)
+    drain(redis, database, quick)
+    assert count_heartbeats(database) == 0
+    database.dispose()
+    process = fork(requeue)
+    eventually(lambda: count_heartbeats(database) > 100, within_seconds=60)
+    process.kill()
+    assert end_of(process) == KILLED
+    left = 1000 - count_heartbeats(database)
+    result = run("requeue", "--reason", "unknown_session", "--agent", "late")
+    assert (result.exit_code, result.output) == (0, f"{left:,} messages stored, 0 still rejected.\n")
+    assert stored_ids(database) == sorted(beat.id for beat in beats)
+    assert json.loads(run("list", "--json").output) == {"counts": {}, "rejected": []}
+
+
+def _forget_awaited(engine: Engine) -> None:
+    """Let so much time pass that no registration puts right any more what was set aside."""
+    with writing(engine) as connection:
+        connection.execute(update(RejectedMessage).values(awaits_session_id=None))
+
+
+def test_thousands_are_purged_by_what_they_are(redis: Redis, database: Engine, quick: Settings) -> None:
+    """Purge takes those of a reason, an age or an agent, asks before, and does nothing when the answer isn't yes."""
+    send(redis, *[b"old"] * 1200, at=redis_time(redis) - seconds(7200))
+    send(redis, *[b"new"] * 30)
+    drain(redis, database, quick, within=60)
+    refused = run("purge", "--all", input="n\n")
+    assert (refused.exit_code, refused.stdout) == (1, "")
+    assert "Throw 1,230 rejected messages away for good? [y/N]" in refused.stderr
+    assert refused.stderr.endswith("Nothing was purged.\n")
+    assert run("purge", "--all", input="").exit_code == 1
+    assert json.loads(run("list", "--json").output)["counts"] == {"not_json": 1230}
+    assert run("purge", "--agent", "torv", "--yes").output == "0 rejected messages purged.\n"
+    purged = run("purge", "--reason", "not_json", "--older-than", "1h", "--yes", "--json")
+    assert json.loads(purged.output) == {"purged": 1200}
+    assert run("purge", "--younger-than", "1h", input="y\n").stdout == "30 rejected messages purged.\n"
+    assert run("purge").exit_code == 2
+    assert run("purge", "--all", "--older-than", "soon").exit_code == 2
