@@ -10,14 +10,14 @@ import random
 import time
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fleetbeat_shared.errors import DatabaseUnavailable
 from fleetbeat_worker.database import reading, writing
 from fleetbeat_worker.log import logger
 from fleetbeat_worker.store import old_days, retention
 from fleetbeat_worker.store.pipeline import stored_pipeline
-from fleetbeat_worker.store.retention import Kind, count_due, find_due, remove
+from fleetbeat_worker.store.retention import Kind, Slice, count_due, find_due, remove
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from fleetbeat_shared.settings import Settings
 
 FIRST_ROWS = 100
-MOST_ROWS = 5_000
+MOST_ROWS = 20_000
 LEAST_ROWS = 5
 """How many rows a slice has: few at first, as nobody knows how fast the database is."""
 SLICE_SECONDS = 0.025
@@ -192,22 +192,22 @@ class _Run:
         while not self.stopped():
             with reading(self._engine) as connection:
                 found = find_due(connection, kind, before, place, size)
-            if not found:
+            if found is None:
                 break
-            before_it, place = place, found[-1].place
-            number, seconds = self._remove([row.key for row in found], kind, before)
+            last_place, place = place, found.place
+            number, seconds = self._remove(found, kind, before)
             total += number
             size = next_size(size, seconds)
             time.sleep(max(PAUSE_SECONDS, seconds))
-            if not number and place == before_it:
+            if not number and place == last_place:
                 break  # others hold these rows, and there is no way around them
         return total
 
-    def _remove(self, keys: list[Any], kind: Kind, before: datetime) -> tuple[int, float]:
+    def _remove(self, found: Slice, kind: Kind, before: datetime) -> tuple[int, float]:
         """Remove one slice; return how many rows it had, and for how long it held its locks."""
         with writing(self._engine) as connection:
             started = time.monotonic()
-            number = remove(connection, kind, before, keys)
+            number = remove(connection, kind, before, found)
         seconds = time.monotonic() - started
         self.report.removed[kind.table] += number
         self._advance(number)

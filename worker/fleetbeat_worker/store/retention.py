@@ -1,7 +1,7 @@
 """Finding what is older than its age, and removing it.
 
-What is found is a list of keys, read while nothing is locked. What is removed is those keys, in a short transaction of
-its own: how many rows a lock covers is then known beforehand, whatever lies between them.
+A slice of rows is found while nothing is locked, and removed in a short transaction of its own: how many rows a lock
+covers is known beforehand, whatever lies between the old ones.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from datetime import datetime
 
-    from sqlalchemy import ColumnElement, Connection, Select
+    from sqlalchemy import Column, ColumnElement, Connection, Select
 
 _PRUNING_LOCK = 0x626561740002
 """One number for all that remove on PostgreSQL: two of them would wait for each other's rows in a circle."""
@@ -43,12 +43,13 @@ _LIVENESS: Table = Liveness.__table__  # type: ignore[assignment] # as above
 _DEFAULT = _HEARTBEATS.to_metadata(MetaData(), name="heartbeats_default")
 
 
-class Found(NamedTuple):
-    """A row whose time is over."""
+class Slice(NamedTuple):
+    """Some rows whose time is over, to be removed together."""
 
-    key: Any
+    keys: Sequence[Any]
+    """Their keys; of heartbeats the first and the last one, between which young ones may lie."""
     place: Any
-    """Where it stands in the order in which the rows are looked through."""
+    """Where the last one stands in the order in which they are looked through."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +60,10 @@ class Kind:
     """The table that they count for."""
     due: Callable[[Connection, datetime], Select[Any]]
     """Return what selects the key and the place of each row that is older than a moment, in the order of the places."""
-    place: Callable[[Connection], ColumnElement[Any]]
+    find: Callable[[Connection, datetime, Any, int], Slice | None]
+    """Return some rows that are older than a moment, from a place on (None: from the start)."""
     remove: Callable[[Connection, datetime, Sequence[Any]], int]
-    """Remove the rows with these keys, if they are still older than the moment; return how many there were."""
+    """Remove a slice, if it is still older than the moment; return how many rows there were."""
 
 
 def count_due(connection: Connection, kind: Kind, before: datetime) -> int:
@@ -70,18 +72,18 @@ def count_due(connection: Connection, kind: Kind, before: datetime) -> int:
     return int(connection.execute(select(func.count()).select_from(due)).scalar_one())
 
 
-def find_due(connection: Connection, kind: Kind, before: datetime, after: object, limit: int) -> list[Found]:
-    """Return the first rows that are older than a moment, from the place `after` on (None: from the start)."""
-    query = kind.due(connection, before).limit(limit)
-    if after is not None:
-        query = query.where(kind.place(connection) >= after)
-    return [Found(*row) for row in connection.execute(query)]
+def find_due(connection: Connection, kind: Kind, before: datetime, after: object, limit: int) -> Slice | None:
+    """Return the first rows that are older than a moment, from the place `after` on (None: from the start).
+
+    They are `limit` at most; None if there are none.
+    """
+    return kind.find(connection, before, after, limit)
 
 
-def remove(connection: Connection, kind: Kind, before: datetime, keys: Sequence[Any]) -> int:
+def remove(connection: Connection, kind: Kind, before: datetime, found: Slice) -> int:
     """Remove rows that were found; return how many were still there, and still old."""
     take_turn(connection)
-    return kind.remove(connection, before, keys)
+    return kind.remove(connection, before, found.keys)
 
 
 def take_turn(connection: Connection) -> None:
@@ -90,37 +92,74 @@ def take_turn(connection: Connection) -> None:
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _PRUNING_LOCK})
 
 
-def _older(table: Table, name: str) -> Kind:
-    """Return the rows of a table by a time that has an index."""
-    key, moment = table.c[next(iter(table.primary_key)).name], table.c[name]
+def _by_time(
+    moment: Column[Any],
+    *conditions: Callable[[datetime], ColumnElement[bool]],
+    table: str | None = None,
+    remove: Callable[[Connection, datetime, Sequence[Any]], int] | None = None,
+) -> Kind:
+    """Return the rows of a table by a time that has an index, and by further conditions."""
+    key = _key(moment.table)
+
+    def due(_: Connection, before: datetime) -> Select[Any]:
+        told = (condition(before) for condition in conditions)
+        return select(key, moment).where(moment < before, *told).order_by(moment)
+
+    def find(connection: Connection, before: datetime, after: Any, limit: int) -> Slice | None:  # noqa: ANN401 - a place
+        query = due(connection, before).limit(limit)
+        rows = connection.execute(query if after is None else query.where(moment >= after)).all()
+        return Slice([row[0] for row in rows], rows[-1][1]) if rows else None
+
     return Kind(
-        table.name,
-        due=lambda _, before: select(key, moment).where(moment < before).order_by(moment),
-        place=lambda _: moment,
-        remove=lambda connection, _, keys: _delete(connection, table, keys),
+        table or moment.table.name,
+        due,
+        find,
+        remove or (lambda connection, _, keys: _delete(connection, moment.table, keys)),
     )
 
 
-def _delete(connection: Connection, table: Table, keys: Sequence[Any]) -> int:
-    key = table.c[next(iter(table.primary_key)).name]
-    return connection.execute(delete(table).where(key.in_(keys))).rowcount
+def _key(table: Any) -> Column[Any]:  # noqa: ANN401 - SQLAlchemy calls a column's table a FromClause
+    key: Column[Any] = next(iter(table.primary_key))
+    return key
 
 
-def _in_order_of_ids(connection: Connection) -> Table:
-    return _DEFAULT if connection.dialect.name == "postgresql" else _HEARTBEATS
+def _delete(connection: Connection, table: Any, keys: Sequence[Any]) -> int:  # noqa: ANN401 - as above
+    return connection.execute(delete(table).where(_key(table).in_(keys))).rowcount
+
+
+def _old_heartbeats(connection: Connection, before: datetime) -> tuple[Table, list[ColumnElement[bool]]]:
+    """Return where the heartbeats lie that go row by row, and which of them are old: in the order of their ids.
+
+    Ids grow with time, so the old ones are at the start; strays are another kind. A clock that is fast by less than a
+    day makes a heartbeat stay that much longer.
+    """
+    table = _DEFAULT if connection.dialect.name == "postgresql" else _HEARTBEATS
+    is_stray = exists().where(_STRAYS.c.id == table.c.id)
+    return table, [table.c.id < id_at(before), table.c.received_at < before, ~is_stray]
 
 
 def _due_heartbeats(connection: Connection, before: datetime) -> Select[Any]:
-    table = _in_order_of_ids(connection)
-    # Ids grow with time, so the old ones are at the start; strays among them that are young stay, those elsewhere are
-    # another kind. A clock that is fast by less than a day makes a heartbeat stay that much longer.
-    query = select(table.c.id, table.c.id.label("place"))
-    query = query.where(table.c.id < id_at(before), table.c.received_at < before)
-    return query.where(~exists().where(_STRAYS.c.id == table.c.id)).order_by(table.c.id)
+    table, old = _old_heartbeats(connection, before)
+    return select(table.c.id, table.c.id.label("place")).where(*old).order_by(table.c.id)
 
 
-def _remove_heartbeats(connection: Connection, _: datetime, keys: Sequence[Any]) -> int:
-    return _delete(connection, _in_order_of_ids(connection), keys)
+def _find_heartbeats(connection: Connection, before: datetime, after: Any, limit: int) -> Slice | None:  # noqa: ANN401
+    """Return a span of ids that begins with an old heartbeat, and has `limit` ones at most, old and young."""
+    table, old = _old_heartbeats(connection, before)
+    query = select(table.c.id).where(*old).order_by(table.c.id).limit(1)
+    first = connection.execute(query if after is None else query.where(table.c.id >= after)).scalar()
+    if first is None:
+        return None
+    span = select(table.c.id).where(table.c.id >= first, table.c.id < id_at(before)).order_by(table.c.id).limit(limit)
+    last = connection.execute(select(span.subquery().c.id).order_by(text("1 DESC")).limit(1)).scalar_one()
+    return Slice((first, last), last)
+
+
+def _remove_heartbeats(connection: Connection, before: datetime, keys: Sequence[Any]) -> int:
+    """Remove the old ones of a span: many times faster than by a list of their keys."""
+    table, old = _old_heartbeats(connection, before)
+    first, last = keys
+    return connection.execute(delete(table).where(table.c.id >= first, table.c.id <= last, *old)).rowcount
 
 
 def _remove_strays(connection: Connection, _: datetime, keys: Sequence[Any]) -> int:
@@ -128,14 +167,9 @@ def _remove_strays(connection: Connection, _: datetime, keys: Sequence[Any]) -> 
     return _delete(connection, _HEARTBEATS, keys)
 
 
-def _no_children() -> ColumnElement[bool]:
+def _has_no_delegate(_: datetime) -> ColumnElement[bool]:
     child = _AGENTS.alias("child")
     return ~exists().where(child.c.parent_id == _AGENTS.c.session_id, child.c.session_id != _AGENTS.c.session_id)
-
-
-def _due_sessions(_: Connection, before: datetime) -> Select[Any]:
-    query = select(_AGENTS.c.session_id, _AGENTS.c.ended_at)
-    return query.where(_AGENTS.c.ended_at < before, _no_children()).order_by(_AGENTS.c.ended_at)
 
 
 def _remove_sessions(connection: Connection, before: datetime, keys: Sequence[Any]) -> int:
@@ -144,41 +178,20 @@ def _remove_sessions(connection: Connection, before: datetime, keys: Sequence[An
         # As everybody does: liveness first, in the order of its keys. Whoever holds a row is about to change it.
         lock = select(_LIVENESS.c.session_id).where(_LIVENESS.c.session_id.in_(keys)).order_by(_LIVENESS.c.session_id)
         keys = connection.execute(lock.with_for_update(skip_locked=True)).scalars().all()
-    statement = delete(_AGENTS).where(_AGENTS.c.session_id.in_(keys), _AGENTS.c.ended_at < before, _no_children())
-    return connection.execute(statement).rowcount
+    statement = delete(_AGENTS).where(_AGENTS.c.session_id.in_(keys), _AGENTS.c.ended_at < before)
+    return connection.execute(statement.where(_has_no_delegate(before))).rowcount
 
 
-def _due_outages(_: Connection, before: datetime) -> Select[Any]:
-    """Select old outages, but none that began or ended after the last sign of a live agent: its deadline needs it."""
+def _needed_by_nobody(before: datetime) -> ColumnElement[bool]:
+    """Tell outages that ended before the last sign of every live agent: no deadline counts their time."""
     sign = func.min(func.coalesce(_LIVENESS.c.last_seen_at, _AGENTS.c.registered_at))
     signs = select(sign).join_from(_AGENTS, _LIVENESS).where(_AGENTS.c.ended_at.is_(None)).scalar_subquery()
-    query = select(_OUTAGES.c.id, _OUTAGES.c.ended_at)
-    query = query.where(_OUTAGES.c.ended_at < before, _OUTAGES.c.ended_at < func.coalesce(signs, before))
-    return query.order_by(_OUTAGES.c.ended_at)
+    return _OUTAGES.c.ended_at < func.coalesce(signs, before)
 
 
-STRAYS = Kind(
-    "heartbeats",
-    due=lambda _, before: (
-        select(_STRAYS.c.id, _STRAYS.c.received_at)
-        .where(_STRAYS.c.received_at < before)
-        .order_by(_STRAYS.c.received_at)
-    ),
-    place=lambda _: _STRAYS.c.received_at,
-    remove=_remove_strays,
-)
-HEARTBEATS = Kind(
-    "heartbeats",
-    due=_due_heartbeats,
-    place=lambda connection: _in_order_of_ids(connection).c.id,
-    remove=_remove_heartbeats,
-)
-EVENTS = _older(_EVENTS, "occurred_at")
-REJECTED = _older(_REJECTED, "received_at")
-OUTAGES = Kind(
-    "outages",
-    due=_due_outages,
-    place=lambda _: _OUTAGES.c.ended_at,
-    remove=lambda connection, _, keys: _delete(connection, _OUTAGES, keys),
-)
-SESSIONS = Kind("agents", due=_due_sessions, place=lambda _: _AGENTS.c.ended_at, remove=_remove_sessions)
+STRAYS = _by_time(_STRAYS.c.received_at, table="heartbeats", remove=_remove_strays)
+HEARTBEATS = Kind("heartbeats", _due_heartbeats, _find_heartbeats, _remove_heartbeats)
+EVENTS = _by_time(_EVENTS.c.occurred_at)
+REJECTED = _by_time(_REJECTED.c.received_at)
+OUTAGES = _by_time(_OUTAGES.c.ended_at, _needed_by_nobody)
+SESSIONS = _by_time(_AGENTS.c.ended_at, _has_no_delegate, remove=_remove_sessions)
