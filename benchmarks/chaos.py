@@ -23,12 +23,13 @@ import signal
 import subprocess
 import tempfile
 import time
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from chaos_place import Load, Place, audit, place, wait_until
+import psutil
+from chaos_place import LOAD_SECONDS, Load, Place, audit, place, wait_until
 from sqlalchemy import func, select, text
 from support import end_in_order, print_json, print_machine, print_table, verbatim
 
@@ -54,13 +55,14 @@ def kill_workers(here: Place) -> None:
 
 
 def kill_and_stop_half(here: Place) -> None:
-    """Of two pools kill one and end the other in order at once; then start again."""
-    other = here.start_pool()
-    time.sleep(0.7)
-    for victim in [here.pools[0], *here.family(here.pools[0])]:
-        here.kill(victim)
-    other.send_signal(signal.SIGTERM)
-    here.start_pool()
+    """Half-way, kill half of the workers and end the others in order; the pool starts them again."""
+    time.sleep(LOAD_SECONDS / 2)
+    for number, victim in enumerate(here.family(here.pools[0], recursive=False)[1:]):
+        if number % 2:
+            with suppress(psutil.NoSuchProcess):
+                victim.terminate()
+        else:
+            here.kill(victim)
 
 
 def kill_after_commit(here: Place) -> None:
@@ -173,6 +175,7 @@ def strike(name: str, kind: str, rounds: int, messages: int, workers: int, lease
         place(kind, Path(directory), workers, lease_seconds) as here,
     ):
         for number in range(rounds):
+            wait_until(lambda: len(here.family(here.pools[0])) > workers)  # until the dispatcher and all workers run
             load = Load(here, messages, seed=1000 * number)
             FAULTS[name](here)
             load.wait()

@@ -73,10 +73,10 @@ class Place:
         self.pools.append(pool)
         return pool
 
-    def family(self, pool: subprocess.Popen[bytes]) -> list[psutil.Process]:
-        """Return the processes that a pool started, the dispatcher first."""
+    def family(self, pool: subprocess.Popen[bytes], *, recursive: bool = True) -> list[psutil.Process]:
+        """Return the processes that a pool started, the dispatcher first; without their own, if not recursive."""
         with suppress(psutil.NoSuchProcess):
-            return sorted(psutil.Process(pool.pid).children(recursive=True), key=lambda child: child.pid)
+            return sorted(psutil.Process(pool.pid).children(recursive=recursive), key=lambda child: child.pid)
         return []
 
     def kill(self, victim: psutil.Process | subprocess.Popen[bytes]) -> None:
