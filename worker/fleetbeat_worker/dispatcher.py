@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import socket
 import time
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from redis.exceptions import LockError, OutOfMemoryError, RedisError, ResponseError
 from rq import Queue
@@ -166,9 +166,7 @@ class Dispatcher:
 
     def _waiting(self, kind: str) -> int:
         """Return how many jobs of a kind wait in the queue."""
-        # Read raw: RQ fails at an id that is no text, which the workers remove.
-        ids = cast("list[bytes]", self._client.lrange(self._queue.key, 0, 99))
-        return sum(job_id.startswith(f"{kind}-".encode()) for job_id in ids)
+        return sum(job_id.startswith(f"{kind}-".encode()) for job_id in jobs.waiting_ids(self._client))
 
     def _idle_workers(self) -> int:
         workers = read_workers(self._queue)

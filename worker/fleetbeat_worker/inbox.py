@@ -173,9 +173,16 @@ class Inbox:
     def take_over(self, consumer: str, ids: Sequence[str], idle_seconds: float) -> list[Entry]:
         """Take pending entries that were idle for a time; each one's delivery count rises by one.
 
-        Entries that another took first, or that are gone from the stream, are not in the answer.
+        Entries that another took first, or that are gone from the stream, are not in the answer. As they are read in
+        steps, only the first of them are taken if they are large.
         """
-        return _entries(self._client.xclaim(INBOX, GROUP, consumer, int(idle_seconds * 1000), list(ids)))
+        idle = int(idle_seconds * 1000)
+        entries: list[Entry] = []
+        for start in range(0, len(ids), READ_STEP):
+            entries += _entries(self._client.xclaim(INBOX, GROUP, consumer, idle, list(ids[start : start + READ_STEP])))
+            if _size(entries) >= READ_BYTES:
+                break
+        return entries
 
     def renew(self, consumer: str, ids: Sequence[str]) -> None:
         """Say that the holder lives: the leases begin anew, the delivery counts stay."""

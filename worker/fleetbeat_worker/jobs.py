@@ -8,9 +8,10 @@ from __future__ import annotations
 import os
 import signal
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from rq import Queue, get_current_job
+from rq.job import Job
 
 from fleetbeat_shared.connection import connect
 from fleetbeat_shared.errors import DatabaseUnavailable, FleetbeatError
@@ -40,10 +41,11 @@ class RefusedJob(FleetbeatError):
 def ingest() -> int:
     """Move messages from the inbox to SQL; return how many."""
     with _tools() as (settings, client, engine), _asked_to_stop() as asked:
-        queue = Queue(QUEUE, connection=client, serializer="json")
         job = get_current_job()
         consumer = (job and job.worker_name) or f"process-{os.getpid()}"
-        run = Ingest(client, engine, settings, consumer, stop=asked, make_room=lambda: queue.count > 0)
+        # Not for another ingest job: it would do what this one does.
+        waits = lambda: any(not job_id.startswith(b"ingest-") for job_id in waiting_ids(client))  # noqa: E731 - one look
+        run = Ingest(client, engine, settings, consumer, stop=asked, make_room=waits)
         return run.run(settings.sweep_seconds)
 
 
@@ -54,6 +56,21 @@ def sweep() -> None:
             run_sweep(client, engine, settings)
         except DatabaseUnavailable as error:
             logger.warning("Verdicts wait: %s", error)
+
+
+def waiting_ids(client: Redis) -> list[bytes]:
+    """Return the ids of the first jobs that wait in the queue. Raises redis-py's errors."""
+    # Read raw: RQ fails at an id that is no text, which the workers remove.
+    return cast("list[bytes]", client.lrange(Queue.redis_queue_namespace_prefix + QUEUE, 0, 99))
+
+
+def withdraw(client: Redis) -> None:
+    """Take our waiting jobs out of the queue: whoever starts workers next enqueues others. Raises redis-py's errors."""
+    queue = Queue(QUEUE, connection=client, serializer="json")
+    for job_id in waiting_ids(client):
+        if job_id.startswith((b"ingest-", b"sweep-")):
+            queue.remove(job_id.decode())
+            client.delete(Job.key_for(job_id.decode()))
 
 
 def refuse(why: str) -> None:

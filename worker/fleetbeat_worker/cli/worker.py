@@ -17,6 +17,7 @@ from fleetbeat_worker.database import open_engine
 from fleetbeat_worker.inbox import Inbox
 from fleetbeat_worker.log import Complaint, logger, set_up
 from fleetbeat_worker.pool import Pool
+from fleetbeat_worker.queue_state import count_workers
 from fleetbeat_worker.sweep import sweep
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ def run_pool(settings: Settings, workers: int, *, burst: bool, asked: Callable[[
         pool.look_after(BURST_LOOK_SECONDS if burst else LOOK_SECONDS)
     pool.stop()
     if burst and not asked():
-        _sweep_once(settings)
+        _end_burst(settings)
     logger.info("Workers ended")
 
 
@@ -103,11 +104,14 @@ def _drained(settings: Settings) -> Callable[[], bool]:
     return drained
 
 
-def _sweep_once(settings: Settings) -> None:
+def _end_burst(settings: Settings) -> None:
+    """Sweep, and leave no job behind that the dispatcher enqueued in its last moments."""
     engine = open_engine(settings.sql_url)
     try:
         client = connect(settings.redis_url, timeout_seconds=jobs.WORKER_TIMEOUT_SECONDS)
         with closing(client), redis_errors(settings.redis_url):
             sweep(client, engine, settings)
+            if not count_workers(client):
+                jobs.withdraw(client)
     finally:
         engine.dispose()
