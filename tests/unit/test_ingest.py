@@ -185,10 +185,10 @@ def test_a_commit_is_acknowledged_when_redis_is_back(
     """Redis that breaks off after a commit is waited for, and the batch is acknowledged then."""
     whole, failures = Inbox.acknowledge, iter(range(3))
 
-    def break_off(self: Inbox, ids: list[str]) -> None:
+    def break_off(self: Inbox, ids: list[str], consumer: str) -> None:
         if next(failures, None) is not None:
             raise RedisConnectionError
-        whole(self, ids)
+        whole(self, ids, consumer)
 
     monkeypatch.setattr(Inbox, "acknowledge", break_off)
     send(redis, b"x")

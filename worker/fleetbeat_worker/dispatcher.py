@@ -50,6 +50,8 @@ INGEST_TIMEOUT_SECONDS = 600
 IDLE_WORKER_SECONDS = 25.0
 """An idle worker says at least every 15 s that it lives."""
 
+REDIS_IS_BACK = "Redis is there again; work goes on."
+
 
 class Dispatcher:
     """One dispatcher, in its own process."""
@@ -66,9 +68,9 @@ class Dispatcher:
         self._renew_at = 0.0
         self._sweep_at = 0.0
         self._scale_at = 0.0
-        self._redis_trouble = Complaint()
-        self._full = Complaint()
-        self._database_trouble = Complaint()
+        self._redis_trouble = Complaint("redis", "dispatcher")
+        self._full = Complaint("full", "dispatcher")
+        self._database_trouble = Complaint("database", "dispatcher")
 
     def run(self) -> None:
         """Dispatch until asked to stop, whatever happens to Redis."""
@@ -79,10 +81,7 @@ class Dispatcher:
             except OutOfMemoryError:
                 self._work_directly()
             except (RedisError, OSError) as error:
-                where = place(self._settings.redis_url)
-                self._redis_trouble.trouble(
-                    f"Redis at {where} can't be used ({reason(error)}). Workers wait for it; agents may go on."
-                )
+                self._redis_trouble.trouble(redis_trouble(self._settings, error))
                 self._leads = False
                 time.sleep(pause)
                 pause = min(pause * 2, 5.0)
@@ -115,7 +114,7 @@ class Dispatcher:
             self._leads = False
         if self._leads:
             self._renew_at = now + RENEW_SECONDS
-        self._redis_trouble.over("Redis is there again; work goes on.")
+        self._redis_trouble.over(REDIS_IS_BACK)
         return self._leads
 
     def _resign(self) -> None:
@@ -190,14 +189,21 @@ class Dispatcher:
             if time.monotonic() >= self._sweep_at:
                 self._sweep_at = time.monotonic() + self._settings.sweep_seconds
                 sweep(self._client, engine, self._settings)
+            self._database_trouble.over("The database takes messages again.")
         except (DatabaseUnavailable, SQLAlchemyError) as error:
             self._database_trouble.trouble(f"The inbox can't be drained: {str(error).splitlines()[0]}")
             time.sleep(RENEW_SECONDS)
         except (RedisError, OSError) as error:
-            self._redis_trouble.trouble(f"Redis at {where} can't be used ({reason(error)}). Workers wait for it.")
+            self._redis_trouble.trouble(redis_trouble(self._settings, error))
             time.sleep(POLL_SECONDS)
         finally:
             engine.dispose()
+
+
+def redis_trouble(settings: Settings, error: BaseException) -> str:
+    """Return what a pool says of a Redis that fails it."""
+    where = place(settings.redis_url)
+    return f"Redis at {where} can't be used ({reason(error)}). Workers wait for it; agents may go on."
 
 
 def run_dispatcher(settings: Settings, stop: Callable[[], bool]) -> None:

@@ -142,7 +142,7 @@ class Inbox:
             ("XREADGROUP", "GROUP", GROUP, consumer, "COUNT", min(READ_STEP, count - start), "STREAMS", INBOX, ">")
             for start in range(0, count, READ_STEP)
         ]
-        return Errand(self._client, [take_out_command(done) if done else ("PING",), *reads])
+        return Errand(self._client, [take_out_command(done, consumer) if done else ("PING",), *reads])
 
     def fetch(self, errand: Errand) -> tuple[list[Entry], bool]:
         """Return the entries that were sent for, and whether they are all that came: of large ones some stay pending.
@@ -193,9 +193,9 @@ class Inbox:
         idle = int(lease_seconds * 1000)
         self._client.xclaim(INBOX, GROUP, consumer, 0, list(ids), idle=idle, retrycount=deliveries, justid=True)
 
-    def acknowledge(self, ids: Sequence[str]) -> None:
-        """Remove entries that are in SQL: acknowledged, deleted and counted, or nothing of it."""
-        take_out(self._client, ids)
+    def acknowledge(self, ids: Sequence[str], consumer: str) -> None:
+        """Remove entries that a consumer stored in SQL: acknowledged, deleted and counted, or nothing of it."""
+        take_out(self._client, ids, consumer)
 
     def account(self) -> Account:
         """Return whether anything left the inbox that no worker took out."""
@@ -243,6 +243,11 @@ class Inbox:
         """Return the id of the newest entry, or None if there is none."""
         newest = self._client.xrevrange(INBOX, count=1)
         return _text(newest[0][0]) if newest else None
+
+    def first_id(self) -> str | None:
+        """Return the id of the oldest entry, or None if there is none."""
+        oldest = self._client.xrange(INBOX, count=1)
+        return _text(oldest[0][0]) if oldest else None
 
     def holds_through(self, entry_id: str) -> bool:
         """Return whether an entry up to and including this one is still there."""

@@ -116,7 +116,7 @@ class Ingest:
         self._look_for_expired_at = 0.0
         self._put_right_at: float | None = None
         self._last_commit_at = 0.0
-        self._complaint = Complaint()
+        self._complaint = Complaint("database", "ingest")
         self._database_is_there = False
         self._database_pause = 0.0
         self._share_ends_at = 0.0
@@ -267,7 +267,7 @@ class Ingest:
     def _acknowledge(self) -> None:
         """Acknowledge what was stored and not acknowledged yet."""
         if self._stored:
-            self._patiently(lambda: self._inbox.acknowledge(self._stored))
+            self._patiently(lambda: self._inbox.acknowledge(self._stored, self._consumer))
             self._stored = []
 
     def _lay_down(self, unit: Unit, errand: Errand | None = None) -> None:

@@ -19,7 +19,7 @@ from fleetbeat_shared.names import QUEUE
 from fleetbeat_shared.settings import Settings
 from fleetbeat_worker.database import open_engine
 from fleetbeat_worker.ingest import Ingest
-from fleetbeat_worker.log import logger
+from fleetbeat_worker.log import Complaint
 from fleetbeat_worker.sweep import sweep as run_sweep
 
 if TYPE_CHECKING:
@@ -52,10 +52,13 @@ def ingest() -> int:
 def sweep() -> None:
     """Flag the silent agents. With the database away there are no verdicts; the next sweep tries again."""
     with _tools() as (settings, client, engine), _asked_to_stop():
+        complaint = Complaint("database", "sweep")
         try:
             run_sweep(client, engine, settings)
         except DatabaseUnavailable as error:
-            logger.warning("Verdicts wait: %s", error)
+            complaint.trouble(f"Verdicts wait: {error}")
+        else:
+            complaint.over("The database can be used again; verdicts go on.")
 
 
 def waiting_ids(client: Redis) -> list[bytes]:

@@ -12,7 +12,8 @@ import click
 from fleetbeat_shared.connection import connect, place, redis_errors
 from fleetbeat_shared.errors import DatabaseUnavailable
 from fleetbeat_worker import jobs, schema
-from fleetbeat_worker.cli.options import asked_to_stop, common_options, example
+from fleetbeat_worker.autoscale import Bounds
+from fleetbeat_worker.cli.options import BoundsType, asked_to_stop, common_options, example
 from fleetbeat_worker.database import open_engine
 from fleetbeat_worker.inbox import Inbox
 from fleetbeat_worker.log import Complaint, logger, set_up
@@ -29,14 +30,22 @@ LOOK_SECONDS = 1.0
 BURST_LOOK_SECONDS = 0.1
 
 
-@click.command(epilog=example("fleetbeat worker -n 2", "fleetbeat worker --burst"))
+@click.command(epilog=example("fleetbeat worker -n 2", "fleetbeat worker --autoscale 1:8", "fleetbeat worker --burst"))
 @click.option("-n", "--workers", type=click.IntRange(1, 64), default=1, show_default=True, help="How many RQ workers.")
+@click.option(
+    "--autoscale",
+    "bounds",
+    type=BoundsType(),
+    metavar="MIN:MAX",
+    help="Let their number follow the lag, beginning with the -n next to that range.",
+)
 @click.option("--burst", is_flag=True, help="Store what is in the inbox now, sweep once, and exit.")
 @common_options
-def worker(*, settings: Settings, workers: int, burst: bool) -> None:
+def worker(*, settings: Settings, workers: int, bounds: Bounds | None, burst: bool) -> None:
     """Run RQ workers and a dispatcher until Ctrl-C or SIGTERM.
 
     Redis or the database may be away, at the start or later: the workers wait for them and say so.
+    While they run, fleetbeat workers scale changes how many they are.
     """
     set_up(settings.log_level)
     # A URL that is none of Redis's ends us here, with its name; each child would fail at it again and again.
@@ -45,7 +54,8 @@ def worker(*, settings: Settings, workers: int, burst: bool) -> None:
     asked = asked_to_stop()
     prepare_database(settings, asked)
     if not asked():
-        run_pool(settings, workers, burst=burst, asked=asked)
+        bounds = bounds or Bounds(workers, workers)
+        run_pool(settings, bounds.clamp(workers), bounds=bounds, burst=burst, asked=asked)
 
 
 def prepare_database(settings: Settings, asked: Callable[[], bool]) -> None:
@@ -53,7 +63,7 @@ def prepare_database(settings: Settings, asked: Callable[[], bool]) -> None:
 
     Raises SchemaOutdated, SettingsError.
     """
-    complaint = Complaint()
+    complaint = Complaint("database", "parent")
     pause = 0.1
     while not asked():
         engine = open_engine(settings.sql_url)
@@ -70,9 +80,9 @@ def prepare_database(settings: Settings, asked: Callable[[], bool]) -> None:
             engine.dispose()
 
 
-def run_pool(settings: Settings, workers: int, *, burst: bool, asked: Callable[[], bool]) -> None:
+def run_pool(settings: Settings, workers: int, *, bounds: Bounds, burst: bool, asked: Callable[[], bool]) -> None:
     """Run a pool until asked to stop, or until the inbox is drained."""
-    pool = Pool(settings, workers)
+    pool = Pool(settings, workers, bounds)
     pool.start()
     logger.info("Workers run", extra={"workers": workers, "redis": place(settings.redis_url)})
     drained = _drained(settings) if burst else lambda: False
