@@ -23,7 +23,7 @@ from fleetbeat_shared.names import DISPATCHER_LOCK, QUEUE
 from fleetbeat_worker import jobs
 from fleetbeat_worker.database import open_engine
 from fleetbeat_worker.inbox import Demand, Inbox, is_missing
-from fleetbeat_worker.ingest import Ingest
+from fleetbeat_worker.ingest import DATABASE_IS_BACK, Ingest
 from fleetbeat_worker.log import Complaint, logger
 from fleetbeat_worker.queue_state import read_workers
 from fleetbeat_worker.sweep import sweep
@@ -189,7 +189,7 @@ class Dispatcher:
             if time.monotonic() >= self._sweep_at:
                 self._sweep_at = time.monotonic() + self._settings.sweep_seconds
                 sweep(self._client, engine, self._settings)
-            self._database_trouble.over("The database takes messages again.")
+            self._database_trouble.over(DATABASE_IS_BACK)
         except (DatabaseUnavailable, SQLAlchemyError) as error:
             self._database_trouble.trouble(f"The inbox can't be drained: {str(error).splitlines()[0]}")
             time.sleep(RENEW_SECONDS)

@@ -57,6 +57,7 @@ PACE_SECONDS = 0.05
 """Batches that aren't full follow each other no faster: twenty commits a second cost little, fifty cost twice that."""
 FAIR_SHARE_SECONDS = 0.5
 """How long a job that finds the database there works before it makes room."""
+DATABASE_IS_BACK = "The database takes messages again."
 PUT_RIGHT_SECONDS = 1.0
 """How long after a message of an unknown session the registration that it overtook is looked for again."""
 FIRST_PAUSE_SECONDS = 0.1
@@ -139,6 +140,7 @@ class Ingest:
                     self._process(unit)
                     quiet_since = time.monotonic()
                 elif time.monotonic() - quiet_since >= self._settings.linger_seconds and self._put_right_at is None:
+                    self._complaint.over(DATABASE_IS_BACK)  # nothing is left that it could refuse
                     break
                 self._put_right_when_due()
                 if self._is_over() or self._gives_way():
@@ -225,7 +227,7 @@ class Ingest:
         else:
             # Only now: a database whose disk is full, or of which a table is locked, answers all the same.
             self._database_pause = 0.0
-            self._complaint.over("The database takes messages again.")
+            self._complaint.over(DATABASE_IS_BACK)
             self.stored += len(unit.entries)
             self._last_commit_at = 0.0 if self._is_full(unit) or unit.deliveries else time.monotonic()
             self._ahead = self._fetch(errand)

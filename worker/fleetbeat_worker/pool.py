@@ -117,6 +117,7 @@ class Pool:
             seconds = max(0.0, min(seconds, soonest - time.monotonic()))
         wait(waiting, timeout=seconds)
         self._troubles.read(self._told_read)
+        self._troubles.review()
         self._hear_steward()
         for child in self._children:
             self._restart_if_ended(child)

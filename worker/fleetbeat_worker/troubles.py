@@ -3,8 +3,8 @@
 Every process meets a Redis or a database that is away by itself, and a work-horse that was just forked knows of no
 other. So they tell their parent, through a pipe that was made before the first of them, and the parent speaks.
 
-It is over when each who told of trouble told the end of it. One that died can't: the first success of another in the
-same role counts for it then.
+It is over when each who told of trouble told the end of it. One that died can't: a later success of another in the same
+role counts for it then.
 """
 
 from __future__ import annotations
@@ -44,8 +44,12 @@ class PipeRelay(Relay):
 class _Trouble:
     """One kind of trouble."""
 
-    complaining: set[tuple[str, int]] = field(default_factory=set)
-    """Who told of it and not of its end: roles and processes."""
+    complaining: dict[tuple[str, int], float] = field(default_factory=dict)
+    """Who told of it and not of its end, by role and process; and when they last did."""
+    succeeded: dict[str, float] = field(default_factory=dict)
+    """When somebody in a role last told of success."""
+    is_over: str = ""
+    """What they said then."""
     say_again_at: float | None = None
     """None as long as nothing was said."""
 
@@ -72,21 +76,30 @@ class Troubles:
     def hear(self, kind: str, role: str, pid: int, message: str, *, is_over: bool) -> None:
         """Hear one process, and speak if there is something new."""
         trouble = self._kinds.setdefault(kind, _Trouble())
+        now = self._clock()
         if not is_over:
-            trouble.complaining.add((role, pid))
-            now = self._clock()
+            trouble.complaining[role, pid] = now
             if trouble.say_again_at is None or now >= trouble.say_again_at:
                 trouble.say_again_at = now + SAY_EVERY_SECONDS
                 logger.warning(message)
             return
-        trouble.complaining -= {
-            (their_role, their_pid)
-            for their_role, their_pid in trouble.complaining
-            if their_role == role and (their_pid == pid or not self._lives(their_pid))
-        }
+        trouble.complaining.pop((role, pid), None)
+        trouble.succeeded[role] = now
+        trouble.is_over = message
+        self._say_if_over(trouble)
+
+    def review(self) -> None:
+        """Look whether those who still complained have died meanwhile. To be called now and then."""
+        for trouble in self._kinds.values():
+            self._say_if_over(trouble)
+
+    def _say_if_over(self, trouble: _Trouble) -> None:
+        for (role, pid), told_at in list(trouble.complaining.items()):
+            if trouble.succeeded.get(role, -1.0) >= told_at and not self._lives(pid):
+                del trouble.complaining[role, pid]
         if not trouble.complaining and trouble.say_again_at is not None:
             trouble.say_again_at = None
-            logger.info(message)
+            logger.info(trouble.is_over)
 
 
 def _lives(pid: int) -> bool:
