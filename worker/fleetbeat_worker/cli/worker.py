@@ -37,7 +37,7 @@ BURST_LOOK_SECONDS = 0.1
     "bounds",
     type=BoundsType(),
     metavar="MIN:MAX",
-    help="Let their number follow the lag, beginning with the -n next to that range.",
+    help="Let their number follow the lag, within this range; it begins with -n.",
 )
 @click.option("--burst", is_flag=True, help="Store what is in the inbox now, sweep once, and exit.")
 @common_options
