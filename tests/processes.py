@@ -84,7 +84,7 @@ def running_pool(settings: Settings, workers: int = 1) -> Iterator[psutil.Proces
     handle = psutil.Process(process.pid)
     family: list[psutil.Process] = []
     try:
-        eventually(lambda: len(children(handle)) > workers)
+        eventually(lambda: len(children(handle)) == workers + 2)  # with the dispatcher and the steward
         yield handle
         if process.is_alive():
             family = children(handle, recursive=True)

@@ -26,6 +26,15 @@ job when the worker dies."""
 DISPATCHER_LOCK = "fleetbeat:dispatcher"
 """Held by the elected dispatcher."""
 
+STORED = "fleetbeat:stored"
+"""A hash: how many entries each worker took out of the inbox, by its name."""
+
+POOLS = "fleetbeat:pools"
+"""A hash: the pools of workers that run, each as JSON under its id."""
+
+WANTED = "fleetbeat:wanted"
+"""A hash: how many workers each pool should have, under its id: `4`, or `1:8` for as many as the lag asks for."""
+
 REPLY_SECONDS = 60
 """How long a worker's answer waits for the sender that asked for it."""
 

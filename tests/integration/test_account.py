@@ -111,7 +111,7 @@ def test_what_a_worker_holds_is_no_loss_until_it_dies(  # noqa: PLR0913, PLR0917
     send(redis, *[heartbeat(session) for _ in range(unread)])
     agent.xadd(INBOX, {"m": heartbeat(session).to_wire()}, maxlen=1, approximate=False)
     assert sweep(redis, engine, settings).trimmed == unread
-    inbox.acknowledge([entry.id for entry in stores])
+    inbox.acknowledge([entry.id for entry in stores], "worker")
     assert sweep(redis, engine, settings).trimmed == 0
     inbox.release("dies", [entry.id for entry in dies[:1]], settings.lease_seconds, 1)
     eventually(lambda: drain(redis, engine, settings, "heir", within=0.5) == 0 and lost(redis) == unread + 6)
@@ -160,7 +160,7 @@ def test_an_acknowledgement_counts_once(redis: Redis, engine: Engine, settings: 
             redis.xgroup_destroy(INBOX, GROUP)
             inbox.create_group()
         for some in (ids[:6], ids, ids):
-            inbox.acknowledge(some)
+            inbox.acknowledge(some, "worker")
         assert lost(redis) == 0
     goes_on(redis, engine, settings, session)
 

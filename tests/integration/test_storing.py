@@ -279,7 +279,7 @@ def test_a_registration_that_another_worker_committed_in_between(
     first, second = inbox.read("one", 1, 0.1), inbox.read("two", 1, 0.1)
     store_entries(database, first, redis_time(redis), SETTINGS)
     store_entries(database, second, redis_time(redis), SETTINGS)
-    inbox.acknowledge([entry.id for entry in first + second])
+    inbox.acknowledge([entry.id for entry in first + second], "worker")
     assert reasons(database) == ["unknown_session"]
     sweep(redis, database, quick)
     assert (stored_ids(database), reasons(database)) == ([beat.id], [])

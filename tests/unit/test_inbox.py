@@ -54,7 +54,7 @@ def test_acknowledged_entries_are_gone(inbox: Inbox, redis: FakeRedis) -> None:
     """An acknowledgement removes entries from the stream and from their holder's hands."""
     ids = send(redis, b"one", b"two")
     inbox.read("a", 10, 0.01)
-    inbox.acknowledge(ids)
+    inbox.acknowledge(ids, "worker")
     assert redis.xlen(INBOX) == 0
     assert inbox.pending_of("a", 10) == []
 
@@ -73,7 +73,7 @@ def test_a_consumer_leaves_with_empty_hands_only(inbox: Inbox, redis: FakeRedis)
     inbox.read("a", 1, 0.01)
     assert not inbox.leave("a")
     assert inbox.pending_of("a", 10) == [Pending(ids[0], 1)]
-    inbox.acknowledge(ids)
+    inbox.acknowledge(ids, "worker")
     assert inbox.leave("a")
     assert redis.xinfo_consumers(INBOX, GROUP) == []
 
@@ -103,7 +103,7 @@ def test_the_watermark_is_the_oldest_entry(inbox: Inbox, redis: FakeRedis) -> No
     assert (inbox.horizon().watermark, inbox.horizon().backlog) == (NOON, 2)
     inbox.read("a", 1, 0.01)
     assert inbox.horizon().watermark == NOON
-    inbox.acknowledge(ids[:1])
+    inbox.acknowledge(ids[:1], "worker")
     assert (inbox.horizon().watermark, inbox.horizon().backlog) == (NOON + seconds(60), 1)
 
 
@@ -128,7 +128,7 @@ def test_how_far_a_burst_drains(inbox: Inbox, redis: FakeRedis) -> None:
     assert last == ids[1]
     send(redis, b"later")
     assert inbox.holds_through(ids[1])
-    inbox.acknowledge(ids)
+    inbox.acknowledge(ids, "worker")
     assert not inbox.holds_through(ids[1])
 
 

@@ -80,6 +80,19 @@ def test_a_run_ends_when_it_is_asked(run: Callable[..., int], redis: FakeRedis) 
     assert backlog(redis) == 5
 
 
+@pytest.mark.parametrize(("share", "stored"), [(0.0, 20), (3600.0, 35)])
+def test_a_run_makes_room_after_its_share(
+    redis: FakeRedis, memory: Engine, monkeypatch: pytest.MonkeyPatch, share: float, stored: int
+) -> None:
+    """Other work that waits ends a run after its share; what it had fetched by then it stores, and holds nothing."""
+    monkeypatch.setattr(module, "FAIR_SHARE_SECONDS", share)
+    Inbox(redis).create_group()
+    send(redis, *[b"x"] * 35)
+    assert Ingest(redis, memory, SETTINGS, "worker", stop=lambda: False, make_room=lambda: True).run(60.0) == stored
+    assert backlog(redis) == 35 - stored
+    assert redis.xpending(INBOX, GROUP)["pending"] == 0
+
+
 def test_a_run_ends_when_its_time_is_up(run: Callable[..., int], redis: FakeRedis) -> None:
     """A run's slice bounds it, whatever waits."""
     send(redis, *[b"x"] * 35)
@@ -185,10 +198,10 @@ def test_a_commit_is_acknowledged_when_redis_is_back(
     """Redis that breaks off after a commit is waited for, and the batch is acknowledged then."""
     whole, failures = Inbox.acknowledge, iter(range(3))
 
-    def break_off(self: Inbox, ids: list[str]) -> None:
+    def break_off(self: Inbox, ids: list[str], consumer: str) -> None:
         if next(failures, None) is not None:
             raise RedisConnectionError
-        whole(self, ids)
+        whole(self, ids, consumer)
 
     monkeypatch.setattr(Inbox, "acknowledge", break_off)
     send(redis, b"x")

@@ -37,7 +37,7 @@ def enrol(redis: FakeRedis, memory: Engine, *names: str, interval: float = 5.0) 
     send(redis, *messages)
     entries = inbox.read("worker", 100, 0.001)
     store_entries(memory, entries, redis_time(redis), SETTINGS)
-    inbox.acknowledge([entry.id for entry in entries])
+    inbox.acknowledge([entry.id for entry in entries], "worker")
     inbox.leave("worker")
     return [message.session_id for message in messages]
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fleetbeat_shared.identifiers import new_message_id
-from fleetbeat_shared.names import ACCOUNT, GROUP, INBOX
+from fleetbeat_shared.names import ACCOUNT, GROUP, INBOX, STORED
 from fleetbeat_worker.column_types import from_milliseconds
 
 if TYPE_CHECKING:
@@ -41,11 +41,12 @@ end
 # anew only XDEL knows, of those that were trimmed meanwhile only XACK: the greater is what left. In steps, as Lua takes
 # some thousand arguments at most.
 _TAKE_OUT = """
-for first = 2, #ARGV, 1000 do
+for first = 3, #ARGV, 1000 do
   local last = math.min(first + 999, #ARGV)
   local acknowledged = redis.call('XACK', KEYS[1], ARGV[1], unpack(ARGV, first, last))
   local deleted = redis.call('XDEL', KEYS[1], unpack(ARGV, first, last))
   redis.call('HINCRBY', KEYS[2], 'taken', math.max(acknowledged, deleted))
+  redis.call('HINCRBY', KEYS[3], ARGV[2], math.max(acknowledged, deleted))
 end
 """
 
@@ -127,15 +128,15 @@ def open_account(client: Redis) -> None:
     client.eval(_OPEN, 2, INBOX, ACCOUNT, GROUP, str(new_message_id()))
 
 
-def take_out(client: Redis, ids: Sequence[str]) -> None:
-    """Acknowledge, delete and count entries, all of it or nothing. Raises redis-py's errors."""
+def take_out(client: Redis, ids: Sequence[str], consumer: str) -> None:
+    """Acknowledge, delete and count entries that a consumer stored, all of it or nothing. Raises redis-py's errors."""
     redis: Any = client  # as above
-    redis.execute_command(*take_out_command(ids))
+    redis.execute_command(*take_out_command(ids, consumer))
 
 
-def take_out_command(ids: Sequence[str]) -> tuple[str | int, ...]:
+def take_out_command(ids: Sequence[str], consumer: str) -> tuple[str | int, ...]:
     """Return the command that takes entries out."""
-    return ("EVAL", _TAKE_OUT, 2, INBOX, ACCOUNT, GROUP, *ids)
+    return ("EVAL", _TAKE_OUT, 3, INBOX, ACCOUNT, STORED, GROUP, consumer, *ids)
 
 
 def rebuild_if_in_future(client: Redis, step_milliseconds: int) -> bool:

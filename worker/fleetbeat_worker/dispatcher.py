@@ -24,7 +24,7 @@ from fleetbeat_worker import jobs
 from fleetbeat_worker.database import open_engine
 from fleetbeat_worker.eviction import eviction_warning
 from fleetbeat_worker.inbox import Demand, Inbox, is_missing
-from fleetbeat_worker.ingest import Ingest
+from fleetbeat_worker.ingest import DATABASE_IS_BACK, Ingest
 from fleetbeat_worker.log import Complaint, logger
 from fleetbeat_worker.queue_state import read_workers
 from fleetbeat_worker.sweep import sweep
@@ -54,6 +54,8 @@ INGEST_TIMEOUT_SECONDS = 600
 IDLE_WORKER_SECONDS = 25.0
 """An idle worker says at least every 15 s that it lives."""
 
+REDIS_IS_BACK = "Redis is there again; work goes on."
+
 
 class Dispatcher:
     """One dispatcher, in its own process."""
@@ -71,9 +73,9 @@ class Dispatcher:
         self._sweep_at = 0.0
         self._prune_at = time.monotonic() + PRUNE_SECONDS
         self._scale_at = 0.0
-        self._redis_trouble = Complaint()
-        self._full = Complaint()
-        self._database_trouble = Complaint()
+        self._redis_trouble = Complaint("redis", "dispatcher")
+        self._full = Complaint("full", "dispatcher")
+        self._database_trouble = Complaint("database", "dispatcher")
 
     def run(self) -> None:
         """Dispatch until asked to stop, whatever happens to Redis."""
@@ -84,10 +86,7 @@ class Dispatcher:
             except OutOfMemoryError:
                 self._work_directly()
             except (RedisError, OSError) as error:
-                where = place(self._settings.redis_url)
-                self._redis_trouble.trouble(
-                    f"Redis at {where} can't be used ({reason(error)}). Workers wait for it; agents may go on."
-                )
+                self._redis_trouble.trouble(redis_trouble(self._settings, error))
                 self._leads = False
                 time.sleep(pause)
                 pause = min(pause * 2, 5.0)
@@ -124,7 +123,7 @@ class Dispatcher:
             self._leads = False
         if self._leads:
             self._renew_at = now + RENEW_SECONDS
-        self._redis_trouble.over("Redis is there again; work goes on.")
+        self._redis_trouble.over(REDIS_IS_BACK)
         if self._leads and not led and (warning := eviction_warning(self._client)):
             logger.warning(warning)
         return self._leads
@@ -181,9 +180,7 @@ class Dispatcher:
 
     def _waiting(self, kind: str) -> int:
         """Return how many jobs of a kind wait in the queue."""
-        # Read raw: RQ fails at an id that is no text, which the workers remove.
-        ids = cast("list[bytes]", self._client.lrange(self._queue.key, 0, 99))
-        return sum(job_id.startswith(f"{kind}-".encode()) for job_id in ids)
+        return sum(job_id.startswith(f"{kind}-".encode()) for job_id in jobs.waiting_ids(self._client))
 
     def _started(self, kind: str) -> int:
         """Return how many jobs of a kind run, by workers that gave a sign of life lately."""
@@ -213,14 +210,21 @@ class Dispatcher:
             if time.monotonic() >= self._sweep_at:
                 self._sweep_at = time.monotonic() + self._settings.sweep_seconds
                 sweep(self._client, engine, self._settings)
+            self._database_trouble.over(DATABASE_IS_BACK)
         except (DatabaseUnavailable, SQLAlchemyError) as error:
             self._database_trouble.trouble(f"The inbox can't be drained: {str(error).splitlines()[0]}")
             time.sleep(RENEW_SECONDS)
         except (RedisError, OSError) as error:
-            self._redis_trouble.trouble(f"Redis at {where} can't be used ({reason(error)}). Workers wait for it.")
+            self._redis_trouble.trouble(redis_trouble(self._settings, error))
             time.sleep(POLL_SECONDS)
         finally:
             engine.dispose()
+
+
+def redis_trouble(settings: Settings, error: BaseException) -> str:
+    """Return what a pool says of a Redis that fails it."""
+    where = place(settings.redis_url)
+    return f"Redis at {where} can't be used ({reason(error)}). Workers wait for it; agents may go on."
 
 
 def run_dispatcher(settings: Settings, stop: Callable[[], bool]) -> None:

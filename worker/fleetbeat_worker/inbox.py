@@ -160,7 +160,7 @@ class Inbox:
             ("XREADGROUP", "GROUP", GROUP, consumer, "COUNT", min(READ_STEP, count - start), "STREAMS", INBOX, ">")
             for start in range(0, count, READ_STEP)
         ]
-        return Errand(self._client, [take_out_command(done) if done else ("PING",), *reads])
+        return Errand(self._client, [take_out_command(done, consumer) if done else ("PING",), *reads])
 
     def fetch(self, errand: Errand) -> tuple[list[Entry], bool]:
         """Return the entries that were sent for, and whether they are all that came: of large ones some stay pending.
@@ -191,9 +191,16 @@ class Inbox:
     def take_over(self, consumer: str, ids: Sequence[str], idle_seconds: float) -> list[Entry]:
         """Take pending entries that were idle for a time; each one's delivery count rises by one.
 
-        Entries that another took first, or that are gone from the stream, are not in the answer.
+        Entries that another took first, or that are gone from the stream, are not in the answer. As they are read in
+        steps, only the first of them are taken if they are large.
         """
-        return _entries(self._client.xclaim(INBOX, GROUP, consumer, int(idle_seconds * 1000), list(ids)))
+        idle = int(idle_seconds * 1000)
+        entries: list[Entry] = []
+        for start in range(0, len(ids), READ_STEP):
+            entries += _entries(self._client.xclaim(INBOX, GROUP, consumer, idle, list(ids[start : start + READ_STEP])))
+            if _size(entries) >= READ_BYTES:
+                break
+        return entries
 
     def renew(self, consumer: str, ids: Sequence[str]) -> None:
         """Say that the holder lives: the leases begin anew, the delivery counts stay."""
@@ -204,9 +211,9 @@ class Inbox:
         idle = int(lease_seconds * 1000)
         self._client.xclaim(INBOX, GROUP, consumer, 0, list(ids), idle=idle, retrycount=deliveries, justid=True)
 
-    def acknowledge(self, ids: Sequence[str]) -> None:
-        """Remove entries that are in SQL: acknowledged, deleted and counted, or nothing of it."""
-        take_out(self._client, ids)
+    def acknowledge(self, ids: Sequence[str], consumer: str) -> None:
+        """Remove entries that a consumer stored in SQL: acknowledged, deleted and counted, or nothing of it."""
+        take_out(self._client, ids, consumer)
 
     def account(self) -> Account:
         """Return whether anything left the inbox that no worker took out."""
@@ -254,6 +261,11 @@ class Inbox:
         """Return the id of the newest entry, or None if there is none."""
         newest = self._client.xrevrange(INBOX, count=1)
         return _text(newest[0][0]) if newest else None
+
+    def first_id(self) -> str | None:
+        """Return the id of the oldest entry, or None if there is none."""
+        oldest = self._client.xrange(INBOX, count=1)
+        return _text(oldest[0][0]) if oldest else None
 
     def holds_through(self, entry_id: str) -> bool:
         """Return whether an entry up to and including this one is still there."""

@@ -31,7 +31,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from fleetbeat_shared.errors import DatabaseUnavailable
 from fleetbeat_shared.messages import Reason
 from fleetbeat_worker.database import writing
-from fleetbeat_worker.inbox import READ_STEP, Entry, Inbox, is_missing
+from fleetbeat_worker.inbox import Entry, Inbox, is_missing
 from fleetbeat_worker.log import Complaint, logger
 from fleetbeat_worker.metrics import BATCH_MESSAGES, BATCH_SECONDS, DATABASE_FAILURES, TAKEN_OVER, count, observe
 from fleetbeat_worker.transactions import put_right, send_replies, set_aside, store_entries
@@ -56,6 +56,9 @@ BLOCK_SECONDS = 0.2
 """How long one wait for messages lasts: between two, the job looks whether it should end."""
 PACE_SECONDS = 0.05
 """Batches that aren't full follow each other no faster: twenty commits a second cost little, fifty cost twice that."""
+FAIR_SHARE_SECONDS = 0.5
+"""How long a job that finds the database there works before it makes room."""
+DATABASE_IS_BACK = "The database takes messages again."
 PUT_RIGHT_SECONDS = 1.0
 """How long after a message of an unknown session the registration that it overtook is looked for again."""
 FIRST_PAUSE_SECONDS = 0.1
@@ -115,9 +118,11 @@ class Ingest:
         self._look_for_expired_at = 0.0
         self._put_right_at: float | None = None
         self._last_commit_at = 0.0
-        self._complaint = Complaint()
+        self._complaint = Complaint("database", "ingest")
         self._database_is_there = False
         self._database_pause = 0.0
+        self._share_ends_at = 0.0
+        self._ends_at = 0.0
         self.stored = 0
         """Entries that this run stored (or set aside)."""
 
@@ -126,26 +131,40 @@ class Ingest:
 
         Raises redis-py's errors when Redis is away.
         """
-        ends_at = time.monotonic() + seconds
+        self._ends_at = time.monotonic() + seconds
         quiet_since = time.monotonic()
         with _few_collections(), self._leases_renewed():
             while True:
                 if not self._database_ready():
                     quiet_since = time.monotonic()
-                elif unit := self._next_unit(min(BLOCK_SECONDS, max(0.0, ends_at - time.monotonic()))):
+                elif unit := self._next_unit(min(BLOCK_SECONDS, max(0.0, self._ends_at - time.monotonic()))):
                     self._process(unit)
                     quiet_since = time.monotonic()
                 elif time.monotonic() - quiet_since >= self._settings.linger_seconds and self._put_right_at is None:
+                    self._complaint.over(DATABASE_IS_BACK)  # nothing is left that it could refuse
                     break
                 self._put_right_when_due()
-                # Not before the first batch: sweeps that take longer than their interval would leave no room for any.
-                if time.monotonic() >= ends_at or self._stop() or (self._database_is_there and self._make_room()):
+                if self._is_over() or self._gives_way():
                     break
+            self._ends_at = 0.0  # so that nothing more is sent for
             self._acknowledge()
-            if self._ahead is not None:
-                self._lay_down(self._ahead)
+            if self._ahead is not None:  # laid down, it would wait until somebody looks for it
+                unit, self._ahead = self._ahead, None
+                self._process(unit)
         self._inbox.leave(self._consumer)
         return self.stored
+
+    def _is_over(self) -> bool:
+        return time.monotonic() >= self._ends_at or self._stop()
+
+    def _gives_way(self) -> bool:
+        """Return whether other work waits and this one had its share.
+
+        Sweeps that take longer than their interval would leave no room for any message otherwise, and a job that stores
+        one batch costs several times what the batch does.
+        """
+        has_had_share = self._database_is_there and time.monotonic() >= self._share_ends_at
+        return has_had_share and self._make_room()
 
     def _next_unit(self, block_seconds: float) -> Unit | None:
         if self._ahead is not None:
@@ -180,7 +199,7 @@ class Ingest:
 
     def _take_over(self, pending: Sequence[Pending], idle_seconds: float) -> Unit | None:
         deliveries = pending[0].deliveries
-        size = {0: READ_STEP, DIED_TOGETHER: SUSPECTS_TOGETHER}.get(deliveries, 1)
+        size = {0: len(pending), DIED_TOGETHER: SUSPECTS_TOGETHER}.get(deliveries, 1)
         ids = [item.id for item in pending[:size] if item.deliveries == deliveries]
         entries = self._inbox.take_over(self._consumer, ids, idle_seconds)
         if deliveries:
@@ -210,7 +229,7 @@ class Ingest:
         else:
             # Only now: a database whose disk is full, or of which a table is locked, answers all the same.
             self._database_pause = 0.0
-            self._complaint.over("The database takes messages again.")
+            self._complaint.over(DATABASE_IS_BACK)
             self.stored += len(unit.entries)
             self._last_commit_at = 0.0 if self._is_full(unit) or unit.deliveries else time.monotonic()
             self._ahead = self._fetch(errand)
@@ -226,7 +245,7 @@ class Ingest:
         Not beside what a dead worker left: the death of this one would be blamed on both. Nor when its turn has come.
         """
         looks_for_others = self._own_may_be_pending or time.monotonic() >= self._look_for_expired_at
-        if not looks_for_others and not unit.deliveries and self._is_full(unit):
+        if not looks_for_others and not unit.deliveries and self._is_full(unit) and not self._is_over():
             with suppress(RedisConnectionError, RedisTimeout):
                 return self._inbox.send_for(self._consumer, self._settings.batch_size, self._stored)
         self._acknowledge()
@@ -252,7 +271,7 @@ class Ingest:
     def _acknowledge(self) -> None:
         """Acknowledge what was stored and not acknowledged yet."""
         if self._stored:
-            self._patiently(lambda: self._inbox.acknowledge(self._stored))
+            self._patiently(lambda: self._inbox.acknowledge(self._stored, self._consumer))
             self._stored = []
 
     def _lay_down(self, unit: Unit, errand: Errand | None = None) -> None:
@@ -308,6 +327,7 @@ class Ingest:
             self._trouble_with_database(error)
             return False
         self._database_is_there = True
+        self._share_ends_at = time.monotonic() + FAIR_SHARE_SECONDS
         return True
 
     def _trouble_with_database(self, error: DatabaseUnavailable) -> None:

@@ -10,9 +10,10 @@ import signal
 import time
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from rq import Queue, get_current_job
+from rq.job import Job
 
 from fleetbeat_shared.connection import connect
 from fleetbeat_shared.errors import DatabaseUnavailable, FleetbeatError
@@ -20,7 +21,7 @@ from fleetbeat_shared.names import QUEUE
 from fleetbeat_shared.settings import Settings
 from fleetbeat_worker.database import open_engine
 from fleetbeat_worker.ingest import Ingest
-from fleetbeat_worker.log import logger
+from fleetbeat_worker.log import Complaint
 from fleetbeat_worker.prune import Cutoffs, prune as run_prune
 from fleetbeat_worker.sweep import sweep as run_sweep
 
@@ -49,38 +50,61 @@ class RefusedJob(FleetbeatError):
 def ingest() -> int:
     """Move messages from the inbox to SQL; return how many."""
     with _tools() as (settings, client, engine), _asked_to_stop() as asked:
-        queue = Queue(QUEUE, connection=client, serializer="json")
         job = get_current_job()
         consumer = (job and job.worker_name) or f"process-{os.getpid()}"
-        run = Ingest(client, engine, settings, consumer, stop=asked, make_room=lambda: queue.count > 0)
+        # Not for another ingest job: it would do what this one does.
+        waits = lambda: any(not job_id.startswith(b"ingest-") for job_id in waiting_ids(client))  # noqa: E731 - one look
+        run = Ingest(client, engine, settings, consumer, stop=asked, make_room=waits)
         return run.run(settings.sweep_seconds)
 
 
 def sweep() -> None:
     """Flag the silent agents. With the database away there are no verdicts; the next sweep tries again."""
     with _tools() as (settings, client, engine), _asked_to_stop():
+        complaint = Complaint("database", "sweep")
         try:
             run_sweep(client, engine, settings)
         except DatabaseUnavailable as error:
-            logger.warning("Verdicts wait: %s", error)
+            complaint.trouble(f"Verdicts wait: {error}")
+        else:
+            complaint.over("The database can be used again; verdicts go on.")
+
+
+def waiting_ids(client: Redis) -> list[bytes]:
+    """Return the ids of the first jobs that wait in the queue. Raises redis-py's errors."""
+    # Read raw: RQ fails at an id that is no text, which the workers remove.
+    return cast("list[bytes]", client.lrange(Queue.redis_queue_namespace_prefix + QUEUE, 0, 99))
+
+
+def withdraw(client: Redis) -> None:
+    """Take our waiting jobs out of the queue: whoever starts workers next enqueues others. Raises redis-py's errors."""
+    queue = Queue(QUEUE, connection=client, serializer="json")
+    for job_id in waiting_ids(client):
+        if job_id.startswith((b"ingest-", b"sweep-", b"prune-")):
+            queue.remove(job_id.decode())
+            client.delete(Job.key_for(job_id.decode()))
 
 
 def prune() -> None:
     """Remove what is older than its age, for a while, and until other work waits; the next one goes on."""
     with _tools() as (settings, client, engine), _asked_to_stop() as asked:
-        queue = Queue(QUEUE, connection=client, serializer="json")
+        complaint = Complaint("database", "prune")
         started = time.monotonic()
 
         def stop() -> bool:
             worked = time.monotonic() - started
-            return asked() or worked >= PRUNE_SECONDS or (worked >= PRUNE_UNDISTURBED_SECONDS and queue.count > 0)
+            return (
+                asked() or worked >= PRUNE_SECONDS or bool(worked >= PRUNE_UNDISTURBED_SECONDS and waiting_ids(client))
+            )
 
         try:
             cutoffs = Cutoffs.of(engine, settings, datetime.now(UTC))
             if cutoffs is not None:
                 run_prune(engine, cutoffs, stop=stop)
         except DatabaseUnavailable as error:
-            logger.warning("Old rows wait: %s", error)
+            complaint.trouble(f"Old rows wait: {error}")
+        else:
+            complaint.over("The database can be used again; old rows go.")
 
 
 def refuse(why: str) -> None:

@@ -10,13 +10,16 @@ from rq import Queue, Worker
 from rq.serializers import JSONSerializer
 
 from fleetbeat_shared.names import GROUP, INBOX, QUEUE
+from fleetbeat_worker.flow import read_sample
 from fleetbeat_worker.inbox import Inbox
+from fleetbeat_worker.pools import read_pools, recent_flow
 
 if TYPE_CHECKING:
     from datetime import datetime
 
     from redis import Redis
 
+    from fleetbeat_worker.flow import Flow
     from fleetbeat_worker.inbox import Horizon
 
 
@@ -34,6 +37,17 @@ class WorkerState:
     last_heartbeat_at: datetime | None
     """By the worker's own clock."""
 
+    def to_json(self) -> dict[str, Any]:
+        """Return what JSON shows of it."""
+        return {
+            "name": self.name,
+            "state": self.state,
+            "hostname": self.hostname,
+            "pid": self.pid,
+            "job_id": self.job_id,
+            "last_heartbeat_at": self.last_heartbeat_at,
+        }
+
 
 @dataclass(frozen=True, slots=True)
 class QueueState:
@@ -48,12 +62,20 @@ class QueueState:
     jobs_started: int
     jobs_failed: int
     workers: tuple[WorkerState, ...]
+    oldest_id: str | None
+    """The id of the oldest entry that isn't in SQL; the watermark is when it was received."""
+    flow: Flow
 
     @property
     def lag_seconds(self) -> float | None:
         """How far the watermark is behind; None when ids of the future hide it."""
         watermark = self.horizon.watermark
         return None if watermark is None else (self.horizon.now - watermark).total_seconds()
+
+    @property
+    def seconds_to_empty(self) -> float | None:
+        """How long the inbox takes to be empty if all goes on as it does; None if it never will be, or nobody knows."""
+        return self.flow.seconds_to_empty(self.horizon.backlog)
 
     def to_json(self) -> dict[str, Any]:
         """Return what `fleetbeat queue --json` prints."""
@@ -62,21 +84,17 @@ class QueueState:
             "now": self.horizon.now,
             "watermark": self.horizon.watermark,
             "backlog": self.horizon.backlog,
-            "lag_seconds": None if lag is None else round(lag, 3),
+            "lag_seconds": _rounded(lag),
+            "oldest": {"id": self.oldest_id, "received_at": self.horizon.watermark, "age_seconds": _rounded(lag)}
+            if self.oldest_id
+            else None,
+            "arrival_rate": _rounded(self.flow.arrival_rate),
+            "drain_rate": _rounded(self.flow.drain_rate),
+            "seconds_to_empty": _rounded(self.seconds_to_empty),
             "lost": self.lost,
             "pending": [{"consumer": name, "entries": number} for name, number in self.pending.items()],
             "jobs": {"waiting": self.jobs_waiting, "started": self.jobs_started, "failed": self.jobs_failed},
-            "workers": [
-                {
-                    "name": worker.name,
-                    "state": worker.state,
-                    "hostname": worker.hostname,
-                    "pid": worker.pid,
-                    "job_id": worker.job_id,
-                    "last_heartbeat_at": worker.last_heartbeat_at,
-                }
-                for worker in self.workers
-            ],
+            "workers": [worker.to_json() for worker in self.workers],
         }
 
 
@@ -93,17 +111,24 @@ def read_queue(client: Redis) -> QueueState:
         # Without cleanup: looking must not move jobs from one registry to another.
         jobs_started=queue.started_job_registry.get_job_count(cleanup=False),
         jobs_failed=queue.failed_job_registry.get_job_count(cleanup=False),
-        workers=tuple(
-            WorkerState(
-                name=worker.name,
-                state=str(worker.get_state()),
-                hostname=worker.hostname,
-                pid=worker.pid,
-                job_id=worker.get_current_job_id(),
-                last_heartbeat_at=worker.last_heartbeat,
-            )
-            for worker in sorted(read_workers(queue), key=lambda worker: worker.name)
-        ),
+        workers=read_worker_states(client),
+        oldest_id=inbox.first_id(),
+        flow=recent_flow(read_pools(client), read_sample(client)),
+    )
+
+
+def read_worker_states(client: Redis) -> tuple[WorkerState, ...]:
+    """Return the RQ workers of our queue, by name. Raises redis-py's errors."""
+    return tuple(
+        WorkerState(
+            name=worker.name,
+            state=str(worker.get_state()),
+            hostname=worker.hostname,
+            pid=worker.pid,
+            job_id=worker.get_current_job_id(),
+            last_heartbeat_at=worker.last_heartbeat,
+        )
+        for worker in sorted(read_workers(_queue(client)), key=lambda worker: worker.name)
     )
 
 
@@ -125,6 +150,10 @@ def read_workers(queue: Queue) -> list[Any]:
     finally:
         # To look at a worker RQ makes one, and that gives our client the seven minutes of a worker's patience.
         options["socket_timeout"] = patience
+
+
+def _rounded(number: float | None) -> float | None:
+    return None if number is None else round(number, 3)
 
 
 def _pending(client: Redis) -> dict[str, int]:

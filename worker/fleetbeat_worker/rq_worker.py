@@ -94,6 +94,8 @@ class FleetbeatWorker(Worker):
     """A worker that lets its job end in order when it is asked to stop, and that no malformed job takes down."""
 
     job_class = FleetbeatJob
+    max_connection_wait_time = 5.0
+    """Between two looks whether Redis is there again; RQ's is a minute."""
 
     def handle_warm_shutdown_request(self) -> None:
         """Pass the request on: an ingest job ends after its batch instead of at the end of its time."""

@@ -25,6 +25,7 @@ COMMANDS = {
     "queue": ("queue:queue", "Show the inbox, the RQ jobs and the workers."),
     "rejected": ("rejected:rejected", "Look at messages that were set aside, and requeue them."),
     "worker": ("worker:worker", "Run workers and the dispatcher."),
+    "workers": ("workers:workers", "List the workers of all machines, and change how many there are."),
     "sweep": ("sweep:sweep", "Look for silent agents now."),
     "acl": ("acl:acl", "Print the least rights that agents and workers need in Redis."),
     "db": ("db:db", "Upgrade, check, measure and prune the database."),

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from redis import Redis
     from sqlalchemy import Engine
 
+    from fleetbeat_worker.autoscale import Bounds
+
 T = TypeVar("T")
 
 ROW_ID = click.IntRange(1, 2**63 - 1)
@@ -115,6 +117,24 @@ class States(click.ParamType[frozenset[State]]):
             return frozenset(State(word.strip().lower()) for word in str(value).split(","))
         except ValueError:
             self.fail(f"{value!r} is no state; there are {', '.join(State)}.", param, ctx)
+
+
+class BoundsType(click.ParamType["Bounds"]):
+    """The least and the most workers of a pool: `1:8`."""
+
+    name = "MIN:MAX"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Bounds:  # noqa: ANN401
+        """Return the bounds that a text names."""
+        from fleetbeat_worker.autoscale import MOST_WORKERS, Bounds
+
+        if isinstance(value, Bounds):
+            return value
+        try:
+            return Bounds.parse(str(value))
+        except ValueError:
+            message = f"{value!r} is no range of workers; write for example 1:8, within 0 and {MOST_WORKERS}."
+            self.fail(message, param, ctx)
 
 
 def asked_to_stop() -> Callable[[], bool]:

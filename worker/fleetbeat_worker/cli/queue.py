@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 @json_option
 @common_options
 def queue(*, settings: Settings, as_json: bool) -> None:
-    """Show the backlog, who holds how much of it, the RQ jobs and the workers."""
+    """Show the backlog, its oldest message, who holds how much of it, how fast it grows or shrinks, and who works."""
     with open_redis(settings) as client, redis_errors(settings.redis_url):
         state = read_queue(client)
     if as_json:
@@ -46,6 +46,10 @@ def _text(state: QueueState) -> RenderableType:
             (f"{state.jobs_failed:,} failed", "bold yellow" if state.jobs_failed else ""),
         ),
     ]
+    if state.oldest_id:
+        age = "of an unknown age" if state.lag_seconds is None else f"{format_duration(state.lag_seconds)} old"
+        parts.insert(1, Text.assemble(("Oldest   ", "bold"), safe(state.oldest_id), f", {age}"))
+    parts.insert(-1, Text.assemble(("Flow     ", "bold"), _flow_text(state)))
     if state.lost:
         removed = f"{counted(state.lost, 'message')} removed unread; some agent trims the inbox: "
         hint = "fleetbeat events --type inbox_trimmed"
@@ -60,6 +64,17 @@ def _text(state: QueueState) -> RenderableType:
         for name, number in holders.items()
     ]
     return Group(*parts)
+
+
+def _flow_text(state: QueueState) -> str:
+    arrival, drain = state.flow.arrival_rate, state.flow.drain_rate
+    if arrival is None or drain is None:
+        return "unknown; a pool of workers measures it"
+    if state.seconds_to_empty is None:
+        outlook = "; it will not be empty"
+    else:
+        outlook = f"; empty in {format_duration(round(state.seconds_to_empty))}" if state.horizon.backlog else ""
+    return f"{arrival:,.0f}/s come, {drain:,.0f}/s are stored{outlook}"
 
 
 def _names(state: QueueState) -> set[str]:

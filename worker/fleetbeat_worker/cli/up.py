@@ -59,7 +59,7 @@ def _run(
     server.start()
     try:
         prepare_database(settings, asked)
-        pool = Pool(settings, workers, exporter)
+        pool = Pool(settings, workers, exporter=exporter)
         pool.start()
         try:
             click.echo(_greeting(settings))

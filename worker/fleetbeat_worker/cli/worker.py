@@ -12,11 +12,13 @@ import click
 from fleetbeat_shared.connection import connect, place, redis_errors
 from fleetbeat_shared.errors import DatabaseUnavailable
 from fleetbeat_worker import jobs, schema
-from fleetbeat_worker.cli.options import asked_to_stop, common_options, example, metrics_options
+from fleetbeat_worker.autoscale import Bounds
+from fleetbeat_worker.cli.options import BoundsType, asked_to_stop, common_options, example, metrics_options
 from fleetbeat_worker.database import open_engine
 from fleetbeat_worker.inbox import Inbox
 from fleetbeat_worker.log import Complaint, logger, set_up
 from fleetbeat_worker.pool import Pool
+from fleetbeat_worker.queue_state import count_workers
 from fleetbeat_worker.sweep import sweep
 
 if TYPE_CHECKING:
@@ -30,16 +32,29 @@ BURST_LOOK_SECONDS = 0.1
 
 
 @click.command(
-    epilog=example("fleetbeat worker -n 2", "fleetbeat worker --burst", "fleetbeat worker -n 4 --metrics-port 9180")
+    epilog=example(
+        "fleetbeat worker -n 2",
+        "fleetbeat worker --autoscale 1:8",
+        "fleetbeat worker --burst",
+        "fleetbeat worker -n 4 --metrics-port 9180",
+    )
 )
 @click.option("-n", "--workers", type=click.IntRange(1, 64), default=1, show_default=True, help="How many RQ workers.")
+@click.option(
+    "--autoscale",
+    "bounds",
+    type=BoundsType(),
+    metavar="MIN:MAX",
+    help="Let their number follow the lag, within this range; it begins with -n.",
+)
 @click.option("--burst", is_flag=True, help="Store what is in the inbox now, sweep once, and exit.")
 @common_options
 @metrics_options
-def worker(*, settings: Settings, workers: int, burst: bool) -> None:
+def worker(*, settings: Settings, workers: int, bounds: Bounds | None, burst: bool) -> None:
     """Run RQ workers and a dispatcher until Ctrl-C or SIGTERM.
 
     Redis or the database may be away, at the start or later: the workers wait for them and say so.
+    While they run, fleetbeat workers scale changes how many they are.
     """
     set_up(settings.log_level)
     # A URL that is none of Redis's ends us here, with its name; each child would fail at it again and again.
@@ -49,7 +64,11 @@ def worker(*, settings: Settings, workers: int, burst: bool) -> None:
     exporter = open_exporter(settings)
     prepare_database(settings, asked)
     if not asked():
-        run_pool(settings, workers, burst=burst, asked=asked, exporter=exporter)
+        bounds = bounds or Bounds(workers, workers)
+        workers = bounds.clamp(workers)
+        logger.info("Workers run", extra={"workers": workers, "redis": place(settings.redis_url)})
+        run_pool(settings, Pool(settings, workers, bounds, exporter), burst=burst, asked=asked)
+        logger.info("Workers ended")
 
 
 def open_exporter(settings: Settings) -> Exporter | None:
@@ -66,7 +85,7 @@ def prepare_database(settings: Settings, asked: Callable[[], bool]) -> None:
 
     Raises SchemaOutdated, SettingsError.
     """
-    complaint = Complaint()
+    complaint = Complaint("database", "parent")
     pause = 0.1
     while not asked():
         engine = open_engine(settings.sql_url)
@@ -83,20 +102,15 @@ def prepare_database(settings: Settings, asked: Callable[[], bool]) -> None:
             engine.dispose()
 
 
-def run_pool(
-    settings: Settings, workers: int, *, burst: bool, asked: Callable[[], bool], exporter: Exporter | None
-) -> None:
+def run_pool(settings: Settings, pool: Pool, *, burst: bool, asked: Callable[[], bool]) -> None:
     """Run a pool until asked to stop, or until the inbox is drained."""
-    pool = Pool(settings, workers, exporter)
     pool.start()
-    logger.info("Workers run", extra={"workers": workers, "redis": place(settings.redis_url)})
     drained = _drained(settings) if burst else lambda: False
     while not asked() and not drained():
         pool.look_after(BURST_LOOK_SECONDS if burst else LOOK_SECONDS)
     pool.stop()
     if burst and not asked():
-        _sweep_once(settings)
-    logger.info("Workers ended")
+        _end_burst(settings)
 
 
 def _drained(settings: Settings) -> Callable[[], bool]:
@@ -119,11 +133,14 @@ def _drained(settings: Settings) -> Callable[[], bool]:
     return drained
 
 
-def _sweep_once(settings: Settings) -> None:
+def _end_burst(settings: Settings) -> None:
+    """Sweep, and leave no job behind that the dispatcher enqueued in its last moments."""
     engine = open_engine(settings.sql_url)
     try:
         client = connect(settings.redis_url, timeout_seconds=jobs.WORKER_TIMEOUT_SECONDS)
         with closing(client), redis_errors(settings.redis_url):
             sweep(client, engine, settings)
+            if not count_workers(client):
+                jobs.withdraw(client)
     finally:
         engine.dispose()

@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+import threading
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+from acceptance.place import PATIENCE_SECONDS
+from fleetbeat_shared.names import GROUP, INBOX
+from helpers import eventually, heartbeat, register, send
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from uuid import UUID
+
+    from redis import Redis
+
+    from acceptance.place import Place
+
+
+def workers(place: Place) -> Any:
+    return place.json("fleetbeat", "workers")
+
+
+def eventually_running(place: Place, *numbers: int) -> None:
+    """Wait until pools run so many workers each, in any order, and RQ knows just as many."""
+
+    def look() -> bool:
+        found = workers(place)
+        running = sorted(len(pool["worker_pids"]) for pool in found["pools"])
+        return running == sorted(numbers) and len(found["workers"]) == sum(numbers)
+
+    eventually(look, within_seconds=PATIENCE_SECONDS)
+
+
+@contextmanager
+def flood(redis: Redis, session: UUID) -> Iterator[list[str]]:
+    """Send heartbeats as long as the block lasts; yield what was sent so far."""
+    sent: list[str] = []
+    enough = threading.Event()
+
+    def send_all() -> None:
+        while not enough.is_set():
+            texts = [f"page {len(sent) + number}" for number in range(20)]
+            send(redis, *(heartbeat(session, progress=progress) for progress in texts))
+            sent.extend(texts)
+            enough.wait(0.01)
+
+    thread = threading.Thread(target=send_all)
+    thread.start()
+    try:
+        yield sent
+    finally:
+        enough.set()
+        thread.join()
+
+
+def test_scaled_up_and_down_under_load(pipeline: Place, redis: Redis) -> None:
+    """From one worker to three and back while messages flow, without a restart: each is stored once, none is held."""
+    session = uuid4()
+    send(redis, register("torv", session, interval_seconds=3600))
+    pool = pipeline.start("fleetbeat", "worker", FLEETBEAT_BATCH_SIZE="20", FLEETBEAT_LEASE_SECONDS="3600")
+    eventually_running(pipeline, 1)
+    with flood(redis, session) as sent:
+        pipeline.eventually_state("torv", "ok")
+        assert "will have 3 workers." in pipeline.run("fleetbeat", "workers", "scale", "3").stdout
+        eventually_running(pipeline, 3)
+        pipeline.run("fleetbeat", "workers", "scale", "1")
+        eventually_running(pipeline, 1)
+    eventually(lambda: redis.xlen(INBOX) == 0, within_seconds=PATIENCE_SECONDS)
+    assert redis.xpending(INBOX, GROUP)["pending"] == 0
+    events = pipeline.json("fleetbeat", "events", "--type", "heartbeat", "--limit", "1000000")["events"]
+    assert sorted(event["text"] for event in events) == sorted(sent)
+    assert "WARNING" not in pool.stderr
+    queue = pipeline.json("fleetbeat", "queue")
+    assert (queue["oldest"], queue["seconds_to_empty"]) == (None, 0.0)
+    assert queue["drain_rate"] is not None
+    assert [worker["rate"] is not None for worker in workers(pipeline)["workers"]] == [True]
+
+
+def test_two_pools_are_listed_and_scaled(pipeline: Place, redis: Redis) -> None:
+    """N is spread over the pools, or goes to the one that is named; after Redis lost its data both are there again."""
+    assert "No pool of workers runs" in pipeline.run("fleetbeat", "workers", "scale", "2", exits=1).stderr
+    assert "No worker runs" in pipeline.run("fleetbeat", "workers").stdout
+    first = pipeline.start("fleetbeat", "worker")
+    second = pipeline.start("fleetbeat", "worker")
+    eventually_running(pipeline, 1, 1)
+    told = pipeline.json("fleetbeat", "workers", "scale", "3")["pools"]
+    assert sorted((pool["wanted"], pool["heard"]) for pool in told) == [("1", True), ("2", True)]
+    eventually_running(pipeline, 1, 2)
+    pools = {pool["pid"]: pool["id"] for pool in workers(pipeline)["pools"]}
+    assert set(pools) == {first.process.pid, second.process.pid}
+    pipeline.run("fleetbeat", "workers", "scale", "0", "--pool", pools[first.process.pid])
+    pipeline.run("fleetbeat", "workers", "scale", "--auto", "1:3", "--pool", pools[second.process.pid])
+    assert "is the chosen one" in pipeline.run("fleetbeat", "workers", "scale", "1", "--host", "x", exits=1).stderr
+    pipeline.run("fleetbeat", "workers", "scale", exits=2)
+    pipeline.run("fleetbeat", "workers", "scale", "129", exits=2)
+    redis.flushall()
+    eventually(lambda: len(workers(pipeline)["pools"]) == 2, within_seconds=PATIENCE_SECONDS)
+    assert {pool["pid"]: pool["wanted"] for pool in workers(pipeline)["pools"]} == {
+        first.process.pid: "0",
+        second.process.pid: "1:3",
+    }
+    first.process.terminate()
+    assert first.ends().exit_status == 0
+    eventually(lambda: len(workers(pipeline)["pools"]) == 1, within_seconds=PATIENCE_SECONDS)
+
+
+def test_a_pool_goes_on_without_its_helpers(pipeline: Place, redis: Redis) -> None:
+    """When the dispatcher and the steward are killed, others take their places, with what was wanted last."""
+    worker = pipeline.start("fleetbeat", "worker")
+    eventually_running(pipeline, 1)
+    pipeline.run("fleetbeat", "workers", "scale", "2")
+    eventually_running(pipeline, 2)
+    pids = {each["pid"] for each in workers(pipeline)["workers"]}
+    for child in worker.children():
+        if child.pid not in pids and child.ppid() == worker.process.pid:
+            child.kill()
+    redis.delete("fleetbeat:pools", "fleetbeat:wanted")
+    send(redis, register("hint", uuid4(), interval_seconds=3600))
+    pipeline.eventually_state("hint", "pending")
+    eventually_running(pipeline, 2)
+    assert {each["pid"] for each in workers(pipeline)["workers"]} == pids
+
+
+def test_a_backlog_brings_workers(pipeline: Place, redis: Redis) -> None:
+    """A pool without any worker that may follow the lag has one as soon as messages wait for too long."""
+    worker = pipeline.start("fleetbeat", "worker")
+    eventually_running(pipeline, 1)
+    pipeline.run("fleetbeat", "workers", "scale", "0")
+    eventually_running(pipeline, 0)
+    send(redis, register("torv", uuid4(), interval_seconds=3600))
+    pipeline.run("fleetbeat", "workers", "scale", "--auto", "0:2")
+    pipeline.eventually_state("torv", "pending")
+    worker.says('"workers": 1')
+    assert "lag_seconds" in worker.stderr
