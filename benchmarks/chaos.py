@@ -57,7 +57,7 @@ def kill_workers(here: Place) -> None:
 def kill_and_stop_half(here: Place) -> None:
     """Half-way, kill half of the workers and end the others in order; the pool starts them again."""
     time.sleep(LOAD_SECONDS / 2)
-    for number, victim in enumerate(here.family(here.pools[0], recursive=False)[1:]):
+    for number, victim in enumerate(here.family(here.pools[0], recursive=False)[2:]):
         if number % 2:
             with suppress(psutil.NoSuchProcess):
                 victim.terminate()

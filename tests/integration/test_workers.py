@@ -115,13 +115,13 @@ def test_killed_workers_under_load_lose_nothing(redis: Redis, database: Engine, 
 
 
 def test_children_that_die_are_started_again(redis: Redis, on_sqlite: Settings) -> None:
-    """The dispatcher and every worker that is killed come back."""
+    """The dispatcher, the steward and every worker that is killed come back."""
     with running_pool(on_sqlite, workers=2) as pool:
         eventually(lambda: len(Worker.all(queue=queue(redis))) == 2)
         before = {child.pid for child in children(pool)}
         for child in children(pool):
             child.kill()
-        eventually(lambda: len({child.pid for child in children(pool)} - before) == 3)
+        eventually(lambda: len({child.pid for child in children(pool)} - before) == 4)
         eventually(lambda: sum(worker.get_state() == "idle" for worker in Worker.all(queue=queue(redis))) >= 2)
 
 

@@ -198,7 +198,7 @@ class Fleet(RuleBasedStateMachine):
         """Store what was taken, also if others have done so meanwhile."""
         store_entries(self.engine, entries, self.inbox.horizon().now, SETTINGS)
         if acknowledges:
-            self.inbox.acknowledge([entry.id for entry in entries])
+            self.inbox.acknowledge([entry.id for entry in entries], "standing still")
 
     @rule()
     def sweep(self) -> None:
@@ -329,4 +329,5 @@ TestFleet = Fleet.TestCase
 if hypothesis.settings.get_current_profile_name() == "long":
     TestFleet.settings = hypothesis.settings(max_examples=1000, stateful_step_count=50, deadline=None)
 else:
-    TestFleet.settings = hypothesis.settings(max_examples=12, stateful_step_count=30, deadline=None)
+    # The same steps each time: who changes something shall meet what the change broke, and nothing else.
+    TestFleet.settings = hypothesis.settings(max_examples=15, stateful_step_count=40, deadline=None, derandomize=True)

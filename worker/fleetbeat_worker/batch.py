@@ -327,8 +327,13 @@ class Batch:
             detail = f"no session {message.session_id} is registered"
             self.reject(entry, Reason.UNKNOWN_SESSION, detail, message, awaits=message.session_id)
             return
-        if agent.ended_at is not None or position <= agent.lifecycle_entry or message.id in self.facts.applied:
-            return  # a replay, ended already, or overtaken by a newer registration
+        if position <= agent.lifecycle_entry or message.id in self.facts.applied:
+            return  # a replay, or overtaken by a newer registration
+        if agent.ended_at is not None:
+            # It ended before, but a registration between the two that comes late must open it for nobody.
+            agent.lifecycle_entry = position
+            agent.set(lifecycle_entry=position)
+            return
         said: Row = {"error": message.error, "exit_status": message.exit_status}
         said = {name: value for name, value in said.items() if value is not None}
         agent.set(**said)
