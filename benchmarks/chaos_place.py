@@ -74,7 +74,7 @@ class Place:
         return pool
 
     def family(self, pool: subprocess.Popen[bytes], *, recursive: bool = True) -> list[psutil.Process]:
-        """Return the processes that a pool started, the dispatcher and the steward first; without their own, if not recursive."""
+        """Return what a pool started, the dispatcher and the steward first; without their own, if not recursive."""
         with suppress(psutil.NoSuchProcess):
             return sorted(psutil.Process(pool.pid).children(recursive=recursive), key=lambda child: child.pid)
         return []

@@ -36,7 +36,7 @@ from fleetbeat_worker.steward import Orders, Report, new_mandate, run_steward
 from fleetbeat_worker.troubles import PipeRelay, Troubles
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from multiprocessing.connection import Connection
     from multiprocessing.context import ForkProcess
 
@@ -140,13 +140,13 @@ class Pool:
             if child.process is not None:
                 child.process.terminate()
                 child.ends_by = now + STOP_SECONDS
+        self._hang_up()  # or the steward would wait for an answer
         # Those that are leaving were asked already; RQ's worker takes a second request for an order to drop its job.
         for child in (*self._children, *self._leaving):
             while child.process is not None and not _has_left(child):
                 child.process.join(max(0.0, child.ends_by - time.monotonic()))
         self._troubles.read(self._told_read)
         self._leaving.clear()
-        self._hang_up()
         if self._exporter is not None:
             self._exporter.close()
         for file in (self._alive_read, self._alive_write, self._told_read, self._told_write):
@@ -187,7 +187,8 @@ class Pool:
             self._hang_up()
             self._to_steward, self._to_parent = _FORK.Pipe()
         not_its_own = self._exporter if child.role != "exporter" else None
-        prepare = partial(_prepare_child, self._alive_read, self._alive_write, self._told_write, not_its_own)
+        parents = [held for held in (self._to_steward, not_its_own) if held is not None]
+        prepare = partial(_prepare_child, self._alive_read, self._alive_write, self._told_write, parents)
         arguments = (prepare, child.main, self._settings)
         child.process = _FORK.Process(target=_child_main, args=arguments, name=f"fleetbeat-{child.role}")
         # A signal between the fork and the moment that the child is ready for it would be lost on the parent's handler.
@@ -237,10 +238,14 @@ def _child_main(prepare: Callable[[], None], main: Callable[[Settings], None], s
     main(settings)
 
 
-def _prepare_child(alive_read: int, alive_write: int, told_write: int, exporter: Exporter | None) -> None:
+def _prepare_child(
+    alive_read: int, alive_write: int, told_write: int, parents: Sequence[Connection | Exporter]
+) -> None:
     os.close(alive_write)
-    if exporter is not None:
-        exporter.close()  # a worker that outlives the pool to end its batch would keep the port from the next one
+    for held in parents:
+        # The pipe to the steward ends with the parent alone; and a worker that outlives the pool, to end its batch, would
+        # keep the port from the next one.
+        held.close()
     os.setpgid(0, 0)  # Ctrl-C in a terminal reaches the parent alone, which ends us in order
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)

@@ -12,6 +12,7 @@ import secrets
 import socket
 import time
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -136,12 +137,13 @@ class Steward:
 
     def _exchange(self, orders: Orders) -> Report | None:
         """Tell the parent, and hear what is there; None if it doesn't answer."""
-        while self._parent.poll():
-            self._parent.recv()  # an answer that came too late
-        self._parent.send(orders)
-        if not self._parent.poll(ANSWER_SECONDS):
-            return None
-        answer = self._parent.recv()
+        answer = None
+        with suppress(EOFError, BrokenPipeError):  # it ends, or is gone
+            while self._parent.poll():
+                self._parent.recv()  # an answer that came too late
+            self._parent.send(orders)
+            if self._parent.poll(ANSWER_SECONDS):
+                answer = self._parent.recv()
         return answer if isinstance(answer, Report) else None
 
     def _state(self, report: Report, sample: Sample) -> pools.PoolState:
