@@ -107,7 +107,7 @@ def test_killed_workers_under_load_lose_nothing(redis: Redis, database: Engine, 
             victims = eventually(lambda: children(pool, recursive=True))
             with suppress(psutil.NoSuchProcess):  # a job that has just ended
                 victims[number % len(victims)].kill()
-            eventually(lambda: len(children(pool)) == 3)
+            eventually(lambda: len(children(pool)) == 4)
         eventually(lambda: backlog(redis) == 0, within_seconds=60)
     assert stored_ids(database) == sorted(beat.id for beat in beats)
     assert rejected(database) == []
