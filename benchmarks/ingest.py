@@ -3,8 +3,9 @@
 What is measured, in each run, for each fleet, on one database:
 
   ingest        the inbox holds all heartbeats; one process drains it with `fleetbeat_worker.ingest.Ingest`, as the
-                job `ingest` does, from opening the connections to the last acknowledgement
-  the limit     a Valkey list holds as many; a loop by hand stores them, without any queue library (limit.py)
+                job `ingest` does, from opening the connections to the last acknowledgement, 4,000 at a time
+  the limit     a Valkey list holds as many; a loop by hand stores them, 1,000 at a time, without any queue library
+                (limit.py)
   other queues  each holds one job for each heartbeat, which validates and stores it with the code of a batch
                 (single_jobs.py); their workers have imported everything; from the first job that is stored to the last
 
@@ -265,7 +266,7 @@ def report(title: str, found: Found) -> None:
 @click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Processes of ours.")
 @click.option("--jobs", type=click.IntRange(1), default=1_000, show_default=True, help="For each other queue.")
 @click.option("--others/--no-others", default=True, show_default=True, help="Whether to measure other queues.")
-@click.option("--batch-size", type=click.IntRange(1, 10_000), default=1_000, show_default=True)
+@click.option("--batch-size", type=click.IntRange(1, 10_000), default=Settings().batch_size, show_default=True)
 @click.option("--runs", type=click.IntRange(1), default=5, show_default=True, help="How often all is measured.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
 def main(*, database: str, agents: Sequence[int], others: bool, as_json: bool, **sizes: int) -> None:

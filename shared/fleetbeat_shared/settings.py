@@ -53,7 +53,7 @@ class Settings(BaseModel):
         default=2, description="How many intervals an agent may miss before it is degraded."
     )
     batch_size: Annotated[int, Field(ge=1, le=10_000)] = Field(
-        default=1000, description="How many messages one database transaction stores at most."
+        default=4000, description="How many messages one database transaction stores at most."
     )
     lease_seconds: Annotated[float, Field(ge=0.5, le=3600)] = Field(
         default=30.0,

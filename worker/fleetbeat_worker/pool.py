@@ -243,8 +243,8 @@ def _prepare_child(
 ) -> None:
     os.close(alive_write)
     for held in parents:
-        # The pipe to the steward ends with the parent alone; and a worker that outlives the pool, to end its batch, would
-        # keep the port from the next one.
+        # The pipe to the steward ends with the parent alone; and a worker that outlives the pool, to end its batch,
+        # would keep the port from the next one.
         held.close()
     os.setpgid(0, 0)  # Ctrl-C in a terminal reaches the parent alone, which ends us in order
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -172,7 +172,7 @@ def _oldest_moment(
     buffered = max(
         (message.buffered_seconds or 0 for _, message in messages if isinstance(message, Heartbeat)), default=0
     )
-    received = min(entry.milliseconds for entry, _ in messages)
+    received = min(map(int, {entry.id.partition("-")[0] for entry, _ in messages}))  # many share a millisecond
     oldest = min(received, to_milliseconds(now)) - round(buffered * 1000)
     # A registration counts from the agent's last sign, which may lie before an outage.
     known = (agents[message.session_id].since for message in registrations if message.session_id in agents)
