@@ -31,8 +31,8 @@ BUSY_SECONDS = 5.0
 
 CACHE_KIBIBYTES = 65_536
 WAL_PAGES = 16_384
-"""64 MiB each of SQLite's, instead of 2 and 4. A batch of a large fleet changes some thousand pages here and there: they
-are written several times before it ends if they don't fit, and copied to the file after each batch."""
+"""64 MiB each of SQLite's, instead of 2 and 4. A batch of a large fleet changes some thousand pages here and there:
+they are written several times before it ends if they don't fit, and copied to the file after each batch."""
 
 _ROLLED_BACK = {"40001", "40P01"}
 """PostgreSQL's serialization_failure and deadlock_detected: the transaction is gone, the next try will do."""
