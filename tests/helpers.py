@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import socket
+import threading
 import time
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -20,7 +22,7 @@ from fleetbeat_worker.ingest import Ingest
 from fleetbeat_worker.tables import Agent, Base, Event, Liveness, OutageRow, Pipeline, RejectedMessage, StoredHeartbeat
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
     from uuid import UUID
 
@@ -102,6 +104,28 @@ def send(client: Redis, *messages: Register | Heartbeat | Deregister | bytes, at
             wire = message if isinstance(message, bytes) else message.to_wire()
             pipe.xadd(INBOX, {FIELD: wire}, id=entry_id)
         return [found.decode() for found in pipe.execute()]
+
+
+@contextmanager
+def flood(redis: Redis, session_id: UUID) -> Iterator[list[str]]:
+    """Send heartbeats as long as the block lasts; yield what was sent so far."""
+    sent: list[str] = []
+    enough = threading.Event()
+
+    def send_all() -> None:
+        while not enough.is_set():
+            texts = [f"page {len(sent) + number}" for number in range(10)]
+            send(redis, *(heartbeat(session_id, progress=progress) for progress in texts))
+            sent.extend(texts)
+            enough.wait(0.01)
+
+    thread = threading.Thread(target=send_all)
+    thread.start()
+    try:
+        yield sent
+    finally:
+        enough.set()
+        thread.join()
 
 
 def send_spread(client: Redis, *messages: Register | Heartbeat | Deregister | bytes) -> None:

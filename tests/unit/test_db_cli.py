@@ -4,34 +4,19 @@ import json
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-import pytest
 from click.testing import CliRunner, Result
 from ops_fixtures import put_event, put_rejected, put_sweep
 from sqlalchemy import select
 
-from fleetbeat_worker import schema
 from fleetbeat_worker.cli import main
 from fleetbeat_worker.cli.exit_codes import DONE, REFUSED, USAGE
-from fleetbeat_worker.database import open_engine, reading
+from fleetbeat_worker.database import reading
 from fleetbeat_worker.prune import FIRST_ROWS, LEAST_ROWS, MOST_ROWS, SLICE_SECONDS, next_size
 from fleetbeat_worker.tables import Base, Event
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
+    import pytest
     from sqlalchemy import Engine
-
-
-@pytest.fixture
-def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
-    """Return the database that the commands use."""
-    url = f"sqlite:///{tmp_path / 'fleet.db'}"
-    monkeypatch.setenv("FLEETBEAT_DATABASE_URL", url)
-    made = open_engine(url)
-    schema.upgrade(made)
-    yield made
-    made.dispose()
 
 
 def ago(days: float) -> datetime:

@@ -7,25 +7,10 @@ import pytest
 from click.testing import CliRunner
 from ops_fixtures import put_agent
 
-from fleetbeat_worker import schema
 from fleetbeat_worker.cli import main
-from fleetbeat_worker.database import open_engine
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
     from sqlalchemy import Engine
-
-
-@pytest.fixture
-def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
-    url = f"sqlite:///{tmp_path / 'fleet.db'}"
-    monkeypatch.setenv("FLEETBEAT_DATABASE_URL", url)
-    made = open_engine(url)
-    schema.upgrade(made)
-    yield made
-    made.dispose()
 
 
 def tasks(*args: str) -> Any:
