@@ -117,7 +117,8 @@ class Ingest:
         self._own_may_be_pending = True
         self._look_for_expired_at = 0.0
         self._put_right_at: float | None = None
-        self._last_commit_at = 0.0
+        self._taken_at = 0.0
+        self._paced_from = 0.0
         self._complaint = Complaint("database", "ingest")
         self._database_is_there = False
         self._database_pause = 0.0
@@ -208,8 +209,9 @@ class Ingest:
         return Unit(entries, deliveries) if entries else None
 
     def _fresh_unit(self, block_seconds: float) -> Unit | None:
-        time.sleep(max(0.0, min(PACE_SECONDS, self._last_commit_at + PACE_SECONDS - time.monotonic())))
+        time.sleep(max(0.0, min(PACE_SECONDS, self._paced_from + PACE_SECONDS - time.monotonic())))
         entries = self._inbox.read(self._consumer, self._settings.batch_size, block_seconds)
+        self._taken_at = time.monotonic()
         return Unit(entries, 0) if entries else None
 
     def _process(self, unit: Unit) -> None:
@@ -231,7 +233,7 @@ class Ingest:
             self._database_pause = 0.0
             self._complaint.over(DATABASE_IS_BACK)
             self.stored += len(unit.entries)
-            self._last_commit_at = 0.0 if self._is_full(unit) or unit.deliveries else time.monotonic()
+            self._paced_from = 0.0 if self._is_full(unit) or unit.deliveries else self._taken_at
             self._ahead = self._fetch(errand)
             self._stored += unit.ids
             if self._ahead is None:
