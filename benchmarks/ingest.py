@@ -177,14 +177,15 @@ def enrol(engine: Engine, count: int) -> list[UUID]:
     now = time.time_ns() // 1_000_000
     agents: Table = Agent.__table__  # type: ignore[assignment] # a mapped class has a Table
     liveness: Table = Liveness.__table__  # type: ignore[assignment] # as above
-    columns = ("session_id", "agent_name", "interval_seconds", "grace_seconds", "parallel", "registered_at")
+    named = ("session_id", "agent_name", "parallel", "lifecycle_entry")
+    judged = ("session_id", "state", "state_changed_at", "deadline_at", "registered_at", "interval_seconds")
     for start in range(0, count, ROWS_AT_ONCE):
         part = list(enumerate(sessions[start : start + ROWS_AT_ONCE], start))
         with writing(engine) as connection:
-            rows = [(session, f"agent-{number:07}", 30.0, 1.5, False, now, 0) for number, session in part]
-            bulk.insert(connection, agents, (*columns, "lifecycle_entry"), rows)
-            states = [(session, "pending", now, now + 61_500) for _, session in part]
-            bulk.insert(connection, liveness, ("session_id", "state", "state_changed_at", "deadline_at"), states)
+            names = [(session, f"agent-{number:07}", False, 0) for number, session in part]
+            bulk.insert(connection, agents, named, names)
+            rows = [(session, "pending", now, now + 61_500, now, 30.0, 1.5) for _, session in part]
+            bulk.insert(connection, liveness, (*judged, "grace_seconds"), rows)
     return sessions
 
 

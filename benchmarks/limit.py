@@ -59,11 +59,14 @@ def _sqlite(url: str) -> tuple[Store, Callable[[], None]]:
         ]
         sessions = list({row[1] for row in heartbeats})
         connection.execute("BEGIN IMMEDIATE")
-        query = f"""SELECT session_id, agent_name, interval_seconds, grace_seconds FROM agents
-                    WHERE ended_at IS NULL AND session_id IN ({", ".join("?" * len(sessions))})"""  # noqa: S608 - places
+        query = f"""SELECT session_id, interval_seconds, grace_seconds FROM liveness
+                    WHERE state != 'ended' AND session_id IN ({_places(sessions)})"""  # noqa: S608 - question marks
         agents = {row[0]: row for row in connection.execute(query, sessions)}
         heartbeats = [row for row in heartbeats if row[1] in agents]
         spoken = [row for row in heartbeats if row[5]]
+        speakers = list({row[1] for row in spoken})
+        query = f"SELECT session_id, agent_name FROM agents WHERE session_id IN ({_places(speakers)})"  # noqa: S608 - as above
+        names = dict(connection.execute(query, speakers))
         connection.executemany(
             """INSERT INTO heartbeats (id, session_id, received_at, seen_at, sent_at, progress, work_item_id)
                VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING""",
@@ -71,12 +74,12 @@ def _sqlite(url: str) -> tuple[Store, Callable[[], None]]:
         )
         connection.executemany(
             "UPDATE liveness SET state = 'ok', last_seen_at = ?, deadline_at = ? WHERE session_id = ?",
-            [(now, now + round(1000 * (row[2] * MISSED + row[3])), row[0]) for row in agents.values()],
+            [(now, now + round(1000 * (row[1] * MISSED + row[2])), row[0]) for row in agents.values()],
         )
         connection.executemany(
             """INSERT INTO events (type, occurred_at, session_id, agent_name, message_id, text)
                VALUES ('heartbeat', ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING""",
-            [(now, row[1], agents[row[1]][1], row[0], row[5]) for row in spoken],
+            [(now, row[1], names[row[1]], row[0], row[5]) for row in spoken],
         )
         connection.executemany(
             "UPDATE agents SET progress = ?, current_work = ?, work_item_id = ?, reported_at = ? WHERE session_id = ?",
@@ -85,6 +88,10 @@ def _sqlite(url: str) -> tuple[Store, Callable[[], None]]:
         connection.execute("COMMIT")
 
     return store, connection.close
+
+
+def _places(values: Sequence[bytes]) -> str:
+    return ", ".join("?" * len(values))
 
 
 def _postgresql(url: str) -> tuple[Store, Callable[[], None]]:
@@ -96,13 +103,18 @@ def _postgresql(url: str) -> tuple[Store, Callable[[], None]]:
         sessions = list({m.session_id for m in messages})
         with connection.cursor() as cursor:
             cursor.execute(
-                """SELECT session_id, agent_name, interval_seconds, grace_seconds FROM agents
-                   WHERE ended_at IS NULL AND session_id = ANY (%s)""",
+                """SELECT session_id, interval_seconds, grace_seconds FROM liveness
+                   WHERE state != 'ended' AND session_id = ANY (%s)""",
                 (sessions,),
             )
             agents: dict[UUID, tuple[Any, ...]] = {row[0]: row for row in cursor.fetchall()}
             known = [m for m in messages if m.session_id in agents]
             spoken = [m for m in known if m.progress]
+            cursor.execute(
+                "SELECT session_id, agent_name FROM agents WHERE session_id = ANY (%s)",
+                (list({m.session_id for m in spoken}),),
+            )
+            names = dict(cursor.fetchall())
             seconds = now / 1000
             cursor.execute(
                 """INSERT INTO heartbeats (id, session_id, received_at, seen_at, sent_at, progress, work_item_id)
@@ -123,7 +135,7 @@ def _postgresql(url: str) -> tuple[Store, Callable[[], None]]:
                 """UPDATE liveness AS t
                    SET state = 'ok', last_seen_at = to_timestamp(%s), deadline_at = to_timestamp(due)
                    FROM unnest(%s::uuid[], %s::float8[]) AS v (session_id, due) WHERE t.session_id = v.session_id""",
-                (seconds, list(agents), [seconds + row[2] * MISSED + row[3] for row in agents.values()]),
+                (seconds, list(agents), [seconds + row[1] * MISSED + row[2] for row in agents.values()]),
             )
             said = (
                 [m.session_id for m in spoken],
@@ -134,7 +146,7 @@ def _postgresql(url: str) -> tuple[Store, Callable[[], None]]:
                    SELECT 'heartbeat', to_timestamp(%s), session_id, agent_name, id, progress
                    FROM unnest(%s::uuid[], %s::text[], %s::text[], %s::uuid[])
                         AS v (session_id, progress, agent_name, id) ON CONFLICT DO NOTHING""",
-                (seconds, *said, [agents[m.session_id][1] for m in spoken], [m.id for m in spoken]),
+                (seconds, *said, [names[m.session_id] for m in spoken], [m.id for m in spoken]),
             )
             cursor.execute(
                 """UPDATE agents AS t SET progress = v.progress, current_work = v.progress, work_item_id = v.item,

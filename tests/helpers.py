@@ -221,8 +221,8 @@ def enrol(client: Redis, engine: Engine, settings: Settings, *names: str, **fiel
 
 
 _TIMES = (
-    (Liveness, ("last_seen_at", "deadline_at", "state_changed_at")),
-    (Agent, ("registered_at", "ended_at", "reported_at")),
+    (Liveness, ("registered_at", "last_seen_at", "deadline_at", "state_changed_at")),
+    (Agent, ("ended_at", "reported_at")),
     (OutageRow, ("started_at", "ended_at")),
     (Pipeline, ("watermark", "last_sweep_at")),
 )

@@ -2,16 +2,22 @@ from __future__ import annotations
 
 import threading
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from sqlalchemy import text
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import BigInteger, Boolean, Column, Double, Integer, LargeBinary, Text, select, text
 
 from fleetbeat_shared.errors import DatabaseUnavailable, SchemaOutdated
 from fleetbeat_shared.identifiers import new_message_id
 from fleetbeat_worker import schema
+from fleetbeat_worker.column_types import Identifier, JsonObject
 from fleetbeat_worker.database import open_engine, reading, writing
 from fleetbeat_worker.partitions import make_partitions, partition_name
+from fleetbeat_worker.store.arrays import array_of, element_type
+from fleetbeat_worker.tables import Agent, Liveness
 from helpers import count_heartbeats, drain, enrol, heartbeat, quick_settings, redis_time, schema_differences, send
 
 if TYPE_CHECKING:
@@ -53,6 +59,53 @@ def test_the_migrations_make_the_tables_of_the_code(database: Engine) -> None:
     """On both databases, Alembic finds nothing that the migrated one lacks or has too much."""
     assert schema_differences(database) == []
     schema.check(database)
+
+
+def test_promises_survive_the_move_to_liveness(redis: Redis, redis_url: str, database: Engine) -> None:
+    """What agents promised, and when they were registered, is the same after the migration there and back."""
+    settings = quick_settings(redis_url, str(database.url))
+    enrol(redis, database, settings, "torv", interval_seconds=7.5, grace_seconds=2)
+    enrol(redis, database, settings, "hint", schedule="15 8 * * *", time_zone="Europe/Berlin")
+
+    def promises() -> list[Any]:
+        with reading(database) as connection:
+            query = select(Agent.agent_name, *Liveness.__table__.columns).join(Liveness.__table__)
+            return list(connection.execute(query.order_by(Agent.agent_name)).all())
+
+    before = promises()
+    assert [(row.interval_seconds, row.schedule) for row in before] == [(None, "15 8 * * *"), (7.5, None)]
+    config = Config()
+    config.set_main_option("script_location", str(Path(schema.__file__).parent / "migrations"))
+    with writing(database) as connection:
+        config.attributes["connection"] = connection
+        command.downgrade(config, "0002")
+        there = connection.execute(text("SELECT grace_seconds FROM agents ORDER BY agent_name")).scalars()
+        assert list(there) == [60, 2]
+    assert schema.upgrade(database)
+    assert promises() == before
+    assert schema_differences(database) == []
+
+
+VALUES: list[tuple[Column[Any], Any]] = [
+    (Column("a", Identifier), [new_message_id(), new_message_id()]),
+    (Column("a", BigInteger), [-(2**63), 2**63 - 1]),
+    (Column("a", Integer), [-(2**31), 2**31 - 1]),
+    (Column("a", Double), [-0.1, 1e300]),
+    (Column("a", Boolean), [True, False]),
+    (Column("a", Text), ["", "NULL", '{"Ωmega", \\\\ 🚀}']),
+    (Column("a", LargeBinary), [b"", b"\x00\xff"]),
+    (Column("a", JsonObject), [{}, {"a": [1, None, "Ω"]}]),
+]
+
+
+@pytest.mark.parametrize(("column", "values"), VALUES, ids=lambda value: str(getattr(value, "type", "values")))
+def test_arrays_arrive_as_they_were(postgresql: Engine, column: Column[Any], values: list[Any]) -> None:
+    """PostgreSQL reads each type's values as they are, with and without NULL among them, and an empty array."""
+    for sent in (values, [None, *values, None], [None], []):
+        with postgresql.connect() as connection:
+            query = f"SELECT * FROM unnest(CAST(%s AS {element_type(column)}[]))"  # noqa: S608 - a type of ours
+            found = connection.exec_driver_sql(query, (array_of(column, sent),)).scalars()
+            assert list(found) == sent
 
 
 def test_postgresql_is_never_upgraded_unasked(empty: str) -> None:

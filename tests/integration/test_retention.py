@@ -120,12 +120,16 @@ def put_events(engine: Engine, *moments: datetime) -> None:
 def put_session(engine: Engine, name: str, *, ended_at: datetime | None = None, **columns: Any) -> UUID:
     """Store a session that was last heard, and ended, at `ended_at`, or is live and was last heard now."""
     key, seen = new_message_id(), columns.pop("last_seen_at", ended_at or NOW)
-    known = {"session_id": key, "agent_name": name, "interval_seconds": 30.0, "grace_seconds": 2.0, "parallel": False}
-    known |= {"registered_at": days(400), "lifecycle_entry": 1, "ended_at": ended_at} | columns
     moments = {"state_changed_at": seen, "last_seen_at": seen, "deadline_at": seen + timedelta(seconds=62)}
+    moments |= {"registered_at": columns.pop("registered_at", days(400))}
+    promise = {"interval_seconds": columns.pop("interval_seconds", 30.0), "grace_seconds": 2.0}
+    known = {"session_id": key, "agent_name": name, "parallel": False, "lifecycle_entry": 1, "ended_at": ended_at}
+    known |= columns
     with writing(engine) as connection:
         connection.execute(insert(Agent).values(known))
-        connection.execute(insert(Liveness).values(session_id=key, state="ended" if ended_at else "ok", **moments))
+        connection.execute(
+            insert(Liveness).values(session_id=key, state="ended" if ended_at else "ok", **moments, **promise)
+        )
     return key
 
 

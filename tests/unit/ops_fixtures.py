@@ -32,10 +32,7 @@ def put_agent(engine: Engine, name: str, *, at: datetime = NOON, state: str = "o
     agent = {
         "session_id": session_id,
         "agent_name": name,
-        "interval_seconds": interval,
-        "grace_seconds": 2.0,
         "parallel": False,
-        "registered_at": at - seconds(3600) if state != "pending" else at,
         "lifecycle_entry": 1,
     }
     if "metadata" in columns:
@@ -46,7 +43,12 @@ def put_agent(engine: Engine, name: str, *, at: datetime = NOON, state: str = "o
         "state_changed_at": at,
         "last_seen_at": seen,
         "deadline_at": deadline,
+        "interval_seconds": interval,
+        "grace_seconds": 2.0,
+        "registered_at": at - seconds(3600) if state != "pending" else at,
     }
+    promised = ("registered_at", "schedule", "time_zone", "grace_seconds")
+    liveness |= {name: columns.pop(name) for name in promised if name in columns}
     with writing(engine) as connection:
         connection.execute(insert(Agent).values(agent | columns))
         connection.execute(insert(Liveness).values(liveness))

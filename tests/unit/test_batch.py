@@ -38,7 +38,9 @@ def new_batch(
     """Begin a batch an hour after noon, with agents as an earlier batch left them."""
     since = NOON + seconds(watermark) if watermark is not None else None
     facts = Facts(NOON + seconds(3600), since, list(outages), missed_limit=2, tasks=tasks or {})
-    stored = {a.session_id: replace(a, settings={}, reports={}, is_new=False, seen=False) for a in agents}
+    stored = {
+        a.session_id: replace(a, settings={}, reports={}, is_new=False, seen=False, promised=False) for a in agents
+    }
     return Batch(facts, stored)
 
 
@@ -81,8 +83,9 @@ def test_a_registration_makes_a_pending_agent() -> None:
     agent = only(batch)
     assert (agent.state, agent.last_seen_at, agent.is_new) == (State.PENDING, None, True)
     assert agent.deadline_at == NOON + seconds(61.5)
-    expected = {"project": "p", "current_work": "sorting", "metadata": {"a": 1}, "grace_seconds": 1.5}
+    expected = {"project": "p", "current_work": "sorting", "metadata": {"a": 1}}
     assert expected.items() <= agent.settings.items()
+    assert (agent.promised, agent.promise.grace_seconds) == (True, 1.5)
     assert kinds(batch) == ["registered"]
 
 
@@ -265,15 +268,12 @@ def test_a_registration_may_change_to_a_schedule() -> None:
     agent = registered()
     batch = new_batch(agent)
     apply(batch, register("torv", agent.session_id, schedule="15 * * * *", time_zone="Europe/Berlin"), 20)
-    settings = only(batch).settings
-    assert (settings["interval_seconds"], settings["schedule"], settings["time_zone"]) == (
-        None,
-        "15 * * * *",
-        "Europe/Berlin",
-    )
+    promise = only(batch).promise
+    assert (promise.interval_seconds, promise.schedule, promise.time_zone) == (None, "15 * * * *", "Europe/Berlin")
+    assert only(batch).promised
     assert only(batch).deadline_at == NOON + seconds(75 * 60 + 60)
     apply(batch, register("torv", agent.session_id), 30)
-    assert (only(batch).settings["schedule"], only(batch).settings["time_zone"]) == (None, None)
+    assert (only(batch).promise.schedule, only(batch).promise.time_zone) == (None, None)
 
 
 def test_what_a_registration_says_overrules_earlier_reports_only() -> None:

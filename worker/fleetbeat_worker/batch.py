@@ -52,27 +52,43 @@ STRAY_MILLISECONDS = 86_400_000
 
 _OWN_ID = re.compile(rb'"id"\s*:\s*"([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})"', re.IGNORECASE)
 
+_MORE_THAN_A_SIGN = frozenset({*REPORTED, "reply"})
+_UNTROUBLED = frozenset({State.PENDING, State.OK})
+
 _said_by = attrgetter(*REPORTED)
 _NOTHING_SAID = (None,) * len(REPORTED)
 
 
 @dataclass(slots=True)
-class AgentRecord:
-    """A session as SQL has it, and as the batch leaves it."""
+class LivenessRecord:
+    """What a session promised and when it was seen, as SQL has it, and as the batch leaves it."""
 
     session_id: UUID
-    agent_name: str
     promise: Promise
-    parallel: bool
     registered_at: int
-    ended_at: int | None
-    lifecycle_entry: int
-    reported: tuple[int, int] | None
-    """`seen_at` and position of the newest heartbeat that said anything."""
     state: State
     state_changed_at: int
     last_seen_at: int | None
     deadline_at: int
+    seen: bool = field(default=False, kw_only=True)
+    """Whether any of this changed."""
+
+    @property
+    def since(self) -> int:
+        """From when on silence counts: the last heartbeat, or the registration if that is newer."""
+        return self.registered_at if self.last_seen_at is None else max(self.registered_at, self.last_seen_at)
+
+
+@dataclass(slots=True)
+class AgentRecord(LivenessRecord):
+    """All that a batch may need to know of a session."""
+
+    agent_name: str
+    parallel: bool
+    ended_at: int | None
+    lifecycle_entry: int
+    reported: tuple[int, int] | None
+    """`seen_at` and position of the newest heartbeat that said anything."""
     open_tasks: int | None = None
     stale_tasks: int | None = None
     settings: Row = field(default_factory=dict)
@@ -80,13 +96,8 @@ class AgentRecord:
     reports: Row = field(default_factory=dict)
     """Columns of `agents` that heartbeats changed."""
     is_new: bool = False
-    seen: bool = False
-    """Whether `liveness` changed."""
-
-    @property
-    def since(self) -> int:
-        """From when on silence counts: the last heartbeat, or the registration if that is newer."""
-        return self.registered_at if self.last_seen_at is None else max(self.registered_at, self.last_seen_at)
+    promised: bool = False
+    """Whether a registration changed what `liveness` has of it."""
 
     def set(self, **settings: Any) -> None:  # noqa: ANN401 - columns have many types
         """Set columns of `agents`; what an earlier heartbeat of the batch reported for them is overruled."""
@@ -118,6 +129,8 @@ class Batch:
 
     facts: Facts
     agents: dict[UUID, AgentRecord]
+    plain: dict[UUID, LivenessRecord] = field(default_factory=dict)
+    """Sessions of which the batch has only heartbeats that `is_plain` tells: no more of them is needed."""
     heartbeats: list[tuple[Any, ...]] = field(default_factory=list)
     """Rows of `HEARTBEAT_COLUMNS`."""
     strays: list[tuple[UUID, int]] = field(default_factory=list)
@@ -166,13 +179,14 @@ class Batch:
             self.replies.append((message.id, Reply(ok=False, code=reason.value, session_id=message.session_id)))
 
     def _beat(self, entry: Entry, message: Heartbeat) -> None:
-        agent = self.agents.get(message.session_id)
-        if agent is None:
+        record = self.plain.get(message.session_id) or self.agents.get(message.session_id)
+        if record is None:
             detail = f"no session {message.session_id} is registered"
             self.reject(entry, Reason.UNKNOWN_SESSION, detail, message, awaits=message.session_id)
             return
+        agent = record if isinstance(record, AgentRecord) else None
         received_at, position = entry.arrival(self.facts.now)
-        if agent.ended_at is not None and position > agent.lifecycle_entry:
+        if agent is not None and agent.ended_at is not None and position > agent.lifecycle_entry:
             detail = f"the session of {agent.agent_name} ended at {from_milliseconds(agent.ended_at).isoformat()}"
             self.reject(entry, Reason.SESSION_ENDED, detail, message)
             return
@@ -180,16 +194,20 @@ class Batch:
         if message.buffered_seconds:
             seen_at -= round(message.buffered_seconds * 1000)
         said = _said_by(message)
-        counted = self._count_tasks(agent, message) if self.facts.tasks else {}
+        counted = self._count_tasks(agent, message) if agent is not None and self.facts.tasks else {}
         stored = _said_by(message.model_copy(update=counted)) if counted else said
         sent_at = to_milliseconds(message.sent_at)
         self.heartbeats.append((message.id, message.session_id, received_at, seen_at, sent_at, *stored))
         if abs((message.id.int >> 80) - received_at) >= STRAY_MILLISECONDS:
             self.strays.append((message.id, received_at))
+        if agent is None:
+            self._see(record, seen_at)
+            return
         if message.progress:
             self._event(EventType.HEARTBEAT, seen_at, agent, message_id=message.id, text=message.progress)
         order = (seen_at, position)
-        self._see(agent, order)
+        # A heartbeat of before the session was opened anew says nothing of it now.
+        self._see(agent, seen_at, counts=agent.reported is None or order >= agent.reported)
         if said != _NOTHING_SAID or agent.agent_name in self.facts.tasks:
             self._report(agent, order, dict(zip(REPORTED, said, strict=True)), counted)
         if message.reply:
@@ -202,26 +220,25 @@ class Batch:
             )
             self.replies.append((message.id, answer))
 
-    def _see(self, agent: AgentRecord, order: tuple[int, int]) -> None:
-        """Move `last_seen_at` forward, and what hangs on it; an older heartbeat moves nothing."""
-        seen_at = order[0]
-        if agent.last_seen_at is not None and seen_at <= agent.last_seen_at:
+    def _see(self, record: LivenessRecord, seen_at: int, *, counts: bool = True) -> None:
+        """Move `last_seen_at` forward, and if it counts what hangs on it; an older heartbeat moves nothing."""
+        if record.last_seen_at is not None and seen_at <= record.last_seen_at:
             return
-        before, agent.last_seen_at = agent.since, seen_at
-        agent.seen = True
-        if agent.state is State.ENDED or (agent.reported is not None and order < agent.reported):
-            return  # a heartbeat of before the session was opened anew says nothing of it now
-        agent.deadline_at = self._deadline(agent.promise, agent.since)
-        if agent.state is State.OK:
+        before, record.last_seen_at = record.since, seen_at
+        record.seen = True
+        if record.state is State.ENDED or not counts:
+            return
+        record.deadline_at = self._deadline(record.promise, record.since)
+        if record.state is State.OK:
             return
         # A heartbeat that waited somewhere for long fills history, and revives nobody.
         watermark = self.facts.watermark
-        if watermark is not None and self._deadline(agent.promise, seen_at) <= watermark:
+        if watermark is not None and self._deadline(record.promise, seen_at) <= watermark:
             return
-        if agent.state is State.DEGRADED:
+        if isinstance(record, AgentRecord) and record.state is State.DEGRADED:
             detail = {"silent_seconds": (seen_at - before) / 1000}
-            self._event(EventType.RECOVERED, seen_at, agent, detail=detail)
-        self._change_state(agent, State.OK, seen_at)
+            self._event(EventType.RECOVERED, seen_at, record, detail=detail)
+        self._change_state(record, State.OK, seen_at)
 
     def _count_tasks(self, agent: AgentRecord, message: Heartbeat) -> Row:
         """Return the counts of tasks that a heartbeat left out, as they are now."""
@@ -274,13 +291,13 @@ class Batch:
             agent.registered_at, agent.ended_at = received_at, None
             agent.reported = (received_at, position)
             reported = {"reported_at": received_at, "reported_entry": position}
-            agent.set(registered_at=received_at, ended_at=None, exit_status=None, error=None, **reported)
+            agent.set(ended_at=None, exit_status=None, error=None, **reported)
             self._change_state(agent, State.PENDING, received_at)
         agent.agent_name, agent.promise, agent.parallel = message.agent_name, promise, message.parallel
         agent.lifecycle_entry = position
         agent.deadline_at = self._deadline(promise, agent.since)
-        agent.seen = True
-        agent.set(**_settings(message, promise, position))
+        agent.seen = agent.promised = True
+        agent.set(**_settings(message, position))
         promised = message.model_dump(
             mode="json",
             exclude_none=True,
@@ -304,7 +321,7 @@ class Batch:
             state_changed_at=received_at,
             last_seen_at=None,
             deadline_at=received_at,
-            settings={"registered_at": received_at, "ended_at": None},
+            settings={"ended_at": None},
             is_new=True,
         )
         self.agents[message.session_id] = agent
@@ -349,8 +366,8 @@ class Batch:
         detail = {"lived_seconds": (ended_at - agent.registered_at) / 1000, **detail}
         self._event(EventType.DEREGISTERED, ended_at, agent, message_id=message_id, detail=detail)
 
-    def _change_state(self, agent: AgentRecord, state: State, changed_at: int) -> None:
-        agent.state, agent.state_changed_at, agent.seen = state, changed_at, True
+    def _change_state(self, record: LivenessRecord, state: State, changed_at: int) -> None:
+        record.state, record.state_changed_at, record.seen = state, changed_at, True
 
     def _deadline(self, promise: Promise, since: int) -> int:
         allowed = allowed_silence_seconds(promise, self.facts.missed_limit)
@@ -381,6 +398,20 @@ class Batch:
                 "detail": detail,
             }
         )
+
+
+def is_plain(message: Register | Heartbeat | Deregister, record: LivenessRecord, oldest: int) -> bool:
+    """Return whether a message changes nothing but `liveness`: no name, no report and no order of messages matters.
+
+    That is a heartbeat that says nothing and asks for no answer, of a session that is pending or ok and was opened
+    before it. `oldest` is a moment before which no message of the batch was sent.
+    """
+    return (
+        record.registered_at < oldest
+        and isinstance(message, Heartbeat)
+        and _MORE_THAN_A_SIGN.isdisjoint(message.model_fields_set)
+        and record.state in _UNTROUBLED
+    )
 
 
 class Understood(NamedTuple):
@@ -421,14 +452,10 @@ def _promise(message: Register) -> Promise:
     )
 
 
-def _settings(message: Register, promise: Promise, position: int) -> Row:
+def _settings(message: Register, position: int) -> Row:
     """Return the columns of `agents` that a registration sets; what it may leave out is kept if it does."""
     settings = {
         "agent_name": message.agent_name,
-        "interval_seconds": promise.interval_seconds,
-        "schedule": promise.schedule,
-        "time_zone": promise.time_zone,
-        "grace_seconds": promise.grace_seconds,
         "parallel": message.parallel,
         "lifecycle_entry": position,
     }

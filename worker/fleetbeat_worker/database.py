@@ -6,6 +6,7 @@ An engine belongs to the process that made it: none is carried across a fork.
 from __future__ import annotations
 
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ from sqlalchemy.exc import (
 )
 
 from fleetbeat_shared.errors import DatabaseUnavailable, SettingsError
+from fleetbeat_worker.store.arrays import Array
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -72,6 +74,7 @@ def _open_postgresql(url: Any) -> Engine:  # noqa: ANN401 - SQLAlchemy's URL
 
 
 def _prepare_postgresql(connection: Any, _record: object) -> None:  # noqa: ANN401 - the driver's connection
+    connection.adapters.register_dumper(Array, _array_dumper())
     # By SET, not as a start-up option, which connection poolers refuse.
     connection.execute(f"SET lock_timeout = {int(BUSY_SECONDS * 1000)}")
     connection.execute("SET timezone = 'UTC'")
@@ -81,6 +84,23 @@ def _prepare_postgresql(connection: Any, _record: object) -> None:  # noqa: ANN4
         "SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'"
     )
     connection.commit()
+
+
+@lru_cache
+def _array_dumper() -> type:
+    from psycopg.adapt import Dumper
+    from psycopg.pq import Format
+
+    class ArrayDumper(Dumper):
+        """Sends an array as it is; each statement says of which type it is."""
+
+        format = Format.BINARY
+        oid = 0
+
+        def dump(self, obj: Array) -> bytes:
+            return obj
+
+    return ArrayDumper
 
 
 def _open_sqlite(url: Any) -> Engine:  # noqa: ANN401 - SQLAlchemy's URL

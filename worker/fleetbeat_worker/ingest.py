@@ -30,6 +30,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from fleetbeat_shared.errors import DatabaseUnavailable
 from fleetbeat_shared.messages import Reason
+from fleetbeat_worker.batch import Understood, understand
 from fleetbeat_worker.database import writing
 from fleetbeat_worker.inbox import Entry, Inbox, is_missing
 from fleetbeat_worker.log import Complaint, logger
@@ -79,11 +80,47 @@ class Unit:
     entries: list[Entry]
     deliveries: int
     """The delivery count that they had before they were taken."""
+    understood: Understood | None = None
+    """What they hold, if that is known already."""
 
     @property
     def ids(self) -> list[str]:
         """The entries' ids."""
         return [entry.id for entry in self.entries]
+
+
+class Ahead:
+    """The next entries, fetched and understood by a thread while the database writes the ones before."""
+
+    def __init__(self, inbox: Inbox, errand: Errand | None) -> None:
+        """Prepare to fetch what an errand was sent for; without one there is nothing."""
+        self._inbox = inbox
+        self._errand = errand
+        self._thread: Thread | None = None
+        self._found: tuple[list[Entry], bool, Understood] | RedisError | None = None
+
+    def begin(self) -> None:
+        """Begin, unless that was done."""
+        if self._errand is not None and self._thread is None:
+            self._thread = Thread(target=self._fetch, args=(self._errand,), name="ahead", daemon=True)
+            self._thread.start()
+
+    def _fetch(self, errand: Errand) -> None:
+        try:
+            entries, is_all = self._inbox.fetch(errand)
+        except RedisError as error:
+            self._found = error
+        else:
+            self._found = entries, is_all, understand(entries)
+
+    def result(self) -> tuple[list[Entry], bool, Understood] | None:
+        """Return the entries, whether they are all that came, and what they hold. Raises redis-py's errors."""
+        self.begin()
+        if self._thread is not None:
+            self._thread.join()
+        if isinstance(self._found, RedisError):
+            raise self._found
+        return self._found
 
 
 class Ingest:
@@ -216,15 +253,15 @@ class Ingest:
 
     def _process(self, unit: Unit) -> None:
         self._held = unit.ids
-        errand = self._send_for_more(unit)
+        ahead = Ahead(self._inbox, self._send_for_more(unit))
         try:
-            self._store(unit)
+            self._store(unit, ahead.begin)
         except DatabaseUnavailable as error:
             # That is no fault of the messages: they are laid down with the delivery count that they had.
-            self._lay_down(unit, errand)
+            self._lay_down(unit, ahead)
             self._trouble_with_database(error)
         except Exception as error:  # Redis failed us, say, or a table is missing: no process died of it
-            self._lay_down(unit, errand)
+            self._lay_down(unit, ahead)
             if isinstance(error, SQLAlchemyError):
                 time.sleep(LONGEST_PAUSE_SECONDS)  # the dispatcher sends the next job at once
             raise
@@ -234,7 +271,7 @@ class Ingest:
             self._complaint.over(DATABASE_IS_BACK)
             self.stored += len(unit.entries)
             self._paced_from = 0.0 if self._is_full(unit) or unit.deliveries else self._taken_at
-            self._ahead = self._fetch(errand)
+            self._ahead = self._fetch(ahead)
             self._stored += unit.ids
             if self._ahead is None:
                 self._acknowledge()
@@ -253,19 +290,20 @@ class Ingest:
         self._acknowledge()
         return None
 
-    def _fetch(self, errand: Errand | None) -> Unit | None:
+    def _fetch(self, ahead: Ahead) -> Unit | None:
         """Return what was sent for, if it came; then what was stored before has been acknowledged."""
-        if errand is None:
-            return None
         try:
-            entries, is_all = self._inbox.fetch(errand)
+            found = ahead.result()
         except RedisError as error:
             logger.debug("Entries that were sent for didn't come: %s", type(error).__name__)
             self._own_may_be_pending = True  # Redis may have handed them out all the same
             return None
+        if found is None:
+            return None
+        entries, is_all, understood = found
         self._own_may_be_pending = not is_all
         self._stored = []
-        return Unit(entries, 0) if entries else None
+        return Unit(entries, 0, understood) if entries else None
 
     def _is_full(self, unit: Unit) -> bool:
         return len(unit.entries) >= self._settings.batch_size
@@ -276,23 +314,23 @@ class Ingest:
             self._patiently(lambda: self._inbox.acknowledge(self._stored, self._consumer))
             self._stored = []
 
-    def _lay_down(self, unit: Unit, errand: Errand | None = None) -> None:
+    def _lay_down(self, unit: Unit, ahead: Ahead) -> None:
         """Lay down entries for anybody to take, and those that were sent for."""
-        ahead = self._fetch(errand)
-        unit = Unit(unit.entries + (ahead.entries if ahead else []), unit.deliveries)
+        more = self._fetch(ahead)
+        unit = Unit(unit.entries + (more.entries if more else []), unit.deliveries)
         self._held = []  # first, so that their leases aren't renewed meanwhile
         lease = self._settings.lease_seconds
         self._patiently(lambda: self._inbox.release(self._consumer, unit.ids, lease, unit.deliveries))
         self._own_may_be_pending = True
 
-    def _store(self, unit: Unit) -> None:
+    def _store(self, unit: Unit, meanwhile: Callable[[], None]) -> None:
         now = self._now()
         started_at = time.monotonic()
         if unit.deliveries >= DIED_ALONE_THRICE:
             detail = "three times running, a process died while it worked on this message alone"
             batches = [set_aside(self._engine, entry, now, Reason.POISON, detail) for entry in unit.entries]
         else:
-            batches = store_entries(self._engine, unit.entries, now, self._settings)
+            batches = store_entries(self._engine, unit.entries, now, self._settings, unit.understood, meanwhile)
         observe(BATCH_SECONDS, time.monotonic() - started_at)
         observe(BATCH_MESSAGES, len(unit.entries))
         for batch in batches:

@@ -68,7 +68,7 @@ class Base(DeclarativeBase):
 
 
 class Agent(Base):
-    """A session of an agent: what it promised and what it last said. Seldom written, unlike `liveness`."""
+    """A session of an agent: who it is and what it last said. Seldom written, unlike `liveness`."""
 
     __tablename__ = "agents"
     __table_args__ = (
@@ -98,13 +98,6 @@ class Agent(Base):
 
     session_id: Mapped[UUID] = mapped_column(primary_key=True)
     agent_name: Mapped[str]
-    interval_seconds: Mapped[float | None]
-    """The promise, unless it is a schedule."""
-    schedule: Mapped[str | None]
-    """A cron expression, in `time_zone`."""
-    time_zone: Mapped[str | None]
-    grace_seconds: Mapped[float]
-    """How much later than promised a heartbeat may come."""
     project: Mapped[str | None]
     parent_id: Mapped[UUID | None]
     """The session that this one works for."""
@@ -112,8 +105,6 @@ class Agent(Base):
     """Whether other live sessions may have the same name."""
     metadata_: Mapped[dict[str, Any] | None] = mapped_column("metadata")
     """What the agent last said of itself."""
-    registered_at: Mapped[datetime]
-    """When the session was opened; a second registration of a live session doesn't move it."""
     ended_at: Mapped[datetime | None]
     exit_status: Mapped[int | None]
     lifecycle_entry: Mapped[int] = mapped_column(BigInteger)
@@ -136,13 +127,18 @@ class Agent(Base):
 
 
 class Liveness(Base):
-    """When a session was last seen. Every heartbeat writes here, so it is narrow, and no index stands on what changes.
+    """What a session promised, and when it was last seen: all that a heartbeat is judged by, found with one look.
 
-    Measured with 1,000,000 agents: 61,600 updates/s on PostgreSQL, against 41,900 with one wide table.
+    Every heartbeat writes here, so it is narrow, and no index stands on what changes. Measured with 1,000,000 agents:
+    61,600 updates/s on PostgreSQL, against 41,900 with one wide table; with the promise in `agents`, reading it took
+    half of a batch's time on PostgreSQL and a quarter on SQLite.
     """
 
     __tablename__ = "liveness"
-    __table_args__ = {"postgresql_with": {"fillfactor": "70"}}  # noqa: RUF012 - room for HOT updates
+    __table_args__ = {  # noqa: RUF012 - SQLAlchemy reads it from the class
+        "postgresql_with": {"fillfactor": "70"},  # room for HOT updates
+        "sqlite_with_rowid": False,  # one tree to search instead of two
+    }
 
     session_id: Mapped[UUID] = mapped_column(ForeignKey("agents.session_id", ondelete="CASCADE"), primary_key=True)
     state: Mapped[str]
@@ -152,6 +148,15 @@ class Liveness(Base):
     """Moves forward only."""
     deadline_at: Mapped[datetime]
     """When the agent becomes degraded, if it stays silent."""
+    registered_at: Mapped[datetime]
+    """When the session was opened; a second registration of a live session doesn't move it."""
+    interval_seconds: Mapped[float | None]
+    """The promise, unless it is a schedule."""
+    schedule: Mapped[str | None]
+    """A cron expression, in `time_zone`."""
+    time_zone: Mapped[str | None]
+    grace_seconds: Mapped[float]
+    """How much later than promised a heartbeat may come."""
 
 
 class StoredHeartbeat(Base):

@@ -55,19 +55,28 @@ _OUR_FAULT = (ProgrammingError, InternalError, NotSupportedError, BaseTimeoutExc
 """What no message can cause: a missing table, a broken database, the end of the job's time."""
 
 
-def store_entries(
-    engine: Engine, entries: Sequence[Entry], now: datetime, settings: Settings, understood: Understood | None = None
+def _nothing() -> None: ...
+
+
+def store_entries(  # noqa: PLR0913, PLR0917 - what is stored, where, and two to save time
+    engine: Engine,
+    entries: Sequence[Entry],
+    now: datetime,
+    settings: Settings,
+    understood: Understood | None = None,
+    meanwhile: Callable[[], None] = _nothing,
 ) -> list[Batch]:
     """Store entries; return what was changed: one batch, or one for each entry if they had to be tried alone.
 
     When something in a batch can't be stored, each entry is tried alone, and the one that fails again is set aside.
-    What the entries hold need not be looked up again if it is known: `understood`.
+    What the entries hold need not be looked up again if it is known: `understood`. `meanwhile` is called when all is
+    decided and the database begins to write: from then on this thread mostly waits.
 
     Raises DatabaseUnavailable; then nothing of the failing transaction is stored.
     """
     found = understood or understand(entries)  # before the transaction, which keeps others waiting
     try:
-        return [_store(engine, lambda _: found, now, settings)]
+        return [_store(engine, lambda _: found, now, settings, meanwhile)]
     except (DatabaseUnavailable, *_OUR_FAULT):
         raise
     except Exception as error:  # noqa: BLE001 - whatever it is, the neighbours shall not suffer for it
@@ -145,11 +154,18 @@ def apply_rejected(engine: Engine, client: Redis, now: datetime, settings: Setti
     return batch
 
 
-def _store(engine: Engine, take: Callable[[Connection], Understood], now: datetime, settings: Settings) -> Batch:
+def _store(
+    engine: Engine,
+    take: Callable[[Connection], Understood],
+    now: datetime,
+    settings: Settings,
+    meanwhile: Callable[[], None] = _nothing,
+) -> Batch:
     for attempt in range(1, CONFLICT_TRIES + 1):
         try:
             with writing(engine) as connection:
                 batch = _apply(connection, take(connection), now, settings)
+                meanwhile()
                 write_batch(connection, batch)
         except DatabaseUnavailable as error:
             if attempt == CONFLICT_TRIES or not rolled_back_by_conflict(error):

@@ -14,9 +14,8 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection, Row, Select
 
-_SESSIONS: Select[Any] = select(
-    Agent.__table__, Liveness.state, Liveness.state_changed_at, Liveness.last_seen_at, Liveness.deadline_at
-).join(Liveness, Liveness.session_id == Agent.session_id)
+_LIVENESS = [column for column in Liveness.__table__.columns if not column.primary_key]
+_SESSIONS: Select[Any] = select(Agent.__table__, *_LIVENESS).join(Liveness, Liveness.session_id == Agent.session_id)
 
 
 def sessions(
@@ -24,7 +23,7 @@ def sessions(
 ) -> Sequence[Row[Any]]:
     """Return sessions, live ones or ended ones or both, in no order.
 
-    Each row has all columns of `agents`, and of `liveness` its state, state_changed_at, last_seen_at and deadline_at.
+    Each row has all columns of `agents` and `liveness`.
     """
     query = _SESSIONS
     if agent_name is not None:
@@ -44,7 +43,7 @@ def session(connection: Connection, session_id: UUID) -> Row[Any] | None:
 def newest_session(connection: Connection, agent_name: str) -> Row[Any] | None:
     """Return the session of a name that was registered last, a live one before an ended one; or None."""
     query = _SESSIONS.where(Agent.agent_name == agent_name)
-    query = query.order_by(Agent.ended_at.is_not(None), Agent.registered_at.desc(), Agent.session_id.desc())
+    query = query.order_by(Agent.ended_at.is_not(None), Liveness.registered_at.desc(), Agent.session_id.desc())
     return connection.execute(query.limit(1)).one_or_none()
 
 

@@ -7,11 +7,20 @@ from functools import lru_cache
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import ARRAY, any_, bindparam, delete, exists, func, insert, select, text, update
+from sqlalchemy import bindparam, delete, exists, insert, select, text, update
 
 from fleetbeat_shared.liveness import Promise, State
 from fleetbeat_shared.messages import Heartbeat, Register
-from fleetbeat_worker.batch import HEARTBEAT_COLUMNS, REPORTED, STRAY_COLUMNS, AgentRecord, Batch, Facts
+from fleetbeat_worker.batch import (
+    HEARTBEAT_COLUMNS,
+    REPORTED,
+    STRAY_COLUMNS,
+    AgentRecord,
+    Batch,
+    Facts,
+    LivenessRecord,
+    is_plain,
+)
 from fleetbeat_worker.column_types import Instant, from_milliseconds, to_milliseconds
 from fleetbeat_worker.inbox import Entry, is_credible, is_credible_place
 from fleetbeat_worker.store import bulk
@@ -50,40 +59,27 @@ _EVENTS: Table = Event.__table__  # type: ignore[assignment]
 _REJECTED: Table = RejectedMessage.__table__  # type: ignore[assignment]
 
 _REPORT_COLUMNS = ("session_id", "reported_at", "reported_entry", "current_work", *REPORTED)
-_LIVENESS_COLUMNS = ("session_id", "state", "state_changed_at", "last_seen_at", "deadline_at")
-_liveness_of = attrgetter(*_LIVENESS_COLUMNS)
+_SEEN_COLUMNS = ("session_id", "state", "state_changed_at", "last_seen_at", "deadline_at")
+_PROMISE_COLUMNS = ("interval_seconds", "schedule", "time_zone", "grace_seconds")
+_LIVENESS_COLUMNS = (*_SEEN_COLUMNS, "registered_at", *_PROMISE_COLUMNS)
+_key_of = attrgetter("session_id.int")
+_seen_of = attrgetter(*_SEEN_COLUMNS)
+_liveness_of = attrgetter(*_SEEN_COLUMNS, "registered_at", *(f"promise.{name}" for name in _PROMISE_COLUMNS))
 
-
+_OF_LIVENESS = [_LIVENESS.c[name] for name in _LIVENESS_COLUMNS]
 _OF_AN_AGENT = [
-    _LIVENESS.c.session_id,
+    _AGENTS.c.session_id,
     _AGENTS.c.agent_name,
-    _AGENTS.c.interval_seconds,
-    _AGENTS.c.schedule,
-    _AGENTS.c.time_zone,
-    _AGENTS.c.grace_seconds,
     _AGENTS.c.parallel,
-    _AGENTS.c.registered_at,
     _AGENTS.c.ended_at,
     _AGENTS.c.lifecycle_entry,
     _AGENTS.c.reported_at,
     _AGENTS.c.reported_entry,
     _AGENTS.c.open_tasks,
     _AGENTS.c.stale_tasks,
-    _LIVENESS.c.state,
-    _LIVENESS.c.state_changed_at,
-    _LIVENESS.c.last_seen_at,
-    _LIVENESS.c.deadline_at,
 ]
 
 # Built once, here: building and adapting them for each batch took a third of a small batch's time.
-_LOCKED = (
-    select(_LIVENESS.c.session_id)
-    .where(_LIVENESS.c.session_id == any_(bindparam("ids", type_=ARRAY(_LIVENESS.c.session_id.type))))
-    .order_by(_LIVENESS.c.session_id)
-    .with_for_update()
-    .subquery()
-)
-_LOCK_AGENTS = select(func.count()).select_from(_LOCKED)
 _READ_PIPELINE = select(Pipeline.watermark, exists(select(Task.id)))
 _READ_OUTAGES = (
     select(OutageRow.started_at, OutageRow.ended_at)
@@ -106,22 +102,31 @@ def open_batch(
     """
     ids = {message.session_id for _, message in messages}
     registrations = [message for _, message in messages if isinstance(message, Register)]
+    named: set[UUID] = set()
     if registrations:
-        ids |= {message.parent_id for message in registrations if message.parent_id is not None}
-        ids |= _live_namesakes(connection, {message.agent_name for message in registrations})
-    if connection.dialect.name == "postgresql":
-        connection.execute(_LOCK_AGENTS, {"ids": list(ids)})
-    agents = _read_agents(connection, ids)
-    # Only now, under the locks: an outage that a sweep records between would be missed otherwise.
-    outages = _read_outages(connection, _oldest_moment(messages, registrations, agents, now))
+        named = {message.parent_id for message in registrations if message.parent_id is not None}
+        named |= _live_namesakes(connection, {message.agent_name for message in registrations})
+    records = _lock_liveness(connection, list(ids | named))
+    # Only now, under the locks: what a sweep records, or a registration changes, between would be missed otherwise.
     watermark, has_tasks = connection.execute(_READ_PIPELINE).one()
+    moment = to_milliseconds(now)
+    oldest = _oldest_moment(messages, moment)
+    for _, message in messages:
+        record = records.get(message.session_id)
+        if record is not None and (has_tasks or not is_plain(message, record, oldest)):
+            named.add(message.session_id)
+    agents = _read_agents(connection, records, named)
+    # A registration counts from the agent's last sign, which may lie before an outage.
+    signs = (agents[message.session_id].since for message in registrations if message.session_id in agents)
+    outages = _read_outages(connection, from_milliseconds(min([oldest, *signs])))
     tasks: dict[str, TaskCounts] = {}
     if has_tasks:
         names = {agent.agent_name for agent in agents.values()} | {message.agent_name for message in registrations}
         tasks = count_tasks_of(connection, names, now - timedelta(seconds=settings.stale_task_seconds))
     known = None if watermark is None else to_milliseconds(watermark)
-    applied = _settle_order(connection, messages, agents, to_milliseconds(now))
-    return Batch(Facts(to_milliseconds(now), known, outages, settings.missed_intervals, tasks, applied), agents)
+    applied = _settle_order(connection, messages, agents, moment)
+    facts = Facts(moment, known, outages, settings.missed_intervals, tasks, applied)
+    return Batch(facts, agents, {key: record for key, record in records.items() if key not in agents})
 
 
 def _settle_order(
@@ -160,44 +165,49 @@ def _live_namesakes(connection: Connection, names: Collection[str]) -> set[UUID]
     return set(connection.execute(query).scalars())
 
 
-def _oldest_moment(
-    messages: Sequence[tuple[Entry, Register | Heartbeat | Deregister]],
-    registrations: Sequence[Register],
-    agents: dict[UUID, AgentRecord],
-    now: datetime,
-) -> datetime:
-    """Return a moment from which on all outages matter to the batch; a little early does no harm."""
+def _oldest_moment(messages: Sequence[tuple[Entry, Register | Heartbeat | Deregister]], now: int) -> int:
+    """Return a moment, in milliseconds, before which no message was sent; a little early does no harm."""
     if not messages:
         return now
+    received = min(map(int, {entry.id.partition("-")[0] for entry, _ in messages}))  # many share a millisecond
+    first_read = min((entry.first_read_at for entry, _ in messages if entry.first_read_at is not None), default=now)
     buffered = max(
         (message.buffered_seconds or 0 for _, message in messages if isinstance(message, Heartbeat)), default=0
     )
-    received = min(map(int, {entry.id.partition("-")[0] for entry, _ in messages}))  # many share a millisecond
-    oldest = min(received, to_milliseconds(now)) - round(buffered * 1000)
-    # A registration counts from the agent's last sign, which may lie before an outage.
-    known = (agents[message.session_id].since for message in registrations if message.session_id in agents)
-    return from_milliseconds(min([oldest, *known]))
+    return min(received, first_read, now) - round(buffered * 1000)
 
 
-def _read_agents(connection: Connection, ids: Collection[UUID]) -> dict[UUID, AgentRecord]:
+def _lock_liveness(connection: Connection, ids: Sequence[UUID]) -> dict[UUID, LivenessRecord]:
+    records = {}
+    for session_id, row in bulk.select(connection, _OF_LIVENESS, ids, lock=True):
+        state, changed_at, seen_at, due_at, registered_at, *promise = row
+        records[session_id] = LivenessRecord(
+            session_id, _promise(*promise), registered_at, _STATES[state], changed_at, seen_at, due_at
+        )
+    return records
+
+
+def _read_agents(
+    connection: Connection, records: dict[UUID, LivenessRecord], named: Collection[UUID]
+) -> dict[UUID, AgentRecord]:
+    """Return all of the sessions that are named; of the others their liveness is enough."""
     agents = {}
-    source = "liveness JOIN agents ON agents.session_id = liveness.session_id"
-    for session_id, row in bulk.select(connection, _OF_AN_AGENT, source, list(ids)):
-        (_, name, interval, schedule, time_zone, grace, parallel, registered, ended, lifecycle_entry, *rest) = row
-        reported_at, reported_entry, open_tasks, stale_tasks, state, changed, seen, due = rest
+    for session_id, row in bulk.select(connection, _OF_AN_AGENT, [key for key in named if key in records]):
+        name, parallel, ended_at, lifecycle_entry, reported_at, reported_entry, open_tasks, stale_tasks = row
+        record = records[session_id]
         agents[session_id] = AgentRecord(
             session_id,
+            record.promise,
+            record.registered_at,
+            record.state,
+            record.state_changed_at,
+            record.last_seen_at,
+            record.deadline_at,
             name,
-            _promise(interval, schedule, time_zone, grace),
             bool(parallel),
-            registered,
-            ended,
+            ended_at,
             lifecycle_entry,
             (reported_at, reported_entry) if reported_at else None,
-            _STATES[state],
-            changed,
-            seen,
-            due,
             open_tasks,
             stale_tasks,
         )
@@ -241,17 +251,25 @@ def _write_agents(connection: Connection, batch: Batch) -> None:
             connection.execute(insert(_AGENTS).values({_AGENTS.c.session_id: agent.session_id, **values}))
         else:
             connection.execute(update(_AGENTS).where(_AGENTS.c.session_id == agent.session_id).values(values))
-    seen = [agent for agent in batch.agents.values() if agent.seen]
-    new = [_liveness_of(agent) for agent in seen if agent.is_new]
-    bulk.insert(connection, _LIVENESS, _LIVENESS_COLUMNS, new)
-    known = [_liveness_of(agent) for agent in seen if not agent.is_new]
-    bulk.update(connection, _LIVENESS, _LIVENESS_COLUMNS, known)
+    _write_liveness(connection, batch)
     rows = [
         (agent.session_id, *(agent.reports.get(name) for name in _REPORT_COLUMNS[1:]))
         for agent in batch.agents.values()
         if agent.reports
     ]
     bulk.update(connection, _AGENTS, _REPORT_COLUMNS, rows, keep_when_null=True)
+
+
+def _write_liveness(connection: Connection, batch: Batch) -> None:
+    promised = [agent for agent in batch.agents.values() if agent.promised]
+    new = [_liveness_of(agent) for agent in promised if agent.is_new]
+    bulk.insert(connection, _LIVENESS, _LIVENESS_COLUMNS, new)
+    again = [_liveness_of(agent) for agent in promised if not agent.is_new]
+    bulk.update(connection, _LIVENESS, _LIVENESS_COLUMNS, again)
+    seen: list[LivenessRecord] = [agent for agent in batch.agents.values() if agent.seen and not agent.promised]
+    seen += [record for record in batch.plain.values() if record.seen]
+    # In the order of the table, so that neighbours are written one after the other.
+    bulk.update(connection, _LIVENESS, _SEEN_COLUMNS, [_seen_of(record) for record in sorted(seen, key=_key_of)])
 
 
 def _whole(column: Column[Any], value: Any) -> Any:  # noqa: ANN401 - columns have many types

@@ -1,9 +1,8 @@
 """Reading and writing many rows with one statement.
 
 PostgreSQL takes one array per column and unnests them: several times faster than one set of parameters per row. SQLite
-takes some rows at once. Both go to the driver directly, without the
-conversions of SQLAlchemy and psycopg, which took more than half of a batch's time. So moments are integers here, as
-SQLite keeps them: milliseconds since 1970.
+takes some rows at once. Both go to the driver directly, without the conversions of SQLAlchemy and psycopg, which took
+more than half of a batch's time. So moments are integers here, as SQLite keeps them: milliseconds since 1970.
 """
 
 from __future__ import annotations
@@ -12,9 +11,8 @@ from functools import lru_cache
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy.dialects import postgresql
-
 from fleetbeat_worker.column_types import Identifier, Instant, JsonObject, to_json
+from fleetbeat_worker.store.arrays import array_of, element_type
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,34 +20,37 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Column, Connection, Table
 
+    from fleetbeat_worker.store.arrays import Array
+
 ROWS_AT_ONCE = 500
 """How many rows one statement of SQLite's takes: more make it no faster, and it has 32,766 parameters at most."""
 
-_POSTGRESQL = postgresql.dialect()  # type: ignore[no-untyped-call] # SQLAlchemy has no hint there
-
 
 def select(
-    connection: Connection, columns: Sequence[Column[Any]], source: str, keys: Sequence[UUID]
+    connection: Connection, columns: Sequence[Column[Any]], keys: Sequence[UUID], *, lock: bool = False
 ) -> Iterator[tuple[UUID, Sequence[Any]]]:
-    """Yield each key that is there, with the columns of its row.
+    """Yield each key that is there, with the other columns of its row; the first of `columns` is the key.
 
-    `source` is what is read from, where the first column is the key's: `liveness JOIN agents …`.
+    With `lock`, PostgreSQL locks the rows in the order of their keys until the transaction ends.
     """
     if not keys:
         return
-    names = ", ".join(_number(connection, column) for column in columns)
-    key = f"{columns[0].table.name}.{columns[0].name}"
+    key, *others = columns
+    names = ", ".join(_number(connection, column) for column in others)
+    table = key.table.name
+    by_bytes = {key.bytes: key for key in keys}
+    parameters: tuple[Any, ...]
     if connection.dialect.name == "postgresql":
-        # A key's place instead of the key itself: psycopg takes 2 µs to make a UUID.
-        wanted = "unnest(CAST(%s AS uuid[])) WITH ORDINALITY AS wanted (key, place)"
-        statement = f"SELECT wanted.place - 1, {names} FROM {source} JOIN {wanted} ON {key} = wanted.key"  # noqa: S608 - our own names, never others
-        found = connection.exec_driver_sql(statement, (_array(columns[0], keys),)).all()
-        yield from ((keys[row[0]], row[1:]) for row in found)
+        # The key's bytes instead of the key itself: psycopg takes 2 µs to make a UUID.
+        statement = f"SELECT uuid_send({key.name}), {names} FROM {table} WHERE {key.name} = ANY(CAST(%s AS uuid[]))"  # noqa: S608 - our own names, never others
+        if lock:
+            statement += f" ORDER BY {key.name} FOR UPDATE"
+        parameters = (array_of(key, keys),)
     else:
-        statement = f"SELECT {names} FROM {source} WHERE {key} IN {_places(1, len(keys))}"  # noqa: S608 - as above
-        by_bytes = {key.bytes: key for key in keys}
-        found = connection.exec_driver_sql(statement, tuple(by_bytes)).all()
-        yield from ((by_bytes[row[0]], row) for row in found)
+        statement = f"SELECT {key.name}, {names} FROM {table} WHERE {key.name} IN {_places(1, len(keys))}"  # noqa: S608 - as above
+        parameters = tuple(by_bytes)
+    for found, *row in connection.exec_driver_sql(statement, parameters).all():
+        yield by_bytes[found], row
 
 
 def insert(connection: Connection, table: Table, names: Sequence[str], rows: Sequence[Sequence[Any]]) -> int:
@@ -140,12 +141,8 @@ def _places(rows: int, columns: int) -> str:
 
 
 def _unnest(columns: Sequence[Column[Any]]) -> str:
-    arrays = ", ".join(f"CAST(%s AS {_array_type(column)}[])" for column in columns)
+    arrays = ", ".join(f"CAST(%s AS {element_type(column)}[])" for column in columns)
     return f"unnest({arrays}) AS v ({', '.join(column.name for column in columns)})"
-
-
-def _array_type(column: Column[Any]) -> str:
-    return "bigint" if isinstance(column.type, Instant) else column.type.compile(_POSTGRESQL)
 
 
 def _moment(column: Column[Any]) -> str:
@@ -156,31 +153,19 @@ def _moment(column: Column[Any]) -> str:
 
 def _number(connection: Connection, column: Column[Any]) -> str:
     """Return what gives a column's value, a moment as milliseconds."""
-    name = f"{column.table.name}.{column.name}"
     if isinstance(column.type, Instant) and connection.dialect.name == "postgresql":
-        return f"CAST(date_part('epoch', {name}) * 1000 AS bigint)"
-    return name
+        return f"CAST(date_part('epoch', {column.name}) * 1000 AS bigint)"
+    return str(column.name)
 
 
-def _arrays(columns: Sequence[Column[Any]], values: Sequence[Sequence[Any]]) -> tuple[Sequence[Any] | str, ...]:
-    return tuple(_array(column, of_column) for column, of_column in zip(columns, values, strict=True))
-
-
-def _array(column: Column[Any], values: Sequence[Any]) -> Sequence[Any] | str:
-    """Return an array for PostgreSQL; where no value needs quotes, as its text."""
-    if isinstance(column.type, Identifier):
-        return "{" + ",".join(["NULL" if value is None else value.hex for value in values]) + "}"
-    if isinstance(column.type, Instant):
-        return "{" + ",".join(["NULL" if value is None else str(value) for value in values]) + "}"
-    return _json(values) if isinstance(column.type, JsonObject) else list(values)
+def _arrays(columns: Sequence[Column[Any]], values: Sequence[Sequence[Any]]) -> tuple[Array, ...]:
+    return tuple(array_of(column, of_column) for column, of_column in zip(columns, values, strict=True))
 
 
 def _plain(column: Column[Any], values: Sequence[Any]) -> Sequence[Any]:
     """Return values as SQLite keeps them."""
     if isinstance(column.type, Identifier):
         return [None if value is None else value.bytes for value in values]
-    return _json(values) if isinstance(column.type, JsonObject) else values
-
-
-def _json(values: Sequence[Any]) -> list[str | None]:
-    return [None if value is None else to_json(value) for value in values]
+    if isinstance(column.type, JsonObject):
+        return [None if value is None else to_json(value) for value in values]
+    return values

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sqlalchemy import MetaData, Table, delete, exists, func, select, text
 
+from fleetbeat_shared.liveness import State
 from fleetbeat_worker.partitions import id_at
 from fleetbeat_worker.tables import (
     Agent,
@@ -184,8 +185,8 @@ def _remove_sessions(connection: Connection, before: datetime, keys: Sequence[An
 
 def _needed_by_nobody(before: datetime) -> ColumnElement[bool]:
     """Tell outages that ended before the last sign of every live agent: no deadline counts their time."""
-    sign = func.min(func.coalesce(_LIVENESS.c.last_seen_at, _AGENTS.c.registered_at))
-    signs = select(sign).join_from(_AGENTS, _LIVENESS).where(_AGENTS.c.ended_at.is_(None)).scalar_subquery()
+    sign = func.min(func.coalesce(_LIVENESS.c.last_seen_at, _LIVENESS.c.registered_at))
+    signs = select(sign).where(_LIVENESS.c.state != State.ENDED.value).scalar_subquery()
     return _OUTAGES.c.ended_at < func.coalesce(signs, before)
 
 

@@ -9,7 +9,6 @@ from sqlalchemy import exists, func, select, text
 from sqlalchemy.exc import OperationalError
 
 from fleetbeat_worker.tables import (
-    Agent,
     Base,
     Event,
     Liveness,
@@ -29,7 +28,7 @@ COUNTED_ROWS = 100_000
 """Up to so many rows by PostgreSQL's estimate they are counted, which takes a moment. SQLite has no estimate."""
 
 _TIMES: dict[str, Any] = {
-    "agents": Agent.registered_at,
+    "agents": Liveness.registered_at,
     "liveness": Liveness.last_seen_at,
     "stray_heartbeats": StrayHeartbeat.received_at,
     "events": Event.occurred_at,

@@ -43,11 +43,11 @@ def record_outage(connection: Connection, started_at: datetime, ended_at: dateti
         lock = select(Liveness.session_id).where(Liveness.state.in_(_WATCHED)).order_by(Liveness.session_id)
         connection.execute(lock.with_for_update()).fetchall()
     latest = "MAX" if connection.dialect.name == "sqlite" else "GREATEST"
-    since = f"{latest}(a.registered_at, COALESCE(l.last_seen_at, a.registered_at))"
+    since = f"{latest}(registered_at, COALESCE(last_seen_at, registered_at))"
     # The function's name is all that differs between the databases.
     statement = text(
-        f"UPDATE liveness AS l SET deadline_at = l.deadline_at + (:ended - {latest}(:started, {since})) "  # noqa: S608
-        f"FROM agents AS a WHERE a.session_id = l.session_id AND l.state IN {_WATCHED} AND {since} < :ended"
+        f"UPDATE liveness SET deadline_at = deadline_at + (:ended - {latest}(:started, {since})) "  # noqa: S608
+        f"WHERE state IN {_WATCHED} AND {since} < :ended"
     ).bindparams(bindparam("started", type_=Instant), bindparam("ended", type_=Instant))
     moved = connection.execute(statement, {"started": started_at, "ended": ended_at}).rowcount
     connection.execute(insert(OutageRow).values(started_at=started_at, ended_at=ended_at))
