@@ -14,7 +14,7 @@ from sqlalchemy import delete, insert, select, text, update
 
 from fleetbeat_shared.errors import SchemaOutdated
 from fleetbeat_shared.identifiers import new_message_id
-from fleetbeat_shared.names import QUEUE
+from fleetbeat_shared.names import OLD_ROWS, QUEUE
 from fleetbeat_shared.settings import Settings
 from fleetbeat_worker import jobs, prune as module, schema
 from fleetbeat_worker.column_types import to_milliseconds
@@ -437,7 +437,7 @@ def test_workers_prune_by_themselves(
 
 
 def test_a_job_makes_room(redis: Redis, redis_url: str, swept: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A job prunes a moment at least, and then ends as soon as another one waits."""
+    """A job prunes a moment at least, ends as soon as another one waits, and says whether anything is left."""
     monkeypatch.setenv("FLEETBEAT_REDIS_URL", redis_url)
     monkeypatch.setenv("FLEETBEAT_DATABASE_URL", swept.url.render_as_string(hide_password=False))
     put_heartbeats(swept, *(days(40) for _ in range(300)))
@@ -447,10 +447,13 @@ def test_a_job_makes_room(redis: Redis, redis_url: str, swept: Engine, monkeypat
     with monkeypatch.context() as patch:
         patch.setattr(jobs, "PRUNE_UNDISTURBED_SECONDS", 0.0)
         jobs.prune()
-        assert count_heartbeats(swept) == 300
+        assert (count_heartbeats(swept), redis.exists(OLD_ROWS)) == (300, 0)
+        patch.setattr(jobs, "waiting_ids", lambda _: [b"sweep-1"] if count_heartbeats(swept) < 300 else [])
+        jobs.prune()
+        assert (count_heartbeats(swept), redis.exists(OLD_ROWS)) == (300 - module.FIRST_ROWS, 1)
     monkeypatch.setattr(jobs, "PRUNE_UNDISTURBED_SECONDS", 60.0)
     jobs.prune()
-    assert count_heartbeats(swept) == 0
+    assert (count_heartbeats(swept), redis.exists(OLD_ROWS)) == (0, 0)
 
 
 def test_sizes_are_told_on_both_databases(swept: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
