@@ -122,7 +122,7 @@ def _age(_context: click.Context, _parameter: click.Parameter, value: str | None
     except (ValueError, OverflowError) as error:
         raise click.BadParameter(str(error)) from None
     if not LEAST_AGE <= age <= LONGEST_AGE:
-        message = f"{value} is not between 1h and 36500d."
+        message = f"{value} is not between 1h and 36500d; write for example 7d."
         raise click.BadParameter(message)
     return age
 
