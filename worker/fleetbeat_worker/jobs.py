@@ -8,10 +8,11 @@ from __future__ import annotations
 import os
 import signal
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, cast
 
+from redis.exceptions import RedisError
 from rq import Queue, get_current_job
 from rq.job import Job
 
@@ -102,10 +103,11 @@ def prune() -> None:
         try:
             cutoffs = Cutoffs.of(engine, settings, datetime.now(UTC))
             report = None if cutoffs is None else run_prune(engine, cutoffs, stop=stop)
-            if report is not None and report.rows and not report.finished:
-                client.set(OLD_ROWS, 1, ex=OLD_ROWS_SECONDS)
-            else:
-                client.delete(OLD_ROWS)
+            with suppress(RedisError):  # away, or full: the next minute's job goes on then
+                if report is not None and report.rows and not report.finished:
+                    client.set(OLD_ROWS, 1, ex=OLD_ROWS_SECONDS)
+                else:
+                    client.delete(OLD_ROWS)
         except DatabaseUnavailable as error:
             complaint.trouble(f"Old rows wait: {error}")
         else:
