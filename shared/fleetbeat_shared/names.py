@@ -29,6 +29,9 @@ DISPATCHER_LOCK = "fleetbeat:dispatcher"
 STORED = "fleetbeat:stored"
 """A hash: how many entries each worker took out of the inbox, by its name."""
 
+OLD_ROWS = "fleetbeat:old-rows"
+"""There while a prune job left old rows for the next one."""
+
 POOLS = "fleetbeat:pools"
 """A hash: the pools of workers that run, each as JSON under its id."""
 

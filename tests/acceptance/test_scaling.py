@@ -65,7 +65,9 @@ def test_two_pools_are_listed_and_scaled(pipeline: Place, redis: Redis) -> None:
     assert set(pools) == {first.process.pid, second.process.pid}
     pipeline.run("fleetbeat", "workers", "scale", "0", "--pool", pools[first.process.pid])
     pipeline.run("fleetbeat", "workers", "scale", "--auto", "1:3", "--pool", pools[second.process.pid])
-    assert "is the chosen one" in pipeline.run("fleetbeat", "workers", "scale", "1", "--host", "x", exits=1).stderr
+    assert "runs on the host x." in pipeline.run("fleetbeat", "workers", "scale", "1", "--host", "x", exits=1).stderr
+    misplaced = pipeline.run("fleetbeat", "workers", "--redis-url", "redis://127.0.0.1:9/0", "scale", "1", exits=2)
+    assert "Write --redis-url behind the command" in misplaced.stderr
     pipeline.run("fleetbeat", "workers", "scale", exits=2)
     pipeline.run("fleetbeat", "workers", "scale", "129", exits=2)
     redis.flushall()
@@ -94,6 +96,22 @@ def test_a_pool_goes_on_without_its_helpers(pipeline: Place, redis: Redis) -> No
     pipeline.eventually_state("hint", "pending")
     eventually_running(pipeline, 2)
     assert {each["pid"] for each in workers(pipeline)["workers"]} == pids
+
+
+def test_a_pool_that_may_have_no_worker_still_watches(pipeline: Place) -> None:
+    """While nothing arrives and nobody works, a worker comes for the sweep: an agent that falls silent is flagged."""
+    pipeline.start("fleetbeat", "worker")
+    eventually_running(pipeline, 1)
+    pipeline.run("fleetbeat", "workers", "scale", "0")
+    eventually_running(pipeline, 0)
+    assert "none is running: fleetbeat workers scale 1" in pipeline.run("fleetbeat", "queue").stdout
+    before = last_sweep_at(pipeline)
+    pipeline.run("fleetbeat", "workers", "scale", "--auto", "0:2")
+    eventually(lambda: last_sweep_at(pipeline) != before, within_seconds=PATIENCE_SECONDS)
+
+
+def last_sweep_at(place: Place) -> Any:
+    return place.json("fleetbeat", "dashboard")["pipeline"]["last_sweep_at"]
 
 
 def test_a_backlog_brings_workers(pipeline: Place, redis: Redis) -> None:

@@ -128,6 +128,16 @@ def test_valkey_is_started_again_when_it_dies(place: Place) -> None:
     eventually(lambda: place.run(*beat, exits=None).exit_status == 0, within_seconds=PATIENCE_SECONDS)
 
 
+def test_up_lets_its_workers_follow_the_lag(place: Place) -> None:
+    """With --autoscale it begins within the bounds, and its pool is known by them; what is no range starts nothing."""
+    refused = place.run("fleetbeat", "up", "--autoscale", "3:2", exits=2)
+    assert "is no range of workers" in refused.stderr
+    place.start_up("--autoscale", "2:3")
+    look = lambda: place.json("fleetbeat", "workers")["pools"]  # noqa: E731 - one look
+    eventually(lambda: [len(pool["worker_pids"]) for pool in look()] == [2], within_seconds=PATIENCE_SECONDS)
+    assert [pool["wanted"] for pool in look()] == ["2:3"]
+
+
 def test_a_second_up_is_refused(fleet: Place) -> None:
     """A second `up` on the same data directory says whose it is and exits 1; the first goes on."""
     refused = fleet.run("fleetbeat", "up", "--port", str(find_free_port()), exits=1)

@@ -14,7 +14,7 @@ from sqlalchemy import delete, insert, select, text, update
 
 from fleetbeat_shared.errors import SchemaOutdated
 from fleetbeat_shared.identifiers import new_message_id
-from fleetbeat_shared.names import QUEUE
+from fleetbeat_shared.names import OLD_ROWS, QUEUE
 from fleetbeat_shared.settings import Settings
 from fleetbeat_worker import jobs, prune as module, schema
 from fleetbeat_worker.column_types import to_milliseconds
@@ -234,15 +234,36 @@ def test_ages_count_from_the_watermark(swept: Engine) -> None:
     assert Cutoffs.of(swept, SETTINGS, NOW) is None
 
 
-def test_parents_outlive_their_delegates(swept: Engine) -> None:
-    """No session goes that another one names as its parent; when the last of these goes, so does the parent."""
-    parent = put_session(swept, "parent", ended_at=days(90))
-    delegate = put_session(swept, "delegate", ended_at=days(80), parent_id=parent)
-    live = put_session(swept, "live", parent_id=delegate)
-    assert prune_all(swept).removed["agents"] == 0
+def test_parents_stay_for_young_delegates(swept: Engine) -> None:
+    """No session goes that a live or a young one names as its parent; an old delegate keeps nobody."""
+    first = put_session(swept, "first", ended_at=days(95))
+    second = put_session(swept, "second", ended_at=days(90), parent_id=first)
+    parent = put_session(swept, "parent", ended_at=days(80), parent_id=second)
+    live = put_session(swept, "live", parent_id=parent)
+    assert prune_all(swept).removed["agents"] == 2
+    assert keys(swept, Agent.session_id) == {parent, live}
+    for ended_at, left in ((days(39), {parent, live}), (days(41), set())):
+        with writing(swept) as connection:
+            connection.execute(update(Agent).where(Agent.session_id == live).values(ended_at=ended_at))
+        prune_all(swept)
+        assert keys(swept, Agent.session_id) == left
+
+
+def test_parents_in_a_circle_go(swept: Engine) -> None:
+    """Old sessions that name each other, or themselves, as their parent are removed as soon as all of them are old."""
+    one, two, alone = (put_session(swept, name, ended_at=days(50)) for name in ("one", "two", "alone"))
     with writing(swept) as connection:
-        connection.execute(update(Agent).where(Agent.session_id == live).values(ended_at=days(70)))
-    assert prune_all(swept).removed["agents"] == 3
+        for session, parent in ((one, two), (two, one), (alone, alone)):
+            connection.execute(update(Agent).where(Agent.session_id == session).values(parent_id=parent))
+        connection.execute(update(Agent).where(Agent.session_id == two).values(ended_at=days(39)))
+    cutoffs = Cutoffs.of(swept, SETTINGS, NOW)
+    assert cutoffs is not None
+    assert prune_all(swept).removed["agents"] == 1
+    assert keys(swept, Agent.session_id) == keys(swept, Liveness.session_id) == {one, two}
+    with writing(swept) as connection:
+        connection.execute(update(Agent).values(ended_at=days(50)))
+    assert find_old(swept, cutoffs).removed["agents"] == 2
+    assert prune_all(swept).removed["agents"] == 2
 
 
 def test_a_name_that_was_forgotten_may_come_back(redis: Redis, database: Engine, quick: Settings) -> None:
@@ -420,7 +441,7 @@ def test_workers_prune_by_themselves(
 
 
 def test_a_job_makes_room(redis: Redis, redis_url: str, swept: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A job prunes a moment at least, and then ends as soon as another one waits."""
+    """A job prunes a moment at least, ends as soon as another one waits, and says whether anything is left."""
     monkeypatch.setenv("FLEETBEAT_REDIS_URL", redis_url)
     monkeypatch.setenv("FLEETBEAT_DATABASE_URL", swept.url.render_as_string(hide_password=False))
     put_heartbeats(swept, *(days(40) for _ in range(300)))
@@ -430,10 +451,13 @@ def test_a_job_makes_room(redis: Redis, redis_url: str, swept: Engine, monkeypat
     with monkeypatch.context() as patch:
         patch.setattr(jobs, "PRUNE_UNDISTURBED_SECONDS", 0.0)
         jobs.prune()
-        assert count_heartbeats(swept) == 300
+        assert (count_heartbeats(swept), redis.exists(OLD_ROWS)) == (300, 0)
+        patch.setattr(jobs, "waiting_ids", lambda _: [b"sweep-1"] if count_heartbeats(swept) < 300 else [])
+        jobs.prune()
+        assert (count_heartbeats(swept), redis.exists(OLD_ROWS)) == (300 - module.FIRST_ROWS, 1)
     monkeypatch.setattr(jobs, "PRUNE_UNDISTURBED_SECONDS", 60.0)
     jobs.prune()
-    assert count_heartbeats(swept) == 0
+    assert (count_heartbeats(swept), redis.exists(OLD_ROWS)) == (0, 0)
 
 
 def test_sizes_are_told_on_both_databases(swept: Engine, monkeypatch: pytest.MonkeyPatch) -> None:

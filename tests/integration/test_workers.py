@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 import pytest
+from click.testing import CliRunner
 from rq import Queue, Worker
 from rq.job import Job
 from sqlalchemy import select, text
 
-from fleetbeat_shared.names import QUEUE
+from fleetbeat_shared.names import GROUP, INBOX, QUEUE
+from fleetbeat_worker.cli import main
 from fleetbeat_worker.database import open_engine, reading, writing
 from fleetbeat_worker.pool import STOP_SECONDS, Pool
 from fleetbeat_worker.tables import Pipeline
@@ -229,6 +231,57 @@ def stock_worker(settings: Settings, tmp_path: Path) -> Iterator[None]:
             for child in psutil.Process(it.pid).children(recursive=True) if it.poll() is None else []:
                 child.kill()
             it.kill()
+
+
+def test_a_surplus_worker_that_hangs_is_killed(
+    redis: Redis, sqlite: Engine, on_sqlite: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Scaled away while it stands still, it is killed when its time is up, and another one stores what it held."""
+    monkeypatch.setattr("fleetbeat_worker.pool.STOP_SECONDS", 1.0)  # the pool's processes are forked from here
+    monkeypatch.setattr("fleetbeat_worker.database.BUSY_SECONDS", 60.0)
+    monkeypatch.setenv("FLEETBEAT_REDIS_URL", on_sqlite.redis_url)
+    message = register()
+    beats = [heartbeat(message.session_id) for _ in range(20)]
+    settings = on_sqlite.model_copy(update={"linger_seconds": 60.0, "sweep_seconds": 60.0})
+    with running_pool(settings) as pool:
+        send(redis, message)
+        eventually(lambda: state(sqlite, message.session_id) == "pending")
+        (job,) = eventually(lambda: _jobs(pool))
+        hanging = [job.parent(), job]
+        try:
+            with writing(sqlite):
+                send(redis, *beats)
+                eventually(lambda: redis.xpending(INBOX, GROUP)["pending"])
+                (held_by,) = _consumers(redis)
+                for process in hanging:
+                    process.suspend()
+            _scale(0)
+            hanging[0].wait(20)
+            assert count_heartbeats(sqlite) == 0
+            _scale(1)
+            eventually(lambda: count_heartbeats(sqlite) == 20 and backlog(redis) == 0)
+            job.resume()  # and stores it once more, in vain
+            job.terminate()
+            eventually(lambda: held_by not in _consumers(redis))
+        finally:
+            for process in hanging:
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
+    assert stored_ids(sqlite) == sorted(beat.id for beat in beats)
+    assert reasons(sqlite) == []
+
+
+def _jobs(pool: psutil.Process) -> list[psutil.Process]:
+    """Return the processes of a pool that run a job now."""
+    return [job for child in children(pool) for job in children(child)]
+
+
+def _consumers(redis: Redis) -> list[Any]:
+    return [consumer["name"] for consumer in redis.xinfo_consumers(INBOX, GROUP)]
+
+
+def _scale(number: int) -> None:
+    assert CliRunner().invoke(main, ["workers", "scale", str(number)]).exit_code == 0
 
 
 def test_a_stock_rq_worker_takes_part(redis: Redis, sqlite: Engine, on_sqlite: Settings, tmp_path: Path) -> None:

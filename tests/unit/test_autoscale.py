@@ -78,11 +78,20 @@ def test_workers_that_did_not_help_are_not_followed_by_others() -> None:
     assert decide(grown, replace(later, drain_rate=1900.0), BOUNDS, now).count == 4
 
 
+def test_a_pool_without_a_worker_has_one_when_nobody_else_sweeps() -> None:
+    """Without any message, a job that waits and that no worker will ever take calls for one, where one may be."""
+    quiet = Load(0.0, 0, None, is_abandoned=True)
+    assert decide(Course(0, 0.0), quiet, Bounds(0, 4), 0.5).count == 1
+    assert decide(Course(0, 0.0), replace(quiet, is_abandoned=False), Bounds(0, 4), 100.0).count == 0
+    assert decide(Course(0, 0.0), quiet, Bounds(0, 0), 100.0).count == 0
+
+
 loads = st.builds(
     Load,
     lag_seconds=st.floats(0, 1e6),
     batches=st.integers(0, 10**6),
     drain_rate=st.none() | st.floats(0, 1e6),
+    is_abandoned=st.booleans(),
 )
 
 

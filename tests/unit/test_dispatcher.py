@@ -10,10 +10,10 @@ from rq import Queue
 from rq.executions import Execution
 
 from fleetbeat_shared.identifiers import new_message_id
-from fleetbeat_shared.names import DISPATCHER_LOCK, GROUP, INBOX, QUEUE
+from fleetbeat_shared.names import DISPATCHER_LOCK, GROUP, INBOX, OLD_ROWS, QUEUE
 from fleetbeat_shared.settings import Settings
 from fleetbeat_worker import dispatcher as module
-from fleetbeat_worker.dispatcher import Dispatcher
+from fleetbeat_worker.dispatcher import Dispatcher, prune_is_due
 from fleetbeat_worker.inbox import Inbox
 from helpers import heartbeat, send
 
@@ -75,6 +75,36 @@ def test_old_rows_are_looked_for_each_minute(redis: FakeRedis, monkeypatch: pyte
     queue.started_job_registry.add_execution(Execution.create(job, 60, redis), redis, 60)
     dispatch(redis, 5)
     assert queued(redis) == ["sweep"]
+
+
+@pytest.mark.parametrize(
+    ("since_seconds", "old_rows_left", "behind", "due"),
+    [
+        (59.9, False, False, False),
+        (60.0, False, True, True),
+        (1.9, True, False, False),
+        (2.0, True, False, True),
+        (59.9, True, True, False),
+        (60.0, True, True, True),
+    ],
+)
+def test_when_to_prune(since_seconds: float, old_rows_left: bool, behind: bool, due: bool) -> None:  # noqa: FBT001 - a table
+    """Each minute whatever happens; soon again while old rows are left and messages don't wait."""
+    assert prune_is_due(since_seconds, old_rows_left=old_rows_left, behind=behind) is due
+
+
+def test_what_a_prune_job_left_is_gone_on_with(redis: FakeRedis, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once a job says that old rows are left, another follows before the minute is over, unless a batch waits."""
+    monkeypatch.setattr(module, "PRUNE_AGAIN_SECONDS", 0.0)
+    dispatch(redis, 3)
+    assert queued(redis) == ["sweep"]
+    redis.set(OLD_ROWS, 1)
+    send(redis, *[b"x"] * 10)
+    dispatch(redis, 3)
+    assert "prune" not in queued(redis)
+    redis.delete(INBOX)
+    dispatch(redis, 3)
+    assert queued(redis).count("prune") == 1
 
 
 def test_a_sweep_that_waits_is_enough(redis: FakeRedis) -> None:

@@ -217,6 +217,8 @@ def test_a_rejected_message_is_shown_and_does_nothing(engine: Engine) -> None:
         "unknown_session"
     ]
     assert run("rejected", "show", "99").exit_code == 1
+    none = run("rejected", "list", "--reason", "poison").output
+    assert none == "No rejected messages fit, of 2 messages: 1 not_json, 1 unknown_session.\n"
 
 
 def test_requeue_tells_what_became_of_each(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -241,6 +243,20 @@ def test_requeue_tells_what_became_of_each(engine: Engine, monkeypatch: pytest.M
     assert "There is no rejected message 77; nothing was done." in missing.stderr
     for args in ([], ["1", "--all"], ["1", "--reason", "not_json"]):
         assert run("rejected", "requeue", *args).exit_code == 2
+
+
+def test_a_requeue_that_is_interrupted_tells_what_is_left(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After Ctrl-C what was done is told, and how many weren't tried."""
+    numbers = [put_rejected(engine, f"1-{number}", b"x") for number in range(1, 4)]
+
+    def apply(*_: Any) -> Iterator[tuple[int, str]]:
+        yield numbers[0], "stored"
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fleetbeat_worker.cli.rejected.apply_again", apply)
+    result = run("rejected", "requeue", "--all")
+    assert result.exit_code == 1
+    assert result.stdout.splitlines() == [f"{numbers[0]}: stored", "1 message stored, 0 still rejected, 2 not tried."]
 
 
 def test_the_queue_shows_who_holds_what(engine: Engine, redis: FakeRedis) -> None:

@@ -70,6 +70,8 @@ class Load:
     """How many full batches the backlog is."""
     drain_rate: float | None
     """Messages stored a second, lately; None when it isn't known."""
+    is_abandoned: bool = False
+    """Whether jobs wait, and no worker is there anywhere: a sweep would never come."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +94,8 @@ def decide(course: Course, load: Load, bounds: Bounds, now: float) -> Course:
     course = replace(course, quiet_since=(now if course.quiet_since is None else course.quiet_since) if quiet else None)
     if (count := bounds.clamp(course.count)) != course.count:
         return replace(course, count=count, changed_at=now, rate_then=None)
+    if load.is_abandoned and not course.count and bounds.most:
+        return replace(course, count=1, changed_at=now, quiet_since=None, lag_then=load.lag_seconds, rate_then=None)
     if load.lag_seconds > BEHIND_SECONDS and now - course.changed_at >= GROW_EVERY_SECONDS:
         return _grown(course, load, bounds, now)
     if course.quiet_since is not None and now - max(course.quiet_since, course.changed_at) >= SHRINK_EVERY_SECONDS:

@@ -19,7 +19,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from fleetbeat_shared.connection import connect, place, reason
 from fleetbeat_shared.errors import DatabaseUnavailable
-from fleetbeat_shared.names import DISPATCHER_LOCK, QUEUE
+from fleetbeat_shared.names import DISPATCHER_LOCK, OLD_ROWS, QUEUE
 from fleetbeat_worker import jobs
 from fleetbeat_worker.database import open_engine
 from fleetbeat_worker.eviction import eviction_warning
@@ -47,7 +47,9 @@ FAILED_JOB_SECONDS = 3600
 """How long a failed job can be looked at. RQ's year would keep one for every sweep that failed."""
 SWEEP_TIMEOUT_SECONDS = 300
 PRUNE_SECONDS = 60.0
-"""How often old rows are looked for: little at a time, as a busy worker has no more than a moment for them."""
+"""How often old rows are looked for."""
+PRUNE_AGAIN_SECONDS = 2.0
+"""How soon a job goes on where the last one left old rows: a worker that is never idle has half a second for each."""
 PRUNE_TIMEOUT_SECONDS = 300
 INGEST_TIMEOUT_SECONDS = 600
 """Beyond its slice: a job can wait long for a lock, but not for ever."""
@@ -71,7 +73,9 @@ class Dispatcher:
         self._leads = False
         self._renew_at = 0.0
         self._sweep_at = 0.0
-        self._prune_at = time.monotonic() + PRUNE_SECONDS
+        self._pruned_at = time.monotonic()
+        self._old_rows = False
+        self._look_for_old_rows_at = 0.0
         self._scale_at = 0.0
         self._redis_trouble = Complaint("redis", "dispatcher")
         self._full = Complaint("full", "dispatcher")
@@ -101,10 +105,8 @@ class Dispatcher:
         if time.monotonic() >= self._sweep_at:
             self._enqueue_sweep()
             self._sweep_at = time.monotonic() + self._settings.sweep_seconds
-        if time.monotonic() >= self._prune_at:
-            self._enqueue_prune()
-            self._prune_at = time.monotonic() + PRUNE_SECONDS
         demand = self._demand()
+        self._enqueue_prune(demand)
         self._enqueue_ingest(demand)
         until_sweep = max(0.0, self._sweep_at - time.monotonic())
         if demand.readers or demand.undelivered or demand.pending:
@@ -150,7 +152,15 @@ class Dispatcher:
             # ingest job makes room after its batch, and of sweeps there may always be one.
             self._enqueue(jobs.sweep, f"sweep-{time.time_ns() // 1_000_000}", SWEEP_TIMEOUT_SECONDS)
 
-    def _enqueue_prune(self) -> None:
+    def _enqueue_prune(self, demand: Demand) -> None:
+        now = time.monotonic()
+        if now >= self._look_for_old_rows_at:
+            self._look_for_old_rows_at = now + RENEW_SECONDS
+            self._old_rows = bool(self._client.exists(OLD_ROWS))
+        behind = demand.undelivered >= self._settings.batch_size
+        if not prune_is_due(now - self._pruned_at, old_rows_left=self._old_rows, behind=behind):
+            return
+        self._pruned_at = now
         if not self._waiting("prune") and not self._started("prune"):
             self._enqueue(jobs.prune, f"prune-{time.time_ns() // 1_000_000}", PRUNE_TIMEOUT_SECONDS)
 
@@ -219,6 +229,17 @@ class Dispatcher:
             time.sleep(POLL_SECONDS)
         finally:
             engine.dispose()
+
+
+def prune_is_due(since_seconds: float, *, old_rows_left: bool, behind: bool) -> bool:
+    """Return whether to prune, so many seconds after it was last looked for.
+
+    Each minute; again and again while old rows are left, as they come as fast as young ones do, but then only when no
+    full batch waits in the inbox: messages go first.
+    """
+    if since_seconds >= PRUNE_SECONDS:
+        return True
+    return old_rows_left and not behind and since_seconds >= PRUNE_AGAIN_SECONDS
 
 
 def redis_trouble(settings: Settings, error: BaseException) -> str:

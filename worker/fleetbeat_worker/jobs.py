@@ -8,16 +8,17 @@ from __future__ import annotations
 import os
 import signal
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, cast
 
+from redis.exceptions import RedisError
 from rq import Queue, get_current_job
 from rq.job import Job
 
 from fleetbeat_shared.connection import connect
 from fleetbeat_shared.errors import DatabaseUnavailable, FleetbeatError
-from fleetbeat_shared.names import QUEUE
+from fleetbeat_shared.names import OLD_ROWS, QUEUE
 from fleetbeat_shared.settings import Settings
 from fleetbeat_worker.database import open_engine
 from fleetbeat_worker.ingest import Ingest
@@ -39,6 +40,8 @@ PRUNE_SECONDS = 30.0
 """How long one job prunes at most; the next one goes on."""
 PRUNE_UNDISTURBED_SECONDS = 0.5
 """For how long it lets others wait: a worker that is never idle would prune nothing otherwise."""
+OLD_ROWS_SECONDS = 600
+"""How long it is known that old rows are left, if no job runs any more."""
 
 
 class RefusedJob(FleetbeatError):
@@ -99,8 +102,12 @@ def prune() -> None:
 
         try:
             cutoffs = Cutoffs.of(engine, settings, datetime.now(UTC))
-            if cutoffs is not None:
-                run_prune(engine, cutoffs, stop=stop)
+            report = None if cutoffs is None else run_prune(engine, cutoffs, stop=stop)
+            with suppress(RedisError):  # away, or full: the next minute's job goes on then
+                if report is not None and report.rows and not report.finished:
+                    client.set(OLD_ROWS, 1, ex=OLD_ROWS_SECONDS)
+                else:
+                    client.delete(OLD_ROWS)
         except DatabaseUnavailable as error:
             complaint.trouble(f"Old rows wait: {error}")
         else:

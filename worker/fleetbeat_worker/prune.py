@@ -128,9 +128,7 @@ def prune(
     run = _Run(engine, cutoffs, stop, advance)
     run.drop_days()
     for kind, before in cutoffs.steps():
-        # Again while there was any: a parent goes after its delegates.
-        while not run.stopped() and run.remove_all(kind, before):
-            pass
+        run.remove_all(kind, before)
     if run.report.rows or run.report.partitions:
         details = {"rows": run.report.removed, "partitions": run.report.partitions, "finished": run.report.finished}
         logger.info("Old rows were removed", extra=details)
@@ -186,9 +184,9 @@ class _Run:
         logger.info("A day's partition can't be dropped now: %s", failure, extra={"day": day.isoformat()})
         return False
 
-    def remove_all(self, kind: Kind, before: datetime) -> int:
-        """Remove what is old of a kind, slice by slice; return how many rows."""
-        size, place, total = FIRST_ROWS, None, 0
+    def remove_all(self, kind: Kind, before: datetime) -> None:
+        """Remove what is old of a kind, slice by slice."""
+        size, place = FIRST_ROWS, None
         while not self.stopped():
             with reading(self._engine) as connection:
                 found = find_due(connection, kind, before, place, size)
@@ -196,12 +194,10 @@ class _Run:
                 break
             last_place, place = place, found.place
             number, seconds = self._remove(found, kind, before)
-            total += number
             size = next_size(size, seconds)
             time.sleep(max(PAUSE_SECONDS, seconds))
             if not number and place == last_place:
                 break  # others hold these rows, and there is no way around them
-        return total
 
     def _remove(self, found: Slice, kind: Kind, before: datetime) -> tuple[int, float]:
         """Remove one slice; return how many rows it had, and for how long it held its locks."""

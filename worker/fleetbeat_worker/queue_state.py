@@ -65,6 +65,8 @@ class QueueState:
     oldest_id: str | None
     """The id of the oldest entry that isn't in SQL; the watermark is when it was received."""
     flow: Flow
+    pools: int
+    """How many pools of workers run; one may have no worker."""
 
     @property
     def lag_seconds(self) -> float | None:
@@ -103,6 +105,7 @@ def read_queue(client: Redis) -> QueueState:
     inbox = Inbox(client)
     horizon = inbox.horizon()
     queue = _queue(client)
+    pools = read_pools(client)
     return QueueState(
         horizon=horizon,
         lost=max(0, inbox.account().lost),
@@ -113,7 +116,8 @@ def read_queue(client: Redis) -> QueueState:
         jobs_failed=queue.failed_job_registry.get_job_count(cleanup=False),
         workers=read_worker_states(client),
         oldest_id=inbox.first_id(),
-        flow=recent_flow(read_pools(client), read_sample(client)),
+        flow=recent_flow(pools, read_sample(client)),
+        pools=len(pools),
     )
 
 

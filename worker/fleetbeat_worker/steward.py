@@ -25,6 +25,7 @@ from fleetbeat_worker.autoscale import Course, Load, decide
 from fleetbeat_worker.flow import flow, read_sample
 from fleetbeat_worker.inbox import Inbox
 from fleetbeat_worker.log import logger
+from fleetbeat_worker.queue_state import count_workers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -122,11 +123,11 @@ class Steward:
         load = Load(0.0, 0, None)
         if not self._bounds.are_fixed:
             horizon = self._inbox.horizon()
-            if horizon.watermark is None:
-                return  # ids of the future hide the lag
-            lag = (horizon.now - horizon.watermark).total_seconds()
+            if horizon.watermark is None and self._course.count:
+                return  # ids of the future hide the lag, until the workers have drained the inbox
+            lag = (horizon.now - (horizon.watermark or horizon.now)).total_seconds()
             rate = flow(self._samples[0], sample).drain_rate
-            load = Load(lag, horizon.backlog // self._batch_size, rate)
+            load = Load(lag, horizon.backlog // self._batch_size, rate, self._is_abandoned())
         before = self._course.count
         self._course = decide(self._course, load, self._bounds, time.monotonic())
         if self._course.count != before:
@@ -134,6 +135,9 @@ class Steward:
             if not self._bounds.are_fixed:
                 fields["lag_seconds"] = round(load.lag_seconds, 1)
             logger.info("The number of workers changes", extra=fields)
+
+    def _is_abandoned(self) -> bool:
+        return self._course.count == 0 and bool(jobs.waiting_ids(self._client)) and not count_workers(self._client)
 
     def _exchange(self, orders: Orders) -> Report | None:
         """Tell the parent, and hear what is there; None if it doesn't answer."""

@@ -122,7 +122,7 @@ def _age(_context: click.Context, _parameter: click.Parameter, value: str | None
     except (ValueError, OverflowError) as error:
         raise click.BadParameter(str(error)) from None
     if not LEAST_AGE <= age <= LONGEST_AGE:
-        message = f"{value} is not between 1h and 36500d."
+        message = f"{value} is not between 1h and 36500d; write for example 7d."
         raise click.BadParameter(message)
     return age
 
@@ -138,7 +138,7 @@ def _age(_context: click.Context, _parameter: click.Parameter, value: str | None
 @json_option
 @common_options
 def prune(*, settings: Settings, older_than: timedelta | None, dry_run: bool, as_json: bool) -> None:
-    """Remove old rows now; workers do the same by themselves, a little each minute.
+    """Remove old rows now; workers do the same by themselves, a little at a time.
 
     Nobody waits for it, and it may be stopped with Ctrl-C at any time. Live sessions stay, whatever their age, and what
     verdicts need. Exit status 1 if anything old is left.

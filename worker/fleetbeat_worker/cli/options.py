@@ -99,6 +99,29 @@ def metrics_options(command: Callable[..., T]) -> Callable[..., T]:
     return with_metrics
 
 
+def pool_options(command: Callable[..., T]) -> Callable[..., T]:
+    """Give a command `-n` and `--autoscale`, and call it with a pool's `bounds`, and the `workers` it begins with."""
+
+    @click.option(
+        "-n", "--workers", type=click.IntRange(1, 64), default=1, show_default=True, help="How many RQ workers."
+    )
+    @click.option(
+        "--autoscale",
+        "bounds",
+        type=BoundsType(),
+        metavar="MIN:MAX",
+        help="Let their number follow the lag, within this range; it begins with -n.",
+    )
+    @wraps(command)
+    def with_pool(*args: Any, workers: int, bounds: Bounds | None, **kwargs: Any) -> T:  # noqa: ANN401 - any command's
+        from fleetbeat_worker.autoscale import Bounds
+
+        bounds = bounds or Bounds(workers, workers)
+        return command(*args, workers=bounds.clamp(workers), bounds=bounds, **kwargs)
+
+    return with_pool
+
+
 def json_option(command: Callable[..., T]) -> Callable[..., T]:
     """Give a command `--json`, as `as_json`."""
     return click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")(command)

@@ -55,7 +55,8 @@ def _text(state: QueueState) -> RenderableType:
         hint = "fleetbeat events --type inbox_trimmed"
         parts.append(Text.assemble(("Lost     ", "bold"), (f"{removed}{hint}", "bold yellow")))
     if not state.workers:
-        parts.append(Text.assemble(("Workers  ", "bold"), ("none is running: fleetbeat worker", "bold yellow")))
+        hint = "fleetbeat workers scale 1" if state.pools else "fleetbeat worker"
+        parts.append(Text.assemble(("Workers  ", "bold"), (f"none is running: {hint}", "bold yellow")))
     else:
         parts += [Text.assemble(("Workers  ", "bold"), f"{len(state.workers):,}"), Text(), _workers_table(state)]
     holders = {name: number for name, number in state.pending.items() if name not in _names(state)}

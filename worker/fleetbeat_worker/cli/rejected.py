@@ -104,7 +104,8 @@ def list_rejected(*, settings: Settings, choice: Choice, limit: int, as_json: bo
     elif found:
         console().print(_list_text(found, counts))
     else:
-        click.echo("No rejected messages.")
+        others = f" fit, of {_by_reason(counts)}" if counts else ""
+        click.echo(f"No rejected messages{others}.")
 
 
 def _list_text(found: Sequence[Row[Any]], counts: dict[str, int]) -> RenderableType:
@@ -123,8 +124,12 @@ def _list_text(found: Sequence[Row[Any]], counts: dict[str, int]) -> RenderableT
             Text(f"{row.size:,}"),
             safe(row.detail),
         )
+    return Group(table, Text(), safe(f"In all {_by_reason(counts)}"))
+
+
+def _by_reason(counts: dict[str, int]) -> str:
     by_reason = ", ".join(f"{number:,} {reason}" for reason, number in counts.items())
-    return Group(table, Text(), safe(f"{counted(sum(counts.values()), 'message')}: {by_reason}"))
+    return f"{counted(sum(counts.values()), 'message')}: {by_reason}"
 
 
 @rejected.command(epilog=example("fleetbeat rejected show 12"))
@@ -170,6 +175,7 @@ def requeue(*, settings: Settings, ids: tuple[int, ...], take_all: bool, choice:
     What is accepted now leaves the list, in the transaction that stores it; the rest stays. Exit status 1 if any stays.
     It may be stopped at any time and given again.
     """
+    chosen: list[int] = []
     outcomes: list[tuple[int, str]] = []
     try:
         with open_database(settings) as engine, open_redis(settings) as client:
@@ -184,7 +190,9 @@ def requeue(*, settings: Settings, ids: tuple[int, ...], take_all: bool, choice:
             left = ", ".join(f"{number:,} {name}" for name, number in counts.items() if name != STORED)
             still = f"{len(outcomes) - counts[STORED]:,} still rejected"
             listed = f" ({left})" if left and len(outcomes) > LINES_SHOWN else ""
-            click.echo(f"{counted(counts[STORED], 'message')} stored, {still}{listed}.")
+            untried = len(chosen) - len(outcomes)
+            rest = f", {untried:,} not tried" if untried else ""
+            click.echo(f"{counted(counts[STORED], 'message')} stored, {still}{listed}{rest}.")
     if as_json:
         print_json({"results": [{"id": number, "outcome": outcome} for number, outcome in outcomes]})
     if counts[STORED] < len(outcomes):

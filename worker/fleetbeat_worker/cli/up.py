@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from fleetbeat_shared.settings import DEFAULT_REDIS_PORT, Settings
-from fleetbeat_worker.cli.options import asked_to_stop, example
+from fleetbeat_worker.cli.options import asked_to_stop, example, pool_options
 from fleetbeat_worker.cli.worker import LOOK_SECONDS, open_exporter, prepare_database
 from fleetbeat_worker.embedded import DataDirectory, EmbeddedValkey, end_predecessor
 from fleetbeat_worker.log import set_up
@@ -19,10 +19,14 @@ from fleetbeat_worker.pool import Pool
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from fleetbeat_worker.exporter import Exporter
+    from fleetbeat_worker.autoscale import Bounds
 
 
-@click.command(epilog=example("fleetbeat up", "fleetbeat up -n 2 --data-dir /srv/fleetbeat --port 7000"))
+@click.command(
+    epilog=example(
+        "fleetbeat up", "fleetbeat up -n 2 --data-dir /srv/fleetbeat --port 7000", "fleetbeat up --autoscale 1:4"
+    )
+)
 @click.option(
     "--data-dir",
     type=click.Path(file_okay=False, path_type=Path),
@@ -33,11 +37,12 @@ if TYPE_CHECKING:
 @click.option(
     "--port", type=click.IntRange(1, 65535), default=DEFAULT_REDIS_PORT, show_default=True, help="For agents."
 )
-@click.option("-n", "--workers", type=click.IntRange(1, 64), default=1, show_default=True, help="How many RQ workers.")
-def up(*, data_dir: Path | None, port: int, workers: int) -> None:
+@pool_options
+def up(*, data_dir: Path | None, port: int, workers: int, bounds: Bounds) -> None:
     """Start Valkey, SQLite, workers and the dispatcher, until Ctrl-C.
 
-    What is queued survives a restart, also after a crash.
+    What is queued survives a restart, also after a crash. While it runs, fleetbeat workers scale changes how many
+    workers there are.
     """
     settings = Settings.from_environment(os.environ)
     if data_dir is not None:
@@ -49,17 +54,14 @@ def up(*, data_dir: Path | None, port: int, workers: int) -> None:
         server = EmbeddedValkey(directory.path / "valkey", port)
         end_predecessor(predecessors_port, directory.path / "valkey")
         settings = settings.model_copy(update={"redis_url": server.url})
-        _run(settings, server, workers, asked, open_exporter(settings))
+        _run(settings, server, Pool(settings, workers, bounds, open_exporter(settings)), asked)
 
 
-def _run(
-    settings: Settings, server: EmbeddedValkey, workers: int, asked: Callable[[], bool], exporter: Exporter | None
-) -> None:
+def _run(settings: Settings, server: EmbeddedValkey, pool: Pool, asked: Callable[[], bool]) -> None:
     settings.export(os.environ)  # for the jobs, which read their settings where they run
     server.start()
     try:
         prepare_database(settings, asked)
-        pool = Pool(settings, workers, exporter=exporter)
         pool.start()
         try:
             click.echo(_greeting(settings))

@@ -12,8 +12,7 @@ import click
 from fleetbeat_shared.connection import connect, place, redis_errors
 from fleetbeat_shared.errors import DatabaseUnavailable
 from fleetbeat_worker import jobs, schema
-from fleetbeat_worker.autoscale import Bounds
-from fleetbeat_worker.cli.options import BoundsType, asked_to_stop, common_options, example, metrics_options
+from fleetbeat_worker.cli.options import asked_to_stop, common_options, example, metrics_options, pool_options
 from fleetbeat_worker.database import open_engine
 from fleetbeat_worker.inbox import Inbox
 from fleetbeat_worker.log import Complaint, logger, set_up
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from fleetbeat_shared.settings import Settings
+    from fleetbeat_worker.autoscale import Bounds
     from fleetbeat_worker.exporter import Exporter
 
 LOOK_SECONDS = 1.0
@@ -39,18 +39,11 @@ BURST_LOOK_SECONDS = 0.1
         "fleetbeat worker -n 4 --metrics-port 9180",
     )
 )
-@click.option("-n", "--workers", type=click.IntRange(1, 64), default=1, show_default=True, help="How many RQ workers.")
-@click.option(
-    "--autoscale",
-    "bounds",
-    type=BoundsType(),
-    metavar="MIN:MAX",
-    help="Let their number follow the lag, within this range; it begins with -n.",
-)
+@pool_options
 @click.option("--burst", is_flag=True, help="Store what is in the inbox now, sweep once, and exit.")
 @common_options
 @metrics_options
-def worker(*, settings: Settings, workers: int, bounds: Bounds | None, burst: bool) -> None:
+def worker(*, settings: Settings, workers: int, bounds: Bounds, burst: bool) -> None:
     """Run RQ workers and a dispatcher until Ctrl-C or SIGTERM.
 
     Redis or the database may be away, at the start or later: the workers wait for them and say so.
@@ -64,8 +57,6 @@ def worker(*, settings: Settings, workers: int, bounds: Bounds | None, burst: bo
     exporter = open_exporter(settings)
     prepare_database(settings, asked)
     if not asked():
-        bounds = bounds or Bounds(workers, workers)
-        workers = bounds.clamp(workers)
         logger.info("Workers run", extra={"workers": workers, "redis": place(settings.redis_url)})
         run_pool(settings, Pool(settings, workers, bounds, exporter), burst=burst, asked=asked)
         logger.info("Workers ended")

@@ -6,6 +6,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 from rich.console import Group
 from rich.text import Text
 
@@ -40,6 +41,7 @@ LOOK_SECONDS = 0.2
 def workers(context: click.Context, *, settings: Settings, as_json: bool) -> None:
     """List the pools of workers on all machines, and change how many workers they have."""
     if context.invoked_subcommand is not None:
+        _refuse_options_before(context, context.invoked_subcommand)
         return
     with open_redis(settings) as client, redis_errors(settings.redis_url):
         found = read_workforce(client)
@@ -47,6 +49,16 @@ def workers(context: click.Context, *, settings: Settings, as_json: bool) -> Non
         print_json(found.to_json())
     else:
         console().print(_text(found))
+
+
+def _refuse_options_before(context: click.Context, command: str) -> None:
+    """Refuse options that stand before the subcommand, where they would do nothing: it would ask another Redis."""
+    for parameter in context.command.params:
+        if parameter.name and context.get_parameter_source(parameter.name) is ParameterSource.COMMANDLINE:
+            message = (
+                f"Write {parameter.opts[0]} behind the command: fleetbeat workers {command} … {parameter.opts[0]} …"
+            )
+            raise click.UsageError(message)
 
 
 @workers.command(
@@ -76,7 +88,7 @@ def scale(  # noqa: PLR0913 - each is an option of the command
     started later begins with its own -n.
     """
     if (number is None) == (bounds is None):
-        message = "Say how many workers there should be: N, or --auto MIN:MAX."
+        message = "Say how many workers there should be: either N, or --auto MIN:MAX."
         raise click.UsageError(message)
     with open_redis(settings) as client, redis_errors(settings.redis_url):
         wanted = _wanted(_chosen(client, host, pool_id), number, bounds)
@@ -104,7 +116,9 @@ def _chosen(client: Redis, host: str | None, pool_id: str | None) -> list[PoolSt
         raise FleetbeatError(message)
     chosen = [pool for pool in pools if host in {None, pool.hostname} and pool_id in {None, pool.id}]
     if not chosen:
-        message = "No pool that runs is the chosen one. List them with: fleetbeat workers"
+        where = [f"on the host {host}"] if host is not None else []
+        where += [f"with the id {pool_id}"] if pool_id is not None else []
+        message = f"No pool runs {' '.join(where)}. List them with: fleetbeat workers"
         raise FleetbeatError(message)
     return chosen
 

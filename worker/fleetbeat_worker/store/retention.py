@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sqlalchemy import MetaData, Table, delete, exists, func, select, text
+from sqlalchemy import MetaData, Table, delete, exists, func, or_, select, text
 
 from fleetbeat_shared.liveness import State
 from fleetbeat_worker.partitions import id_at
@@ -168,9 +168,15 @@ def _remove_strays(connection: Connection, _: datetime, keys: Sequence[Any]) -> 
     return _delete(connection, _HEARTBEATS, keys)
 
 
-def _has_no_delegate(_: datetime) -> ColumnElement[bool]:
+def _has_no_young_delegate(before: datetime) -> ColumnElement[bool]:
+    """Tell sessions that nobody names as parent who is live, or ended since.
+
+    Those that are old themselves don't count: two that name each other would stay forever, and so would all
+    predecessors of a live one if each had named the one before it.
+    """
     child = _AGENTS.alias("child")
-    return ~exists().where(child.c.parent_id == _AGENTS.c.session_id, child.c.session_id != _AGENTS.c.session_id)
+    is_young = or_(child.c.ended_at.is_(None), child.c.ended_at >= before)
+    return ~exists().where(child.c.parent_id == _AGENTS.c.session_id, is_young)
 
 
 def _remove_sessions(connection: Connection, before: datetime, keys: Sequence[Any]) -> int:
@@ -180,7 +186,7 @@ def _remove_sessions(connection: Connection, before: datetime, keys: Sequence[An
         lock = select(_LIVENESS.c.session_id).where(_LIVENESS.c.session_id.in_(keys)).order_by(_LIVENESS.c.session_id)
         keys = connection.execute(lock.with_for_update(skip_locked=True)).scalars().all()
     statement = delete(_AGENTS).where(_AGENTS.c.session_id.in_(keys), _AGENTS.c.ended_at < before)
-    return connection.execute(statement.where(_has_no_delegate(before))).rowcount
+    return connection.execute(statement.where(_has_no_young_delegate(before))).rowcount
 
 
 def _needed_by_nobody(before: datetime) -> ColumnElement[bool]:
@@ -195,4 +201,4 @@ HEARTBEATS = Kind("heartbeats", _due_heartbeats, _find_heartbeats, _remove_heart
 EVENTS = _by_time(_EVENTS.c.occurred_at)
 REJECTED = _by_time(_REJECTED.c.received_at)
 OUTAGES = _by_time(_OUTAGES.c.ended_at, _needed_by_nobody)
-SESSIONS = _by_time(_AGENTS.c.ended_at, _has_no_delegate, remove=_remove_sessions)
+SESSIONS = _by_time(_AGENTS.c.ended_at, _has_no_young_delegate, remove=_remove_sessions)
