@@ -27,7 +27,6 @@ from fleetbeat_shared.identifiers import new_message_id
 from fleetbeat_shared.messages import Deregister
 from fleetbeat_shared.names import FIELD, GROUP, INBOX
 from fleetbeat_shared.settings import Settings
-from fleetbeat_worker.batch import own_id
 from fleetbeat_worker.database import open_engine
 from fleetbeat_worker.embedded import EmbeddedValkey, find_free_port
 from fleetbeat_worker.tables import Event, EventType, RejectedMessage, StoredHeartbeat
@@ -35,6 +34,8 @@ from fleetbeat_worker.tables import Event, EventType, RejectedMessage, StoredHea
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from uuid import UUID
+
+    from fleetbeat_shared.messages import Message
 
 PRODUCERS = 2
 SESSIONS = 4
@@ -92,6 +93,24 @@ class Place:
         os.kill(pid, signal.SIGKILL)
         self.kills += 1
         self.valkey.stop()
+
+    def send(self, *messages: Message | bytes) -> list[str]:
+        """Send messages, all at once, until Redis has taken them; return their entries' ids."""
+        ends_at = time.monotonic() + TIMEOUT_SECONDS
+        with closing(self.client()) as client, client.pipeline(transaction=len(messages) > 1) as pipe:
+            while time.monotonic() < ends_at:
+                for message in messages:
+                    pipe.xadd(INBOX, {FIELD: message if isinstance(message, bytes) else message.to_wire()})
+                try:
+                    taken = [entry_id.decode() for entry_id in pipe.execute()]
+                except (RedisError, OSError):
+                    time.sleep(0.05)
+                    continue
+                ids = [None if isinstance(message, bytes) else message.id for message in messages]
+                self.acknowledged.update(zip(taken, ids, strict=True))
+                return taken
+        message = "Redis took no message for a minute."
+        raise click.ClickException(message)
 
     def one_pool(self) -> None:
         """Leave one pool that runs."""
@@ -173,34 +192,16 @@ class Load:
         registrations = [registration(draw.randrange(10**6)) for _ in range(SESSIONS)]
         sessions = [message.session_id for message in registrations]
         for message in registrations:
-            self._insist(message.to_wire())
+            self._place.send(message)
         pause = LOAD_SECONDS / max(1, messages)
         for _ in range(messages - 2 * SESSIONS):
             if draw.random() < 0.1:  # noqa: PLR2004 - one in ten is bad
-                self._insist(draw.choice(_BAD))
+                self._place.send(draw.choice(_BAD))
             else:
-                beat = heartbeat(draw.choice(sessions), progress=draw.random() < 0.3, draw=draw)  # noqa: PLR2004
-                self._insist(beat.to_wire())
+                self._place.send(heartbeat(draw.choice(sessions), progress=draw.random() < 0.3, draw=draw))  # noqa: PLR2004
             time.sleep(pause)
         for session_id in sessions:  # so that nobody misses them when the round is over
-            said = Deregister(id=new_message_id(), session_id=session_id, sent_at=registrations[0].sent_at)
-            self._insist(said.to_wire())
-
-    def _insist(self, wire: bytes) -> None:
-        ends_at = time.monotonic() + TIMEOUT_SECONDS
-        with closing(self._place.client()) as client:
-            while time.monotonic() < ends_at:
-                try:
-                    entry_id = client.xadd(INBOX, {FIELD: wire})
-                except (RedisError, OSError):
-                    time.sleep(0.05)
-                else:
-                    self._place.acknowledged[entry_id.decode() if isinstance(entry_id, bytes) else entry_id] = own_id(
-                        wire
-                    )
-                    return
-        message = "Redis took no message for a minute."
-        raise click.ClickException(message)
+            self._place.send(Deregister(id=new_message_id(), session_id=session_id, sent_at=registrations[0].sent_at))
 
 
 def wait_until(look: Callable[[], bool], seconds: float = TIMEOUT_SECONDS) -> bool:
