@@ -24,7 +24,7 @@ from support import TIMEOUT_SECONDS, create_database, heartbeat, registration, u
 
 from fleetbeat_shared.connection import connect
 from fleetbeat_shared.identifiers import new_message_id
-from fleetbeat_shared.messages import Deregister
+from fleetbeat_shared.messages import Deregister, Reason
 from fleetbeat_shared.names import FIELD, GROUP, INBOX
 from fleetbeat_shared.settings import Settings
 from fleetbeat_worker.database import open_engine
@@ -35,11 +35,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from uuid import UUID
 
+    from sqlalchemy import Engine
+
     from fleetbeat_shared.messages import Message
 
 PRODUCERS = 2
 SESSIONS = 4
 """Of each producer, in each round."""
+BATCH_SIZE = 50
 LOAD_SECONDS = 1.5
 """How long a round's messages take to be sent, if nothing is in their way."""
 
@@ -53,12 +56,27 @@ class Place:
     directory: Path
     valkey: EmbeddedValkey
     settings: Settings
+    engine: Engine
     workers: int
+    away_seconds: float
+    """How long the database is kept away where that is the fault."""
+    built_in: bool
+    """Whether the workers have faults built in."""
     postgresql: Any = None
     pools: list[subprocess.Popen[bytes]] = field(default_factory=list)
     kills: int = 0
     acknowledged: dict[str, UUID | None] = field(default_factory=dict)
     """Entries that Redis has taken, with the ids of their messages; those that are no messages have none."""
+    harmful: dict[str, Reason] = field(default_factory=dict)
+    """Of these, those that must be blamed, and what for."""
+
+    @property
+    def _log(self) -> Path:
+        return self.directory / "workers.log"
+
+    def told(self, words: str) -> bool:
+        """Return whether the workers have logged some words."""
+        return words in self._log.read_text(encoding="utf-8")
 
     def client(self) -> Any:  # noqa: ANN401 - redis-py's hints can't tell its sync answers from its async ones
         """Return a client that gives up soon."""
@@ -68,8 +86,11 @@ class Place:
         """Start a `fleetbeat worker`, as users do."""
         environment = dict(os.environ)
         self.settings.export(environment)
-        command = [Path(sys.executable).parent / "fleetbeat", "worker", "-n", str(workers or self.workers)]
-        with (self.directory / "workers.log").open("ab") as log:
+        program = [Path(sys.executable).parent / "fleetbeat"]
+        if self.built_in:
+            program = [Path(sys.executable), Path(__file__).with_name("chaos_worker.py"), self.directory]
+        with self._log.open("ab") as log:
+            command = [*program, "worker", "-n", str(workers or self.workers)]
             pool = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
         self.pools.append(pool)
         return pool
@@ -79,6 +100,13 @@ class Place:
         with suppress(psutil.NoSuchProcess):
             return sorted(psutil.Process(pool.pid).children(recursive=recursive), key=lambda child: child.pid)
         return []
+
+    def dispatchers(self) -> list[psutil.Process]:
+        """Return the processes that Valkey knows as dispatchers."""
+        with closing(self.client()) as client:
+            clients = [each for each in client.client_list() if each["name"] == "fleetbeat-dispatcher"]
+        ports = {int(each["addr"].rpartition(":")[2]) for each in clients}
+        return [child for pool in self.pools for child in self.family(pool) if ports & _ports_of(child)]
 
     def kill(self, victim: psutil.Process | subprocess.Popen[bytes]) -> None:
         """Kill a process with -9."""
@@ -134,15 +162,25 @@ class Place:
             return -1
 
 
+def _ports_of(process: psutil.Process) -> set[int]:
+    with suppress(psutil.NoSuchProcess):
+        return {connection.laddr.port for connection in process.net_connections("tcp")}
+    return set()
+
+
 @contextmanager
-def place(kind: str, directory: Path, workers: int, lease_seconds: float) -> Iterator[Place]:
+def place(  # noqa: PLR0913 - what the options say
+    kind: str, directory: Path, workers: int, lease_seconds: float, away_seconds: float, *, built_in: bool
+) -> Iterator[Place]:
     """Start everything, with an empty database of a kind; at the end all of it is gone."""
     valkey = EmbeddedValkey(directory / "valkey", find_free_port())
     with _database(kind, directory) as (url, server):
-        changes = {"sweep_seconds": 1.0, "lease_seconds": lease_seconds, "linger_seconds": 0.2, "batch_size": 50}
+        changes = {"sweep_seconds": 1.0, "lease_seconds": lease_seconds, "linger_seconds": 0.2}
+        changes["batch_size"] = BATCH_SIZE
         settings = Settings.model_validate({"redis_url": valkey.url, "database_url": url} | changes)
         valkey.start()
-        made = Place(directory, valkey, settings, workers, server)
+        engine = open_engine(url)
+        made = Place(directory, valkey, settings, engine, workers, away_seconds, built_in, server)
         try:
             made.start_pool()
             yield made
@@ -152,6 +190,7 @@ def place(kind: str, directory: Path, workers: int, lease_seconds: float) -> Ite
                     with suppress(psutil.NoSuchProcess, ProcessLookupError):
                         os.kill(process.pid, signal.SIGKILL)
                 pool.wait()
+            engine.dispose()
             valkey.stop()
 
 
@@ -216,15 +255,15 @@ def wait_until(look: Callable[[], bool], seconds: float = TIMEOUT_SECONDS) -> bo
 
 def audit(place: Place) -> dict[str, int]:
     """Return where all acknowledged messages are."""
-    engine = open_engine(place.settings.sql_url)
     applied = [EventType.REGISTERED.value, EventType.DEREGISTERED.value]
-    with engine.connect() as connection:
+    with place.engine.connect() as connection:
         stored = Counter(connection.execute(select(StoredHeartbeat.id)).scalars())
         stored.update(connection.execute(select(Event.message_id).where(Event.type.in_(applied))).scalars())
-        rejected = Counter(connection.execute(select(RejectedMessage.entry_id)).scalars())
+        found_rejected = connection.execute(select(RejectedMessage.entry_id, RejectedMessage.reason)).all()
         flags = select(func.count()).where(Event.type == EventType.DEGRADED.value)
         false_flags = connection.execute(flags).scalar_one()
-    engine.dispose()
+    rejected = Counter(entry_id for entry_id, _ in found_rejected)
+    blamed = {(entry_id, reason) for entry_id, reason in found_rejected if reason in {Reason.POISON, Reason.FAILED}}
     found = Counter[str]()
     for entry_id, message_id in place.acknowledged.items():
         times_stored = stored[message_id] if message_id else 0
@@ -233,4 +272,5 @@ def audit(place: Place) -> dict[str, int]:
         found["lost"] += times_stored + rejected[entry_id] == 0
         found["duplicated"] += times_stored + rejected[entry_id] > 1
     names = ("stored", "rejected", "lost", "duplicated")
-    return {"sent": len(place.acknowledged), **{name: found[name] for name in names}, "false_flags": false_flags}
+    wrong = {"misjudged": len(blamed ^ set(place.harmful.items())), "false_flags": false_flags}
+    return {"sent": len(place.acknowledged), **{name: found[name] for name in names}, **wrong}

@@ -33,7 +33,13 @@ def test_ten_workers_of_which_half_are_killed_and_half_ended() -> None:
     assert found["kills"] == 5
 
 
-@pytest.mark.parametrize("fault", ["scaled", "killed-after-commit", "database-locked"])
+@pytest.mark.parametrize(
+    "fault",
+    ["scaled", "killed-after-commit", "deadly-messages", "dispatcher-killed", "database-locked", "disk-full"],
+)
 def test_nothing_is_lost_or_doubled(fault: str) -> None:
-    """Workers that come and go, that die after a commit, or that find the database locked: all is in SQL once."""
+    """Workers that come and go or die, and a database that is locked or full: all is in SQL once, nobody is blamed.
+
+    Workers die after a commit, of deadly messages, or as the elected dispatcher, which another follows within 10 s.
+    """
     chaos("--fault", fault, "--messages", "200", "--database", "sqlite")
