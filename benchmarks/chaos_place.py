@@ -7,10 +7,10 @@ import random
 import signal
 import subprocess
 import sys
-import threading
 import time
 import warnings
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -125,8 +125,9 @@ class Place:
     def send(self, *messages: Message | bytes) -> list[str]:
         """Send messages, all at once, until Redis has taken them; return their entries' ids."""
         ends_at = time.monotonic() + TIMEOUT_SECONDS
-        with closing(self.client()) as client, client.pipeline(transaction=len(messages) > 1) as pipe:
+        with closing(self.client()) as client:
             while time.monotonic() < ends_at:
+                pipe = client.pipeline(transaction=len(messages) > 1)  # anew: one that can't connect keeps what it has
                 for message in messages:
                     pipe.xadd(INBOX, {FIELD: message if isinstance(message, bytes) else message.to_wire()})
                 try:
@@ -215,17 +216,17 @@ class Load:
     def __init__(self, place: Place, messages: int, seed: int) -> None:
         """Begin to send."""
         self._place = place
-        self._threads = [
-            threading.Thread(target=self._send, args=(messages // PRODUCERS, random.Random(seed + number)))  # noqa: S311 - the same mix in each run
+        self._threads = ThreadPoolExecutor(PRODUCERS)
+        self._sent = [
+            self._threads.submit(self._send, messages // PRODUCERS, random.Random(seed + number))  # noqa: S311 - the same mix in each run
             for number in range(PRODUCERS)
         ]
-        for thread in self._threads:
-            thread.start()
 
     def wait(self) -> None:
-        """Wait until all is sent."""
-        for thread in self._threads:
-            thread.join()
+        """Wait until all is sent. Raises what a producer failed with."""
+        self._threads.shutdown()
+        for sent in self._sent:
+            sent.result()
 
     def _send(self, messages: int, draw: random.Random) -> None:
         registrations = [registration(draw.randrange(10**6)) for _ in range(SESSIONS)]
