@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import time
 from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-import click
 import psutil
-from chaos_place import BATCH_SIZE, LOAD_SECONDS, Place, wait_until
-from chaos_worker import DEADLY, FULL
-from sqlalchemy import func, select, text
+from chaos_database import (
+    UNSTORABLE,
+    fill_disk,
+    keep_database_away,
+    lock_database,
+    locked,
+    refuse_unstorable,
+    restart_postgresql,
+)
+from chaos_place import BATCH_SIZE, HOLD_SECONDS, LOAD_SECONDS, Place, insist, wait_until
+from chaos_worker import DEADLY
+from sqlalchemy import func, select
 from support import TIMEOUT_SECONDS, registration
 
 from fleetbeat_shared.identifiers import new_message_id
@@ -28,12 +35,8 @@ if TYPE_CHECKING:
 
 STRIKES = 6
 """How often a fault that kills one process after another strikes in a round."""
-HOLD_SECONDS = 2.0
-"""How long a server is kept away."""
 ELECTION_SECONDS = 10.0
 """Within which another dispatcher must have taken over."""
-UNSTORABLE = "unstorable"
-"""The progress of a message that is right, and that the database refuses."""
 
 
 def kill_workers(here: Place) -> None:
@@ -60,7 +63,7 @@ def kill_after_commit(here: Place) -> None:
     """Kill all that work when SQL has what they hold, while Valkey keeps whoever writes waiting, to acknowledge too."""
     with _session(here) as session_id:
         for _ in range(STRIKES // 2):
-            _insist(lambda: _struck_after_commit(here, session_id), "no worker could be caught after its commit")
+            insist(lambda: _struck_after_commit(here, session_id), "no worker could be caught after its commit")
 
 
 def _struck_after_commit(here: Place, session_id: UUID) -> bool:
@@ -81,7 +84,7 @@ def _struck_after_commit(here: Place, session_id: UUID) -> bool:
             victims = here.family(here.pools[0])[1:]
             for victim in victims:
                 here.kill(victim)
-            _insist(lambda: not any(map(_runs, victims)), "a process that was killed runs on")
+            insist(lambda: not any(map(_runs, victims)), "a process that was killed runs on")
             client.ping()  # by then Valkey has seen that they are gone: what a dead client waited for is never done
         finally:
             client.client_unpause()
@@ -115,11 +118,11 @@ def scale(here: Place) -> None:
 def kill_dispatcher(here: Place) -> None:
     """Kill the elected dispatcher; another must take over in time."""
     with closing(here.client()) as client:
-        _insist(lambda: client.get(DISPATCHER_LOCK), "no dispatcher was elected")
+        insist(lambda: client.get(DISPATCHER_LOCK), "no dispatcher was elected")
         before = client.get(DISPATCHER_LOCK)
         for victim in here.dispatchers():
             here.kill(victim)
-        _insist(
+        insist(
             lambda: client.get(DISPATCHER_LOCK) not in {None, before},
             "the elected dispatcher was killed, and no other was elected",
             ELECTION_SECONDS,
@@ -160,62 +163,6 @@ def start_without_redis(here: Place) -> None:
     here.valkey.start()
 
 
-def restart_postgresql(here: Place) -> None:
-    """Let PostgreSQL go down at once, in the middle of transactions, and come back."""
-    time.sleep(0.5)
-    _control_postgresql(here, "restart")
-
-
-def _control_postgresql(here: Place, action: str) -> None:
-    server = here.postgresql
-    command = [server.bin_path / "pg_ctl", "-D", server.pgdata, "-m", "immediate", "-w", "-l", server.log, action]
-    subprocess.run(command, check=True, user=server.system_user, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    here.kills += 1
-
-
-@contextmanager
-def locked(here: Place) -> Iterator[None]:
-    """Hold a lock in which nobody else can write."""
-    with here.engine.execution_options(sqlite_begin="BEGIN IMMEDIATE").begin() as connection:
-        if here.postgresql is not None:
-            connection.execute(text("LOCK TABLE liveness, heartbeats IN EXCLUSIVE MODE"))
-        yield
-
-
-def lock_database(here: Place) -> None:
-    """Hold the database locked."""
-    with locked(here):
-        time.sleep(HOLD_SECONDS)
-
-
-def keep_database_away(here: Place) -> None:
-    """Keep the database away for long: PostgreSQL is down for half of the time; then it answers and takes nothing.
-
-    Now and then it takes something, so that batches are in hand when it is gone again.
-    """
-    ends_at = time.monotonic() + here.away_seconds
-    if here.postgresql is not None:
-        _control_postgresql(here, "stop")
-        time.sleep(here.away_seconds / 2)
-        here.postgresql.ensure_postgres_running()
-        here.engine.dispose()
-    while time.monotonic() < ends_at:
-        with locked(here):
-            time.sleep(0.5)
-        time.sleep(0.05)
-    _insist(lambda: here.told("can't be used now"), "no worker told that the database was away")
-
-
-def fill_disk(here: Place) -> None:
-    """Let SQLite's file grow no more, as on a disk that is full."""
-    with here.engine.connect() as connection:
-        pages = connection.execute(text("PRAGMA page_count")).scalar_one()
-    (here.directory / FULL).write_text(str(pages))
-    time.sleep(HOLD_SECONDS)
-    _insist(lambda: here.told("database or disk is full"), "no worker told that the disk was full")
-    (here.directory / FULL).unlink()
-
-
 def send_deadly(here: Place) -> None:
     """Send messages that kill whoever reads them."""
     with _session(here) as session_id:
@@ -227,7 +174,7 @@ def send_deadly(here: Place) -> None:
 
 def send_unstorable(here: Place) -> None:
     """Send full batches, each with one message that the database refuses."""
-    _let_refuse(here)
+    refuse_unstorable(here)
     with _session(here) as session_id:
         for number in range(STRIKES // 2):
             beats = _beats(session_id, BATCH_SIZE)
@@ -235,18 +182,6 @@ def send_unstorable(here: Place) -> None:
             beats[place] = _beat(session_id, UNSTORABLE)
             here.harmful[here.send(*beats)[place]] = Reason.FAILED
             time.sleep(0.25)
-
-
-def _let_refuse(here: Place) -> None:
-    with here.engine.begin() as connection:
-        if here.postgresql is not None:
-            connection.execute(text("ALTER TABLE heartbeats DROP CONSTRAINT IF EXISTS refuse"))
-            check = f"CHECK (progress <> '{UNSTORABLE}')"
-            connection.execute(text(f"ALTER TABLE heartbeats ADD CONSTRAINT refuse {check}"))
-        else:
-            when = f"BEFORE INSERT ON heartbeats WHEN NEW.progress = '{UNSTORABLE}'"
-            refuse = "BEGIN SELECT RAISE(ABORT, 'refused'); END"
-            connection.execute(text(f"CREATE TRIGGER IF NOT EXISTS refuse {when} {refuse}"))
 
 
 @contextmanager
@@ -264,13 +199,6 @@ def _beat(session_id: UUID, progress: str) -> Heartbeat:
 
 def _beats(session_id: UUID, count: int) -> list[Heartbeat]:
     return [_beat(session_id, "good") for _ in range(count)]
-
-
-def _insist(look: Callable[[], object], otherwise: str, seconds: float = TIMEOUT_SECONDS) -> None:
-    """Wait until something is so; let the run fail with a sentence if it isn't in time."""
-    if not wait_until(lambda: bool(look()), seconds):
-        message = f"Within {seconds:g} s: {otherwise}."
-        raise click.ClickException(message)
 
 
 def nothing(_here: Place) -> None:

@@ -43,6 +43,8 @@ PRODUCERS = 2
 SESSIONS = 4
 """Of each producer, in each round."""
 BATCH_SIZE = 50
+HOLD_SECONDS = 2.0
+"""How long a server is kept away."""
 LOAD_SECONDS = 1.5
 """How long a round's messages take to be sent, if nothing is in their way."""
 
@@ -252,6 +254,13 @@ def wait_until(look: Callable[[], bool], seconds: float = TIMEOUT_SECONDS) -> bo
             return False
         time.sleep(0.05)
     return True
+
+
+def insist(look: Callable[[], object], otherwise: str, seconds: float = TIMEOUT_SECONDS) -> None:
+    """Wait until something is so; let the run fail with a sentence if it isn't in time."""
+    if not wait_until(lambda: bool(look()), seconds):
+        message = f"Within {seconds:g} s: {otherwise}."
+        raise click.ClickException(message)
 
 
 def audit(place: Place) -> dict[str, int]:

@@ -5,7 +5,7 @@ what is changed here holds in each of them.
 
   deadly      whoever is about to read a message whose progress is DEADLY dies of it, at once
   full        while the folder has a file `full`, SQLite's file may have as many pages as that says, and no more
-  impatient   nobody waits long for another's lock: a database that is locked is one that is away
+  impatient   nobody waits long for another's lock, or before the next look whether the database is there
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import event
 from sqlalchemy.pool import Pool
 
-from fleetbeat_worker import database, transactions
+from fleetbeat_worker import database, ingest, transactions
 from fleetbeat_worker.cli import main
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 DEADLY = "deadly"
 FULL = "full"
-_IMPATIENT_SECONDS = 0.2
+_IMPATIENT_SECONDS = 0.1
 _MOST_PAGES = 4_294_967_294
 """As many as SQLite allows a file to have unless it is told otherwise."""
 
@@ -47,20 +47,15 @@ def _look_and_die(entries: Iterable[Entry]) -> Understood:
 def _hold_down(folder: Path) -> None:
     def limit(connection: Any, _record: object, _proxy: object) -> None:  # noqa: ANN401 - the driver's connection
         file = folder / FULL
-        if database_is_sqlite(connection):
+        if type(connection).__module__ == "sqlite3":
             pages = int(file.read_text()) if file.exists() else _MOST_PAGES
             connection.execute(f"PRAGMA max_page_count = {pages}")
 
     event.listen(Pool, "checkout", limit)
 
 
-def database_is_sqlite(connection: object) -> bool:
-    """Return whether the driver is SQLite's."""
-    return type(connection).__module__ == "sqlite3"
-
-
 if __name__ == "__main__":
     _hold_down(Path(sys.argv.pop(1)))
     transactions.understand = _look_and_die
-    database.BUSY_SECONDS = _IMPATIENT_SECONDS
+    database.BUSY_SECONDS = ingest.FIRST_PAUSE_SECONDS = ingest.LONGEST_PAUSE_SECONDS = _IMPATIENT_SECONDS
     main()
