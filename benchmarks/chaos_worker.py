@@ -46,9 +46,11 @@ def _look_and_die(entries: Iterable[Entry]) -> Understood:
 
 def _hold_down(folder: Path) -> None:
     def limit(connection: Any, _record: object, _proxy: object) -> None:  # noqa: ANN401 - the driver's connection
-        file = folder / FULL
         if type(connection).__module__ == "sqlite3":
-            pages = int(file.read_text()) if file.exists() else _MOST_PAGES
+            try:
+                pages = int((folder / FULL).read_text(encoding="utf-8"))
+            except (FileNotFoundError, ValueError):  # not there, or just being written
+                pages = _MOST_PAGES
             connection.execute(f"PRAGMA max_page_count = {pages}")
 
     event.listen(Pool, "checkout", limit)

@@ -35,10 +35,18 @@ def test_ten_workers_of_which_half_are_killed_and_half_ended() -> None:
 
 @pytest.mark.parametrize(
     "fault",
-    ["scaled", "killed-after-commit", "deadly-messages", "dispatcher-killed", "database-locked", "disk-full"],
+    [
+        "scaled",
+        "killed-after-commit",
+        "deadly-messages",
+        "dispatcher-killed",
+        "database-locked",
+        "database-away",
+        "disk-full",
+    ],
 )
 def test_nothing_is_lost_or_doubled(fault: str) -> None:
-    """Workers that come and go or die, and a database that is locked or full: all is in SQL once, nobody is blamed.
+    """Workers come and go or die, the database is locked, away or full: all is in SQL once, no message wrongly blamed.
 
     Workers die after a commit, of deadly messages, or as the elected dispatcher, which another follows within 10 s.
     """
