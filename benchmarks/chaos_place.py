@@ -7,10 +7,10 @@ import random
 import signal
 import subprocess
 import sys
-import threading
 import time
 import warnings
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,10 +24,9 @@ from support import TIMEOUT_SECONDS, create_database, heartbeat, registration, u
 
 from fleetbeat_shared.connection import connect
 from fleetbeat_shared.identifiers import new_message_id
-from fleetbeat_shared.messages import Deregister
+from fleetbeat_shared.messages import Deregister, Reason
 from fleetbeat_shared.names import FIELD, GROUP, INBOX
 from fleetbeat_shared.settings import Settings
-from fleetbeat_worker.batch import own_id
 from fleetbeat_worker.database import open_engine
 from fleetbeat_worker.embedded import EmbeddedValkey, find_free_port
 from fleetbeat_worker.tables import Event, EventType, RejectedMessage, StoredHeartbeat
@@ -36,9 +35,16 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from uuid import UUID
 
+    from sqlalchemy import Engine
+
+    from fleetbeat_shared.messages import Message
+
 PRODUCERS = 2
 SESSIONS = 4
 """Of each producer, in each round."""
+BATCH_SIZE = 50
+HOLD_SECONDS = 2.0
+"""How long a server is kept away."""
 LOAD_SECONDS = 1.5
 """How long a round's messages take to be sent, if nothing is in their way."""
 
@@ -52,12 +58,27 @@ class Place:
     directory: Path
     valkey: EmbeddedValkey
     settings: Settings
+    engine: Engine
     workers: int
+    away_seconds: float
+    """How long the database is kept away where that is the fault."""
+    built_in: bool
+    """Whether the workers have faults built in."""
     postgresql: Any = None
     pools: list[subprocess.Popen[bytes]] = field(default_factory=list)
     kills: int = 0
     acknowledged: dict[str, UUID | None] = field(default_factory=dict)
     """Entries that Redis has taken, with the ids of their messages; those that are no messages have none."""
+    harmful: dict[str, Reason] = field(default_factory=dict)
+    """Of these, those that must be blamed, and what for."""
+
+    @property
+    def _log(self) -> Path:
+        return self.directory / "workers.log"
+
+    def told(self, words: str) -> bool:
+        """Return whether the workers have logged some words."""
+        return words in self._log.read_text(encoding="utf-8")
 
     def client(self) -> Any:  # noqa: ANN401 - redis-py's hints can't tell its sync answers from its async ones
         """Return a client that gives up soon."""
@@ -67,8 +88,11 @@ class Place:
         """Start a `fleetbeat worker`, as users do."""
         environment = dict(os.environ)
         self.settings.export(environment)
-        command = [Path(sys.executable).parent / "fleetbeat", "worker", "-n", str(workers or self.workers)]
-        with (self.directory / "workers.log").open("ab") as log:
+        program = [Path(sys.executable).parent / "fleetbeat"]
+        if self.built_in:
+            program = [Path(sys.executable), Path(__file__).with_name("chaos_worker.py"), self.directory]
+        with self._log.open("ab") as log:
+            command = [*program, "worker", "-n", str(workers or self.workers)]
             pool = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
         self.pools.append(pool)
         return pool
@@ -78,6 +102,13 @@ class Place:
         with suppress(psutil.NoSuchProcess):
             return sorted(psutil.Process(pool.pid).children(recursive=recursive), key=lambda child: child.pid)
         return []
+
+    def dispatchers(self) -> list[psutil.Process]:
+        """Return the processes that Valkey knows as dispatchers."""
+        with closing(self.client()) as client:
+            clients = [each for each in client.client_list() if each["name"] == "fleetbeat-dispatcher"]
+        ports = {int(each["addr"].rpartition(":")[2]) for each in clients}
+        return [child for pool in self.pools for child in self.family(pool) if ports & _ports_of(child)]
 
     def kill(self, victim: psutil.Process | subprocess.Popen[bytes]) -> None:
         """Kill a process with -9."""
@@ -92,6 +123,25 @@ class Place:
         os.kill(pid, signal.SIGKILL)
         self.kills += 1
         self.valkey.stop()
+
+    def send(self, *messages: Message | bytes) -> list[str]:
+        """Send messages, all at once, until Redis has taken them; return their entries' ids."""
+        ends_at = time.monotonic() + TIMEOUT_SECONDS
+        with closing(self.client()) as client:
+            while time.monotonic() < ends_at:
+                pipe = client.pipeline(transaction=len(messages) > 1)  # anew: one that can't connect keeps what it has
+                for message in messages:
+                    pipe.xadd(INBOX, {FIELD: message if isinstance(message, bytes) else message.to_wire()})
+                try:
+                    taken = [entry_id.decode() for entry_id in pipe.execute()]
+                except (RedisError, OSError):
+                    time.sleep(0.05)
+                    continue
+                ids = [None if isinstance(message, bytes) else message.id for message in messages]
+                self.acknowledged.update(zip(taken, ids, strict=True))
+                return taken
+        message = "Redis took no message for a minute."
+        raise click.ClickException(message)
 
     def one_pool(self) -> None:
         """Leave one pool that runs."""
@@ -115,15 +165,25 @@ class Place:
             return -1
 
 
+def _ports_of(process: psutil.Process) -> set[int]:
+    with suppress(psutil.NoSuchProcess):
+        return {connection.laddr.port for connection in process.net_connections("tcp")}
+    return set()
+
+
 @contextmanager
-def place(kind: str, directory: Path, workers: int, lease_seconds: float) -> Iterator[Place]:
+def place(  # noqa: PLR0913 - what the options say
+    kind: str, directory: Path, workers: int, lease_seconds: float, away_seconds: float, *, built_in: bool
+) -> Iterator[Place]:
     """Start everything, with an empty database of a kind; at the end all of it is gone."""
     valkey = EmbeddedValkey(directory / "valkey", find_free_port())
     with _database(kind, directory) as (url, server):
-        changes = {"sweep_seconds": 1.0, "lease_seconds": lease_seconds, "linger_seconds": 0.2, "batch_size": 50}
+        changes = {"sweep_seconds": 1.0, "lease_seconds": lease_seconds, "linger_seconds": 0.2}
+        changes["batch_size"] = BATCH_SIZE
         settings = Settings.model_validate({"redis_url": valkey.url, "database_url": url} | changes)
         valkey.start()
-        made = Place(directory, valkey, settings, workers, server)
+        engine = open_engine(url)
+        made = Place(directory, valkey, settings, engine, workers, away_seconds, built_in, server)
         try:
             made.start_pool()
             yield made
@@ -133,6 +193,7 @@ def place(kind: str, directory: Path, workers: int, lease_seconds: float) -> Ite
                     with suppress(psutil.NoSuchProcess, ProcessLookupError):
                         os.kill(process.pid, signal.SIGKILL)
                 pool.wait()
+            engine.dispose()
             valkey.stop()
 
 
@@ -157,50 +218,32 @@ class Load:
     def __init__(self, place: Place, messages: int, seed: int) -> None:
         """Begin to send."""
         self._place = place
-        self._threads = [
-            threading.Thread(target=self._send, args=(messages // PRODUCERS, random.Random(seed + number)))  # noqa: S311 - the same mix in each run
+        self._threads = ThreadPoolExecutor(PRODUCERS)
+        self._sent = [
+            self._threads.submit(self._send, messages // PRODUCERS, random.Random(seed + number))  # noqa: S311 - the same mix in each run
             for number in range(PRODUCERS)
         ]
-        for thread in self._threads:
-            thread.start()
 
     def wait(self) -> None:
-        """Wait until all is sent."""
-        for thread in self._threads:
-            thread.join()
+        """Wait until all is sent. Raises what a producer failed with."""
+        self._threads.shutdown()
+        for sent in self._sent:
+            sent.result()
 
     def _send(self, messages: int, draw: random.Random) -> None:
         registrations = [registration(draw.randrange(10**6)) for _ in range(SESSIONS)]
         sessions = [message.session_id for message in registrations]
         for message in registrations:
-            self._insist(message.to_wire())
+            self._place.send(message)
         pause = LOAD_SECONDS / max(1, messages)
         for _ in range(messages - 2 * SESSIONS):
             if draw.random() < 0.1:  # noqa: PLR2004 - one in ten is bad
-                self._insist(draw.choice(_BAD))
+                self._place.send(draw.choice(_BAD))
             else:
-                beat = heartbeat(draw.choice(sessions), progress=draw.random() < 0.3, draw=draw)  # noqa: PLR2004
-                self._insist(beat.to_wire())
+                self._place.send(heartbeat(draw.choice(sessions), progress=draw.random() < 0.3, draw=draw))  # noqa: PLR2004
             time.sleep(pause)
         for session_id in sessions:  # so that nobody misses them when the round is over
-            said = Deregister(id=new_message_id(), session_id=session_id, sent_at=registrations[0].sent_at)
-            self._insist(said.to_wire())
-
-    def _insist(self, wire: bytes) -> None:
-        ends_at = time.monotonic() + TIMEOUT_SECONDS
-        with closing(self._place.client()) as client:
-            while time.monotonic() < ends_at:
-                try:
-                    entry_id = client.xadd(INBOX, {FIELD: wire})
-                except (RedisError, OSError):
-                    time.sleep(0.05)
-                else:
-                    self._place.acknowledged[entry_id.decode() if isinstance(entry_id, bytes) else entry_id] = own_id(
-                        wire
-                    )
-                    return
-        message = "Redis took no message for a minute."
-        raise click.ClickException(message)
+            self._place.send(Deregister(id=new_message_id(), session_id=session_id, sent_at=registrations[0].sent_at))
 
 
 def wait_until(look: Callable[[], bool], seconds: float = TIMEOUT_SECONDS) -> bool:
@@ -213,17 +256,24 @@ def wait_until(look: Callable[[], bool], seconds: float = TIMEOUT_SECONDS) -> bo
     return True
 
 
+def insist(look: Callable[[], object], otherwise: str, seconds: float = TIMEOUT_SECONDS) -> None:
+    """Wait until something is so; let the run fail with a sentence if it isn't in time."""
+    if not wait_until(lambda: bool(look()), seconds):
+        message = f"Within {seconds:g} s: {otherwise}."
+        raise click.ClickException(message)
+
+
 def audit(place: Place) -> dict[str, int]:
     """Return where all acknowledged messages are."""
-    engine = open_engine(place.settings.sql_url)
     applied = [EventType.REGISTERED.value, EventType.DEREGISTERED.value]
-    with engine.connect() as connection:
+    with place.engine.connect() as connection:
         stored = Counter(connection.execute(select(StoredHeartbeat.id)).scalars())
         stored.update(connection.execute(select(Event.message_id).where(Event.type.in_(applied))).scalars())
-        rejected = Counter(connection.execute(select(RejectedMessage.entry_id)).scalars())
+        found_rejected = connection.execute(select(RejectedMessage.entry_id, RejectedMessage.reason)).all()
         flags = select(func.count()).where(Event.type == EventType.DEGRADED.value)
         false_flags = connection.execute(flags).scalar_one()
-    engine.dispose()
+    rejected = Counter(entry_id for entry_id, _ in found_rejected)
+    blamed = {(entry_id, reason) for entry_id, reason in found_rejected if reason in {Reason.POISON, Reason.FAILED}}
     found = Counter[str]()
     for entry_id, message_id in place.acknowledged.items():
         times_stored = stored[message_id] if message_id else 0
@@ -232,4 +282,5 @@ def audit(place: Place) -> dict[str, int]:
         found["lost"] += times_stored + rejected[entry_id] == 0
         found["duplicated"] += times_stored + rejected[entry_id] > 1
     names = ("stored", "rejected", "lost", "duplicated")
-    return {"sent": len(place.acknowledged), **{name: found[name] for name in names}, "false_flags": false_flags}
+    wrong = {"misjudged": len(blamed ^ set(place.harmful.items())), "false_flags": false_flags}
+    return {"sent": len(place.acknowledged), **{name: found[name] for name in names}, **wrong}

@@ -122,6 +122,8 @@ def reason(error: BaseException) -> str:
         return why
     if isinstance(error, FleetbeatError):
         return str(error).rstrip(".")
+    if isinstance(error, exceptions.ResponseError) and str(error).startswith("NOREPLICAS"):
+        return "too few of its replicas are there"  # as it is told with `min-replicas-to-write`
     known: list[tuple[type[BaseException], str]] = [
         (exceptions.AuthenticationError, "wrong user or password"),
         (exceptions.NoPermissionError, "the user lacks the rights"),

@@ -12,6 +12,7 @@ from sqlalchemy import event, text
 from fleetbeat_shared.names import GROUP, INBOX
 from fleetbeat_worker import database as database_module, ingest, transactions
 from fleetbeat_worker.batch import understand
+from fleetbeat_worker.column_types import from_milliseconds
 from fleetbeat_worker.database import open_engine, writing
 from fleetbeat_worker.inbox import Inbox, Pending
 from helpers import (
@@ -156,6 +157,41 @@ def test_what_was_stored_is_never_poison_as_well(redis: Redis, database: Engine,
         assert ingest_once(quick, "worker") == 0
     assert (backlog(redis), rejected(database), stored_ids(database)) == (0, [], [messages[1].id])
     assert [event.type for event in events(database)] == ["registered", "registered", "deregistered"]
+
+
+FORGED = {
+    "a heartbeat of the same session, later": lambda stored, _started, _other: (stored, {}),
+    "a heartbeat of another session, in the same millisecond": lambda stored, _started, other: (
+        stored,
+        {"session_id": other},
+    ),
+    "a registration, later": lambda _stored, started, _other: (started, {}),
+}
+"""Which stored message's id a deadly one has, and in what else it differs: made of both messages and a session."""
+
+
+@pytest.mark.parametrize("forge", FORGED.values(), ids=FORGED.keys())
+def test_poison_with_the_id_of_a_stored_message_is_kept(
+    redis: Redis, database: Engine, quick: Settings, forge: Callable[..., Any]
+) -> None:
+    """A deadly message that has the id of a stored one doesn't vanish: it is set aside, and the stored one stays."""
+    started, other = register("torv"), register("sana")
+    stored = heartbeat(started.session_id)
+    send(redis, started, other)
+    (place,) = send(redis, stored)
+    drain(redis, database, quick)
+    twin, changes = forge(stored, started, other.session_id)
+    deadly = twin.model_copy(update=changes).to_wire().replace(b"}", b',"error":"poison"}')
+    arrival = from_milliseconds(int(place.partition("-")[0]))
+    send(redis, deadly, at=arrival if changes else None)
+    database.dispose()
+    while ingest_once(quick, "worker", _die_of_poison) == KILLED:
+        assert not rejected(database)
+        database.dispose()
+    assert [(row.reason, row.raw) for row in rejected(database)] == [("poison", deadly)]
+    assert stored_ids(database) == [stored.id]
+    assert [event.type for event in events(database)] == ["registered", "registered"]
+    assert backlog(redis) == 0
 
 
 def test_a_verdict_stands_when_it_is_delivered_again(redis: Redis, database: Engine, quick: Settings) -> None:

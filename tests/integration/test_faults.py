@@ -33,7 +33,21 @@ def test_ten_workers_of_which_half_are_killed_and_half_ended() -> None:
     assert found["kills"] == 5
 
 
-@pytest.mark.parametrize("fault", ["scaled", "killed-after-commit", "database-locked"])
+@pytest.mark.parametrize(
+    "fault",
+    [
+        "scaled",
+        "killed-after-commit",
+        "deadly-messages",
+        "dispatcher-killed",
+        "database-locked",
+        "database-away",
+        "disk-full",
+    ],
+)
 def test_nothing_is_lost_or_doubled(fault: str) -> None:
-    """Workers that come and go, that die after a commit, or that find the database locked: all is in SQL once."""
+    """Workers come and go or die, the database is locked, away or full: all is in SQL once, no message wrongly blamed.
+
+    Workers die after a commit, of deadly messages, or as the elected dispatcher, which another follows within 10 s.
+    """
     chaos("--fault", fault, "--messages", "200", "--database", "sqlite")

@@ -39,6 +39,11 @@ TROUBLES = {
         ("REPLICAOF", "NO", "ONE"),
         "it is a read-only replica",
     ),
+    "no replica": (
+        ("CONFIG", "SET", "min-replicas-to-write", "1"),
+        ("CONFIG", "SET", "min-replicas-to-write", "0"),
+        "too few of its replicas are there",
+    ),
     "full": (("CONFIG", "SET", "maxmemory", "1"), ("CONFIG", "SET", "maxmemory", "0"), "its memory is full"),
 }
 """What makes a server refuse an agent's messages, what puts it right, and how an agent is told."""
@@ -51,6 +56,7 @@ def agents_url(redis: Redis, redis_url: str) -> Iterator[str]:
     yield redis_url.replace("://", "://agent:hunter2@")
     redis.execute_command("REPLICAOF", "NO", "ONE")
     redis.execute_command("CONFIG", "SET", "maxmemory", "0")
+    redis.execute_command("CONFIG", "SET", "min-replicas-to-write", "0")
     redis.execute_command("ACL", "DELUSER", "agent")
 
 

@@ -13,7 +13,10 @@ from redis.exceptions import OutOfMemoryError, TimeoutError as RedisTimeout
 from rq import Worker
 from sqlalchemy import select
 
+from fleetbeat_producer.transport import Transport
 from fleetbeat_shared.connection import connect
+from fleetbeat_shared.errors import RedisUnavailable
+from fleetbeat_shared.names import INBOX
 from fleetbeat_worker.cli import main
 from fleetbeat_worker.database import open_engine, reading
 from fleetbeat_worker.dispatcher import Dispatcher
@@ -144,6 +147,62 @@ def test_a_redis_that_was_killed_keeps_what_it_acknowledged(place: Place, sqlite
         eventually(lambda: Worker.all(connection=place.client))
     assert stored_ids(sqlite) == sorted(beat.id for beat in beats)
     assert events(sqlite, "degraded") == []
+
+
+def test_what_is_acknowledged_is_on_the_disk(place: Place) -> None:
+    """With `appendfsync always` each message is synced when it is acknowledged, and there after a kill -9 at once."""
+    always = {"appendonly": "yes", "appendfsync": "always"}
+    place.start(**always)
+    sent = []
+    for _ in range(100):
+        sent += send(place.client, b"a message")
+        assert place.client.waitaof(0, 0, 0)[0] == 1  # whether the disk has it, without waiting for that
+    for _ in range(15):
+        sent += send(place.client, b"a message")
+        place.kill()
+        place.start(**always)
+    assert [entry_id.decode() for entry_id, _ in place.client.xrange(INBOX)] == sent
+
+
+def test_a_redis_without_its_replica_takes_nothing(
+    place: Place, sqlite: Engine, settings: Settings, tmp_path: Path
+) -> None:
+    """With `min-replicas-to-write` messages are refused in words while no replica is there, and taken when one is."""
+    place.start(**{"min-replicas-to-write": 1, "repl-diskless-sync-delay": 0})
+    sender, message = Transport(settings), register()
+    with pytest.raises(RedisUnavailable, match=REFUSED):
+        sender.send(message)
+    replica = Place(tmp_path / "replica")
+    try:
+        with pool(settings, sqlite):
+            join(place, replica)
+            sender.send(message)
+            eventually(lambda: state(sqlite, message.session_id))
+            replica.kill()
+            eventually(lambda: not has_replica(place))
+            beat = heartbeat(message.session_id)
+            with pytest.raises(RedisUnavailable, match=REFUSED):
+                sender.send(beat)
+            join(place, replica)
+            sender.send(beat)
+            eventually(lambda: stored_ids(sqlite) == [beat.id] and backlog(place.client) == 0)
+    finally:
+        replica.client.close()
+        replica.kill()
+
+
+REFUSED = "too few of its replicas are there"
+
+
+def join(master: Place, replica: Place) -> None:
+    """Start a replica, and wait until its master counts on it."""
+    replica.start()
+    replica.client.replicaof("127.0.0.1", master.port)
+    eventually(lambda: has_replica(master))
+
+
+def has_replica(master: Place) -> bool:
+    return master.client.info("replication")["min_slaves_good_slaves"] == 1
 
 
 def test_a_redis_that_lost_everything_is_worked_with_again(place: Place, sqlite: Engine, settings: Settings) -> None:

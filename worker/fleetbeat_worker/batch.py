@@ -50,7 +50,9 @@ STRAY_COLUMNS = ("id", "received_at")
 STRAY_MILLISECONDS = 86_400_000
 """How far an id's time may be from the receipt before the heartbeat counts as a stray: partitions have a day each."""
 
-_OWN_ID = re.compile(rb'"id"\s*:\s*"([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})"', re.IGNORECASE)
+_UUID = rb'\s*:\s*"([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})"'
+_OWN_ID = re.compile(rb'"id"' + _UUID, re.IGNORECASE)
+_OWN_SESSION = re.compile(rb'"session_id"' + _UUID, re.IGNORECASE)
 
 _MORE_THAN_A_SIGN = frozenset({*REPORTED, "reply"})
 _UNTROUBLED = frozenset({State.PENDING, State.OK})
@@ -422,13 +424,15 @@ class Understood(NamedTuple):
     """Those that hold no message, and what is wrong with them."""
 
 
-def own_id(wire: bytes) -> UUID | None:
-    """Return the id of the message that some bytes are, without parsing them, which may be what kills a process.
+def own_ids(wire: bytes) -> tuple[UUID, UUID] | None:
+    """Return the id and the session of the message that some bytes are; None if they don't name both.
 
-    Our senders write it before anything that could hold another; None if there is none.
+    The bytes aren't parsed, which may be what kills a process: our senders write both before anything that could hold
+    another. Who wrote them for something else may have put the ids of any message there.
     """
-    found = _OWN_ID.search(wire)
-    return UUID(found[1].decode()) if found else None
+    found = _OWN_ID.search(wire), _OWN_SESSION.search(wire)
+    message_id, session_id = (match and UUID(match[1].decode()) for match in found)
+    return (message_id, session_id) if message_id and session_id else None
 
 
 def understand(entries: Iterable[Entry]) -> Understood:

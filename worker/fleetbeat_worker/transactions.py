@@ -16,8 +16,8 @@ from fleetbeat_shared.errors import DatabaseUnavailable
 from fleetbeat_shared.messages import Reason
 from fleetbeat_shared.names import REPLY_SECONDS, reply_key
 from fleetbeat_shared.text import clean
-from fleetbeat_worker.batch import Batch, Facts, own_id, understand
-from fleetbeat_worker.column_types import to_milliseconds
+from fleetbeat_worker.batch import Batch, Facts, own_ids, understand
+from fleetbeat_worker.column_types import from_milliseconds, to_milliseconds
 from fleetbeat_worker.database import reading, rolled_back_by_conflict, writing
 from fleetbeat_worker.log import logger
 from fleetbeat_worker.metrics import DATABASE_RETRIES, INGESTED, RECOVERED, REJECTED, count
@@ -89,14 +89,17 @@ def store_entries(  # noqa: PLR0913, PLR0917 - what is stored, where, and two to
 def set_aside(engine: Engine, entry: Entry, now: datetime, reason: Reason, detail: str) -> Batch:
     """Store an entry as rejected, without parsing it; one that is stored as a message already is left at that.
 
-    Its workers may have died after they stored it, each time before they could acknowledge it.
+    Its workers may have died after they stored it, each time before they could acknowledge it. That a stored message's
+    id is in its bytes proves nothing, as its sender may have written any: session and time of arrival must be the same,
+    too. When in doubt (its place in the stream was made up, say) it is kept.
 
     Raises DatabaseUnavailable.
     """
     batch = Batch(Facts(now=to_milliseconds(now), watermark=None, outages=[], missed_limit=1, tasks={}), agents={})
-    message_id = own_id(entry.wire)
+    ids = own_ids(entry.wire)
+    received_at = from_milliseconds(entry.arrival(batch.facts.now)[0])
     with writing(engine) as connection:
-        if message_id is not None and is_stored(connection, message_id):
+        if ids is not None and is_stored(connection, *ids, received_at):
             logger.warning("A message was stored before its workers died, and stays so", extra={"entry_id": entry.id})
         else:
             batch.reject(entry, reason, detail)

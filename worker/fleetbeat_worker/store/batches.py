@@ -277,11 +277,17 @@ def _whole(column: Column[Any], value: Any) -> Any:  # noqa: ANN401 - columns ha
     return from_milliseconds(value) if is_moment else value
 
 
-def is_stored(connection: Connection, message_id: UUID) -> bool:
-    """Return whether a message has been stored: a heartbeat is a row of its own, what else was applied is an event."""
-    heartbeat = exists().where(StoredHeartbeat.id == message_id)
-    event = exists().where(Event.message_id == message_id)
-    return bool(connection.execute(select(heartbeat | event)).scalar_one())
+def is_stored(connection: Connection, message_id: UUID, session_id: UUID, received_at: datetime) -> bool:
+    """Return whether a session's message that arrived then has been stored.
+
+    A heartbeat is a row of its own, what else was applied is an event.
+    """
+    beat, event = StoredHeartbeat, Event
+    heartbeat = exists().where(beat.id == message_id, beat.session_id == session_id, beat.received_at == received_at)
+    other = exists().where(
+        event.message_id == message_id, event.session_id == session_id, event.occurred_at == received_at
+    )
+    return bool(connection.execute(select(heartbeat | other)).scalar_one())
 
 
 def rejected_among(connection: Connection, entries: Collection[Entry]) -> set[str]:
