@@ -94,6 +94,8 @@ class Agent(Base):
             sqlite_where=text("parent_id IS NOT NULL"),
             postgresql_where=text("parent_id IS NOT NULL"),
         ),
+        # Room for HOT updates: without it each report wrote to every index, three times as slow.
+        {"postgresql_with": {"fillfactor": "85"}},
     )
 
     session_id: Mapped[UUID] = mapped_column(primary_key=True)
@@ -136,7 +138,8 @@ class Liveness(Base):
 
     __tablename__ = "liveness"
     __table_args__ = {  # noqa: RUF012 - SQLAlchemy reads it from the class
-        "postgresql_with": {"fillfactor": "70"},  # room for HOT updates
+        # Room for HOT updates: 96% are with 90, all with 70, but then more pages than fit in the server's memory.
+        "postgresql_with": {"fillfactor": "90"},
         "sqlite_with_rowid": False,  # one tree to search instead of two
     }
 

@@ -20,14 +20,18 @@ def upgrade() -> None:
     """Make `liveness` anew, in the order of its keys and without SQLite's row ids: one look finds a row."""
     op.execute(f"CREATE TABLE kept AS SELECT {_LIVENESS}, {_MOVED} FROM liveness JOIN agents USING (session_id)")  # noqa: S608 - our own names
     op.drop_table("liveness")
-    _create_liveness(*_moved(), sqlite_with_rowid=False)
+    _create_liveness(*_moved(), sqlite_with_rowid=False, fillfactor="90")
     _take_back(f"{_LIVENESS}, {_MOVED}")
     for column in _moved():
         op.drop_column("agents", column.name)
+    if op.get_bind().dialect.name == "postgresql":
+        op.execute("ALTER TABLE agents SET (fillfactor = 85)")  # of pages to come
 
 
 def downgrade() -> None:
     """Take back what the upgrade made."""
+    if op.get_bind().dialect.name == "postgresql":
+        op.execute("ALTER TABLE agents RESET (fillfactor)")
     for column in _moved():
         # What must not be empty gets a value first, as SQLite can't forbid emptiness later.
         default = {"registered_at": sa.text("0"), "grace_seconds": sa.text("0")}.get(column.name)
@@ -54,7 +58,7 @@ def _moved() -> list[sa.Column[object]]:
     ]
 
 
-def _create_liveness(*moved: sa.Column[object], sqlite_with_rowid: bool = True) -> None:
+def _create_liveness(*moved: sa.Column[object], sqlite_with_rowid: bool = True, fillfactor: str = "70") -> None:
     op.create_table(
         "liveness",
         sa.Column("session_id", Identifier, sa.ForeignKey("agents.session_id", ondelete="CASCADE"), primary_key=True),
@@ -64,7 +68,7 @@ def _create_liveness(*moved: sa.Column[object], sqlite_with_rowid: bool = True) 
         sa.Column("deadline_at", Instant, nullable=False),
         *moved,
         sqlite_with_rowid=sqlite_with_rowid,
-        postgresql_with={"fillfactor": "70"},
+        postgresql_with={"fillfactor": fillfactor},
     )
 
 
