@@ -42,6 +42,8 @@ class State(StrEnum):
     """One interval missed. Derived when read, never stored."""
     DEGRADED = "degraded"
     """As many intervals missed as the limit allows."""
+    PAUSED = "paused"
+    """Silenced on purpose: it is not judged until it is resumed."""
     ENDED = "ended"
     """It said goodbye, or another session took its name."""
 

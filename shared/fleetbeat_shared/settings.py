@@ -52,6 +52,14 @@ class Settings(BaseModel):
     missed_intervals: Annotated[int, Field(ge=1, le=100)] = Field(
         default=2, description="How many intervals an agent may miss before it is degraded."
     )
+    stuck_after: Annotated[int | None, Field(ge=1, le=100_000)] = Field(
+        default=None,
+        description="After how many intervals without a change in what it does an agent is stuck. Unset: never, unless "
+        "the agent says so.",
+    )
+    flapping_changes: Annotated[int, Field(ge=2, le=20)] = Field(
+        default=6, description="An agent that changes its state more often than this in 20 intervals is flapping."
+    )
     batch_size: Annotated[int, Field(ge=1, le=10_000)] = Field(
         default=4000, description="How many messages one database transaction stores at most."
     )
@@ -64,6 +72,18 @@ class Settings(BaseModel):
     )
     stale_task_seconds: Annotated[float, Field(ge=1, le=10 * 366 * 86_400)] = Field(
         default=86_400.0, description="How long an open task may stay untouched before it counts as stale."
+    )
+    notify_urls: str = Field(
+        default="",
+        description="Where changes are told: URLs of Apprise, separated by white space; each may have a pattern before "
+        "it (`agent:crawler-*=mailto://…`, `project:billing=json://…`).",
+        repr=False,
+    )
+    notify_reminder_hours: Annotated[float | None, Field(gt=0, le=8760)] = Field(
+        default=None, description="How often people are reminded of an agent that stays degraded. Unset: never."
+    )
+    notification_days: Annotated[int, Field(ge=1, le=36_500)] = Field(
+        default=30, description="How many days sent notifications are kept."
     )
     metrics_port: Annotated[int | None, Field(ge=0, le=65_535)] = Field(
         default=None,

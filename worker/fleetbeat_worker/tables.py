@@ -28,6 +28,28 @@ class EventType(StrEnum):
     """A degraded agent was heard again."""
     DEREGISTERED = "deregistered"
     """A session ended: its agent said goodbye, or another session took its name."""
+    STUCK = "stuck"
+    """An agent beats, but what it does hasn't changed for as many intervals as it may take."""
+    UNSTUCK = "unstuck"
+    """A stuck agent does something else."""
+    FLAPPING = "flapping"
+    """An agent changes its state so often that single changes are told no longer."""
+    CALM = "calm"
+    """A flapping agent has kept its state for long enough."""
+    PAUSED = "paused"
+    """An agent is silenced on purpose."""
+    RESUMED = "resumed"
+    """A pause is over; the agent's clock starts anew."""
+    MAINTENANCE = "maintenance"
+    """A maintenance window began: nobody is flagged."""
+    MAINTENANCE_OVER = "maintenance_over"
+    """A maintenance window ended; every agent's clock starts anew."""
+    INCIDENT = "incident"
+    """More than half of the live agents went silent at once."""
+    INCIDENT_OVER = "incident_over"
+    """Those that went silent together are back, or most of them."""
+    UNJUDGED = "unjudged"
+    """An agent's row can't be judged; it is left out until it changes."""
     OUTAGE = "outage"
     """Nobody watched for a time."""
     INBOX_TRIMMED = "inbox_trimmed"
@@ -45,6 +67,36 @@ class TaskState(StrEnum):
     """A session works on it; when the session ends it is open again."""
     DONE = "done"
     """Finished."""
+
+
+class NoticeKind(StrEnum):
+    """What people are told."""
+
+    DEGRADED = "degraded"
+    RECOVERED = "recovered"
+    REMINDER = "reminder"
+    """An agent is degraded still."""
+    STUCK = "stuck"
+    UNSTUCK = "unstuck"
+    FLAPPING = "flapping"
+    CALM = "calm"
+    INCIDENT = "incident"
+    INCIDENT_OVER = "incident_over"
+    OUTAGE = "outage"
+    UNJUDGED = "unjudged"
+
+
+class NoticeState(StrEnum):
+    """How far a notification is."""
+
+    WAITING = "waiting"
+    """To be sent, now or after a failure."""
+    SENT = "sent"
+    """Everybody that it is for has it."""
+    DEAD = "dead"
+    """It couldn't be sent for a day."""
+    UNROUTED = "unrouted"
+    """It is for nobody: no URL is set for it."""
 
 
 class Base(DeclarativeBase):
@@ -126,6 +178,22 @@ class Agent(Base):
     """`seen_at` of the newest heartbeat that said anything; an older one changes none of what is said here."""
     reported_entry: Mapped[int | None] = mapped_column(BigInteger)
     """Its position in the stream, for two of the same millisecond."""
+    changed_at: Mapped[datetime | None]
+    """When what it does last changed: progress, work item or status; absent if it never said any of it."""
+    stuck_after: Mapped[int | None]
+    """After how many intervals without a change it is stuck: 0 never, absent as the fleet's setting says."""
+    stuck_at: Mapped[datetime | None]
+    """When a sweep found it stuck; absent if it isn't."""
+    flapping_at: Mapped[datetime | None]
+    """When it was found to change its state too often; absent if it doesn't."""
+    paused_at: Mapped[datetime | None]
+    paused_until: Mapped[datetime | None]
+    """When a sweep resumes it; absent if somebody has to."""
+    pause_reason: Mapped[str | None]
+    incident_id: Mapped[int | None] = mapped_column(BigInteger)
+    """The incident that it went silent in, as long as that is open and the agent isn't back."""
+    unjudged_at: Mapped[datetime | None]
+    """When its row made a sweep fail; it is left out until a registration or a heartbeat changes it."""
 
 
 class Liveness(Base):
@@ -160,6 +228,10 @@ class Liveness(Base):
     time_zone: Mapped[str | None]
     grace_seconds: Mapped[float]
     """How much later than promised a heartbeat may come."""
+    missed_limit: Mapped[int | None]
+    """How many intervals it may miss before it is degraded; absent: as the fleet's setting says."""
+    resumed_at: Mapped[datetime | None]
+    """When its last pause ended: silence counts from then, if nothing newer was heard."""
 
 
 class StoredHeartbeat(Base):
@@ -277,6 +349,87 @@ class OutageRow(Base):
     id: Mapped[int] = mapped_column(BIG_KEY, primary_key=True)
     started_at: Mapped[datetime]
     ended_at: Mapped[datetime] = mapped_column(index=True)
+
+
+class Incident(Base):
+    """Many agents that went silent at once."""
+
+    __tablename__ = "incidents"
+
+    id: Mapped[int] = mapped_column(BIG_KEY, primary_key=True)
+    started_at: Mapped[datetime]
+    """Redis's time at the sweep that flagged them."""
+    ended_at: Mapped[datetime | None]
+    """When most of them were back."""
+    agents: Mapped[int]
+    """How many were flagged."""
+    live_agents: Mapped[int]
+    """How many there were."""
+    first_silent_at: Mapped[datetime]
+    """The earliest of their last signs."""
+    last_silent_at: Mapped[datetime]
+    """The latest of them."""
+
+
+class Maintenance(Base):
+    """A window in which nobody is flagged: once, or again and again."""
+
+    __tablename__ = "maintenance"
+
+    id: Mapped[int] = mapped_column(BIG_KEY, primary_key=True)
+    created_at: Mapped[datetime]
+    starts_at: Mapped[datetime]
+    """Of a recurring window: since when it is in force."""
+    ends_at: Mapped[datetime | None]
+    """When a single window ends, or a recurring one comes no more; absent: when somebody ends it."""
+    schedule: Mapped[str | None]
+    """A cron expression at whose slots a recurring window begins, in `time_zone`."""
+    time_zone: Mapped[str | None]
+    duration_seconds: Mapped[float | None]
+    """How long each of a recurring window's times lasts."""
+    reason: Mapped[str | None]
+    ended_at: Mapped[datetime | None]
+    """When somebody ended it early."""
+
+
+class Notification(Base):
+    """Something that people are told: written with the change itself, sent by a job."""
+
+    __tablename__ = "notifications"
+    __table_args__ = (
+        Index(
+            "ix_notifications_due_at",
+            "due_at",
+            sqlite_where=text("state = 'waiting'"),
+            postgresql_where=text("state = 'waiting'"),
+        ),
+        Index(None, "created_at"),
+    )
+
+    id: Mapped[int] = mapped_column(BIG_KEY, primary_key=True)
+    key: Mapped[str] = mapped_column(unique=True)
+    """The same for the same change, however often it is found; receivers get it too, to tell a repetition."""
+    kind: Mapped[str]
+    """One of `NoticeKind`."""
+    created_at: Mapped[datetime]
+    """Redis's time."""
+    session_id: Mapped[UUID | None]
+    """Absent where the whole fleet is meant."""
+    agent_name: Mapped[str | None]
+    project: Mapped[str | None]
+    detail: Mapped[dict[str, Any]]
+    """The facts that its text is made of, as they were at the change."""
+    state: Mapped[str]
+    """One of `NoticeState`."""
+    due_at: Mapped[datetime]
+    """When it is tried next; a job that tries moves it ahead first, so that no other does."""
+    attempts: Mapped[int]
+    delivered: Mapped[dict[str, Any] | None]
+    """Who has it already: for each target (a fingerprint of its URL) the time."""
+    sent_at: Mapped[datetime | None]
+    """When everybody had it."""
+    failure: Mapped[str | None]
+    """Why the last try failed, without passwords."""
 
 
 class Pipeline(Base):
