@@ -86,7 +86,7 @@ def drain(count: int) -> float:
     """Drain the inbox in this process, until `count` are stored by it or none are left; return the seconds it took."""
     settings = Settings.from_environment(os.environ)
     started = time.perf_counter()
-    engine = open_engine(settings.sql_url)
+    engine = open_engine(settings.sql_url, flush_later=True)  # as the job does
     with closing(redis_client(settings.redis_url)) as client:
         run: Ingest
         run = Ingest(client, engine, settings, f"benchmark-{os.getpid()}", stop=lambda: run.stored >= count)
@@ -109,7 +109,7 @@ def drain_all() -> float:
     """Drain the inbox beside another process; return the seconds until none was left."""
     settings = Settings.from_environment(os.environ)
     started = time.perf_counter()
-    engine = open_engine(settings.sql_url)
+    engine = open_engine(settings.sql_url, flush_later=True)
     with closing(redis_client(settings.redis_url)) as client:
         inbox: Any = client
         run = Ingest(

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import errno
+import os
 from typing import TYPE_CHECKING
 
 import pytest
 from sqlalchemy.exc import IntegrityError, ProgrammingError
 
 from fleetbeat_shared.errors import DatabaseUnavailable, SettingsError
-from fleetbeat_worker.database import open_engine, reading, writing
+from fleetbeat_worker.database import flush, open_engine, reading, writing
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -49,3 +51,33 @@ def test_folders_are_made_or_the_setting_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(SettingsError, match=r"file/c in FLEETBEAT_DATABASE_URL can't be made \(Not a directory\)"):
         open_engine(f"sqlite:///{tmp_path / 'file' / 'c' / 'fleet.db'}")
+
+
+def test_a_commit_that_does_not_wait_for_the_disk_is_flushed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With `flush_later` SQLite's commits don't wait and `flush` brings its log to the disk; otherwise they wait."""
+    url = f"sqlite:///{tmp_path / 'fleet.db'}"
+    flushed: list[int] = []
+    monkeypatch.setattr(os, "fdatasync", lambda file: flushed.append(os.fstat(file).st_ino))
+    for flush_later, synchronous, files in ((False, 2, 0), (True, 1, 1)):
+        engine = open_engine(url, flush_later=flush_later)
+        with writing(engine) as connection:
+            connection.exec_driver_sql("CREATE TABLE IF NOT EXISTS one (id INTEGER PRIMARY KEY)")
+            assert connection.exec_driver_sql("PRAGMA synchronous").scalar() == synchronous
+        flush(engine)
+        assert flushed == [(tmp_path / "fleet.db-wal").stat().st_ino] * files
+        engine.dispose()
+
+
+def test_a_disk_that_fails_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What can't be brought to the disk is no success: the error names the database and what the disk says."""
+
+    def fail(_: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    engine = open_engine(f"sqlite:///{tmp_path / 'fleet.db'}", flush_later=True)
+    with writing(engine) as connection:
+        connection.exec_driver_sql("CREATE TABLE one (id INTEGER PRIMARY KEY)")
+    monkeypatch.setattr(os, "fdatasync", fail)
+    with pytest.raises(DatabaseUnavailable, match=r"fleet.db can't be brought to the disk \(Input/output error\)"):
+        flush(engine)
+    engine.dispose()

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from redis.exceptions import ConnectionError as RedisConnectionError, ResponseError
 from sqlalchemy.exc import OperationalError, ProgrammingError
 
+from fleetbeat_shared.errors import DatabaseUnavailable
 from fleetbeat_shared.identifiers import new_message_id
 from fleetbeat_shared.names import GROUP, INBOX
 from fleetbeat_shared.settings import Settings
@@ -67,6 +69,54 @@ def test_a_run_ends_when_nothing_comes(run: Callable[..., int], redis: FakeRedis
     assert (count_heartbeats(memory), reasons(memory), backlog(redis)) == (25, ["not_json"], 0)
     assert redis.xinfo_consumers(INBOX, GROUP) == []
     assert run() == 0
+
+
+def test_nothing_is_acknowledged_before_it_is_on_the_disk(
+    run: Callable[..., int], redis: FakeRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of all that is committed, entries leave the inbox only after a flush that began after their commit."""
+    committed, flushed, gone = [0], [0], [0]
+    whole = module.store_entries
+
+    def store(engine: Engine, entries: list[Any], *rest: Any) -> Any:
+        gone.append(60 - backlog(redis))
+        assert gone[-1] <= flushed[0]
+        batches = whole(engine, entries, *rest)
+        committed[0] += len(entries)
+        return batches
+
+    def flush(_: Engine) -> None:
+        flushed[0] = committed[0]
+
+    monkeypatch.setattr(module, "store_entries", store)
+    monkeypatch.setattr(module, "flush", flush)
+    send(redis, *[b"x"] * 60)
+    assert run() == 60
+    assert (max(gone), flushed[0], backlog(redis)) == (40, 60, 0)
+
+
+@pytest.mark.parametrize("failing", [1, 2, 6])
+def test_what_does_not_get_to_the_disk_is_stored_again(
+    run: Callable[..., int], redis: FakeRedis, memory: Engine, monkeypatch: pytest.MonkeyPatch, failing: int
+) -> None:
+    """A disk that fails in a flush leaves its batch in the inbox, with no blame on the messages; later it goes on."""
+    message = register()
+    send(redis, message, *[heartbeat(message.session_id) for _ in range(59)])
+    calls = iter(range(1, 100))
+
+    def fail(_: Engine) -> None:
+        if next(calls) == failing:
+            message = "The disk failed."
+            raise DatabaseUnavailable(message)
+
+    monkeypatch.setattr(module, "flush", fail)
+    with suppress(DatabaseUnavailable):
+        run()
+    counts = {item["times_delivered"] for item in redis.xpending_range(INBOX, GROUP, "-", "+", 100)}
+    assert counts <= {0}
+    run()
+    run("other")
+    assert (backlog(redis), count_heartbeats(memory), rejected(memory)) == (0, 59, [])
 
 
 def test_a_run_ends_when_it_is_asked(run: Callable[..., int], redis: FakeRedis) -> None:

@@ -5,8 +5,9 @@ An engine belongs to the process that made it: none is carried across a fork.
 
 from __future__ import annotations
 
+import os
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,8 +41,10 @@ _ROLLED_BACK = {"40001", "40P01"}
 """PostgreSQL's serialization_failure and deadlock_detected: the transaction is gone, the next try will do."""
 
 
-def open_engine(url: str) -> Engine:
+def open_engine(url: str, *, flush_later: bool = False) -> Engine:
     """Return an engine for `sqlite:///…` or `postgresql://…`; it connects at its first use.
+
+    With `flush_later` a commit to SQLite doesn't wait for the disk: `flush` does.
 
     Raises SettingsError when the URL is none of these, the database's driver isn't installed, or the folder of SQLite's
     file isn't there and can't be made.
@@ -53,7 +56,7 @@ def open_engine(url: str) -> Engine:
         if parsed.drivername == "postgresql+psycopg":
             return _open_postgresql(parsed)
         if parsed.drivername in {"sqlite", "sqlite+pysqlite"}:
-            return _open_sqlite(parsed)
+            return _open_sqlite(parsed, flush_later=flush_later)
     except ModuleNotFoundError as error:
         message = 'The PostgreSQL driver is missing; install it with: pip install "fleetbeat[worker,postgres]".'
         raise SettingsError(message) from error
@@ -103,12 +106,16 @@ def _array_dumper() -> type:
     return ArrayDumper
 
 
-def _open_sqlite(url: Any) -> Engine:  # noqa: ANN401 - SQLAlchemy's URL
+def _open_sqlite(url: Any, *, flush_later: bool) -> Engine:  # noqa: ANN401 - SQLAlchemy's URL
     in_memory = url.database in {None, "", ":memory:"}
     if not in_memory:
         _make_folder(Path(url.database).parent)
-    engine = create_engine(url, connect_args={"timeout": BUSY_SECONDS, "check_same_thread": False})
-    event.listen(engine, "connect", _prepare_sqlite)
+    engine = create_engine(
+        url,
+        connect_args={"timeout": BUSY_SECONDS, "check_same_thread": False},
+        execution_options={"flush_later": flush_later and not in_memory},
+    )
+    event.listen(engine, "connect", partial(_prepare_sqlite, flush_later=flush_later))
     event.listen(engine, "begin", _begin_sqlite)
     return engine
 
@@ -124,14 +131,37 @@ def _make_folder(folder: Path) -> None:
         raise SettingsError(message) from error
 
 
-def _prepare_sqlite(connection: Any, _record: object) -> None:  # noqa: ANN401 - the driver's connection
+def _prepare_sqlite(connection: Any, _record: object, *, flush_later: bool) -> None:  # noqa: ANN401 - the driver's connection
     connection.isolation_level = None  # we begin transactions ourselves, see _begin_sqlite
-    connection.execute("PRAGMA journal_mode = WAL")
+    (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
     # FULL, not NORMAL: what was committed is acknowledged to Redis and gone there, so it must outlive a power cut.
-    connection.execute("PRAGMA synchronous = FULL")
+    connection.execute(f"PRAGMA synchronous = {'NORMAL' if flush_later and mode == 'wal' else 'FULL'}")
     connection.execute("PRAGMA foreign_keys = ON")
     connection.execute(f"PRAGMA cache_size = -{CACHE_KIBIBYTES}")
     connection.execute(f"PRAGMA wal_autocheckpoint = {WAL_PAGES}")
+
+
+def flush(engine: Engine) -> None:
+    """Wait until what was committed with `flush_later` is on the disk: a power cut can't take it back any more.
+
+    SQLite's own way is to wait in each commit, with the lock that keeps others from writing. This is the same call on
+    the same file, the log, at a time of our choosing.
+
+    Raises DatabaseUnavailable.
+    """
+    if not engine.get_execution_options().get("flush_later"):
+        return
+    try:
+        log = os.open(f"{engine.url.database}-wal", os.O_RDONLY)
+    except FileNotFoundError:
+        return  # it has another kind of log, for which commits wait
+    try:
+        getattr(os, "fdatasync", os.fsync)(log)
+    except OSError as error:
+        message = f"What was written to {place(engine)} can't be brought to the disk ({error.strerror})."
+        raise DatabaseUnavailable(message) from error
+    finally:
+        os.close(log)
 
 
 def _begin_sqlite(connection: Connection) -> None:

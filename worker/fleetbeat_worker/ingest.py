@@ -31,7 +31,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from fleetbeat_shared.errors import DatabaseUnavailable
 from fleetbeat_shared.messages import Reason
 from fleetbeat_worker.batch import Understood, understand
-from fleetbeat_worker.database import writing
+from fleetbeat_worker.database import flush, writing
 from fleetbeat_worker.inbox import Entry, Inbox, is_missing
 from fleetbeat_worker.log import Complaint, logger
 from fleetbeat_worker.metrics import BATCH_MESSAGES, BATCH_SECONDS, DATABASE_FAILURES, TAKEN_OVER, count, observe
@@ -92,10 +92,12 @@ class Unit:
 class Ahead:
     """The next entries, fetched and understood by a thread while the database writes the ones before."""
 
-    def __init__(self, inbox: Inbox, errand: Errand | None) -> None:
+    def __init__(self, inbox: Inbox, errand: Errand | None = None, done: Sequence[str] = ()) -> None:
         """Prepare to fetch what an errand was sent for; without one there is nothing."""
         self._inbox = inbox
         self._errand = errand
+        self.done = done
+        """The entries that the errand acknowledges."""
         self._thread: Thread | None = None
         self._found: tuple[list[Entry], bool, Understood] | RedisError | None = None
 
@@ -121,6 +123,30 @@ class Ahead:
         if isinstance(self._found, RedisError):
             raise self._found
         return self._found
+
+
+class Flushing:
+    """Entries that are committed and on their way to the disk, in a thread: only then are they acknowledged."""
+
+    def __init__(self, engine: Engine, ids: list[str]) -> None:
+        """Begin."""
+        self._engine = engine
+        self.ids = ids
+        self._failure: DatabaseUnavailable | None = None
+        self._thread = Thread(target=self._flush, name="flush", daemon=True)
+        self._thread.start()
+
+    def _flush(self) -> None:
+        try:
+            flush(self._engine)
+        except DatabaseUnavailable as error:
+            self._failure = error
+
+    def wait(self) -> None:
+        """Wait until they are there. Raises DatabaseUnavailable when the disk fails."""
+        self._thread.join()
+        if self._failure is not None:
+            raise self._failure
 
 
 class Ingest:
@@ -151,6 +177,7 @@ class Ingest:
         self._held: list[str] = []
         self._ahead: Unit | None = None
         self._stored: list[str] = []
+        self._flushing: Flushing | None = None
         self._own_may_be_pending = True
         self._look_for_expired_at = 0.0
         self._put_right_at: float | None = None
@@ -253,9 +280,10 @@ class Ingest:
 
     def _process(self, unit: Unit) -> None:
         self._held = unit.ids
-        ahead = Ahead(self._inbox, self._send_for_more(unit))
+        ahead = self._send_for_more(unit)
         try:
             self._store(unit, ahead.begin)
+            self._settle()  # of the batch before this one, which had its time
         except DatabaseUnavailable as error:
             # That is no fault of the messages: they are laid down with the delivery count that they had.
             self._lay_down(unit, ahead)
@@ -272,13 +300,13 @@ class Ingest:
             self.stored += len(unit.entries)
             self._paced_from = 0.0 if self._is_full(unit) or unit.deliveries else self._taken_at
             self._ahead = self._fetch(ahead)
-            self._stored += unit.ids
+            self._flushing = Flushing(self._engine, unit.ids)
             if self._ahead is None:
                 self._acknowledge()
         finally:
             self._held = self._ahead.ids if self._ahead is not None else []
 
-    def _send_for_more(self, unit: Unit) -> Errand | None:
+    def _send_for_more(self, unit: Unit) -> Ahead:
         """Let Redis bring the next entries while SQL takes these, and acknowledge the last ones.
 
         Not beside what a dead worker left: the death of this one would be blamed on both. Nor when its turn has come.
@@ -286,33 +314,51 @@ class Ingest:
         looks_for_others = self._own_may_be_pending or time.monotonic() >= self._look_for_expired_at
         if not looks_for_others and not unit.deliveries and self._is_full(unit) and not self._is_over():
             with suppress(RedisConnectionError, RedisTimeout):
-                return self._inbox.send_for(self._consumer, self._settings.batch_size, self._stored)
+                errand = self._inbox.send_for(self._consumer, self._settings.batch_size, self._stored)
+                done, self._stored = self._stored, []
+                return Ahead(self._inbox, errand, done)
         self._acknowledge()
-        return None
+        return Ahead(self._inbox)
 
     def _fetch(self, ahead: Ahead) -> Unit | None:
-        """Return what was sent for, if it came; then what was stored before has been acknowledged."""
+        """Return what was sent for, if it came; then what was to be acknowledged with it has been."""
         try:
             found = ahead.result()
         except RedisError as error:
             logger.debug("Entries that were sent for didn't come: %s", type(error).__name__)
             self._own_may_be_pending = True  # Redis may have handed them out all the same
+            self._stored += ahead.done
             return None
         if found is None:
             return None
         entries, is_all, understood = found
         self._own_may_be_pending = not is_all
-        self._stored = []
         return Unit(entries, 0, understood) if entries else None
 
     def _is_full(self, unit: Unit) -> bool:
         return len(unit.entries) >= self._settings.batch_size
 
+    def _settle(self) -> None:
+        """Wait for what is on its way to the disk; what doesn't get there is laid down and stored again."""
+        if self._flushing is None:
+            return
+        flushing, self._flushing = self._flushing, None
+        try:
+            flushing.wait()
+        except DatabaseUnavailable:
+            lease = self._settings.lease_seconds
+            self._patiently(lambda: self._inbox.release(self._consumer, flushing.ids, lease, 0))
+            raise
+        self._stored += flushing.ids
+
     def _acknowledge(self) -> None:
         """Acknowledge what was stored and not acknowledged yet."""
-        if self._stored:
-            self._patiently(lambda: self._inbox.acknowledge(self._stored, self._consumer))
-            self._stored = []
+        try:
+            self._settle()
+        finally:
+            if self._stored:
+                self._patiently(lambda: self._inbox.acknowledge(self._stored, self._consumer))
+                self._stored = []
 
     def _lay_down(self, unit: Unit, ahead: Ahead) -> None:
         """Lay down entries for anybody to take, and those that were sent for."""
@@ -333,6 +379,8 @@ class Ingest:
             batches = store_entries(self._engine, unit.entries, now, self._settings, unit.understood, meanwhile)
         observe(BATCH_SECONDS, time.monotonic() - started_at)
         observe(BATCH_MESSAGES, len(unit.entries))
+        if any(batch.replies for batch in batches):
+            flush(self._engine)  # whoever waits is told what is certain
         for batch in batches:
             send_replies(self._client, batch.replies)
             if any(row["awaits_session_id"] for row in batch.rejected):

@@ -52,7 +52,7 @@ class RefusedJob(FleetbeatError):
 
 def ingest() -> int:
     """Move messages from the inbox to SQL; return how many."""
-    with _tools() as (settings, client, engine), _asked_to_stop() as asked:
+    with _tools(flush_later=True) as (settings, client, engine), _asked_to_stop() as asked:
         job = get_current_job()
         consumer = (job and job.worker_name) or f"process-{os.getpid()}"
         # Not for another ingest job: it would do what this one does.
@@ -124,11 +124,11 @@ OURS = {f"{function.__module__}.{function.__name__}" for function in (ingest, sw
 
 
 @contextmanager
-def _tools() -> Iterator[tuple[Settings, Redis, Engine]]:
+def _tools(*, flush_later: bool = False) -> Iterator[tuple[Settings, Redis, Engine]]:
     """Make what a job works with, in the process that it runs in."""
     settings = Settings.from_environment(os.environ)
     client = connect(settings.redis_url, timeout_seconds=WORKER_TIMEOUT_SECONDS)
-    engine = open_engine(settings.sql_url)
+    engine = open_engine(settings.sql_url, flush_later=flush_later)
     try:
         yield settings, client, engine
     finally:
