@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from fakeredis import FakeRedis
     from sqlalchemy import Engine
 
-READERS = ["agents", "check", "dashboard", "db", "events", "queue", "rejected", "tasks"]
+READERS = ["agents", "check", "dashboard", "db", "events", "maintenance", "queue", "rejected", "tasks"]
 
 
 @pytest.fixture
