@@ -19,7 +19,17 @@ from fleetbeat_worker.column_types import from_milliseconds, to_milliseconds
 from fleetbeat_worker.database import reading, writing
 from fleetbeat_worker.inbox import Inbox
 from fleetbeat_worker.ingest import Ingest
-from fleetbeat_worker.tables import Agent, Base, Event, Liveness, OutageRow, Pipeline, RejectedMessage, StoredHeartbeat
+from fleetbeat_worker.tables import (
+    Agent,
+    Base,
+    Event,
+    Liveness,
+    Maintenance,
+    OutageRow,
+    Pipeline,
+    RejectedMessage,
+    StoredHeartbeat,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -221,10 +231,11 @@ def enrol(client: Redis, engine: Engine, settings: Settings, *names: str, **fiel
 
 
 _TIMES = (
-    (Liveness, ("registered_at", "last_seen_at", "deadline_at", "state_changed_at")),
-    (Agent, ("ended_at", "reported_at")),
+    (Liveness, ("registered_at", "last_seen_at", "deadline_at", "state_changed_at", "resumed_at")),
+    (Agent, ("ended_at", "reported_at", "paused_at", "paused_until")),
+    (Maintenance, ("starts_at", "ends_at", "ended_at", "cut_at")),
     (OutageRow, ("started_at", "ended_at")),
-    (Pipeline, ("watermark", "last_sweep_at")),
+    (Pipeline, ("watermark", "last_sweep_at", "maintenance_since", "cleared_at")),
 )
 
 

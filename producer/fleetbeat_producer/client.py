@@ -49,6 +49,8 @@ def register(  # noqa: PLR0913 - each is a fact that an agent may state of itsel
     schedule: str | None = None,
     time_zone: str | None = None,
     grace_seconds: float | None = None,
+    missed_intervals: int | None = None,
+    stuck_after: int | None = None,
     project: str | None = None,
     work: str | None = None,
     parent_id: UUID | str | None = None,
@@ -60,7 +62,9 @@ def register(  # noqa: PLR0913 - each is a fact that an agent may state of itsel
     """Make an agent known, with its promise: a heartbeat each `interval_seconds`, or at each slot of a cron `schedule`.
 
     Of the two exactly one is given. `time_zone` (IANA name, UTC if absent) goes with a schedule. `grace_seconds` is how
-    much later than promised a heartbeat may come. `parent_id` is the session that this agent works for. A live session
+    much later than promised a heartbeat may come, `missed_intervals` how many it may miss before it is degraded,
+    `stuck_after` after how many intervals in which nothing changed of what it does it counts as stuck (0: never);
+    what isn't given is as the fleet has it. `parent_id` is the session that this agent works for. A live session
     of the same name ends, unless `parallel` is given. The session id is a new random one, or `session_id`, or, with
     `stable`, derived from the name; registering the same session again changes what it promised.
 
@@ -73,6 +77,8 @@ def register(  # noqa: PLR0913 - each is a fact that an agent may state of itsel
         schedule=schedule,
         time_zone=time_zone,
         grace_seconds=grace_seconds,
+        missed_intervals=missed_intervals,
+        stuck_after=stuck_after,
         project=project,
         work=work,
         parent_id=parent_id,

@@ -32,6 +32,8 @@ _REGISTRATION = {
     "cron": "schedule",
     "time_zone": "time_zone",
     "grace": "grace_seconds",
+    "missed": "missed_intervals",
+    "stuck_after": "stuck_after",
     "project": "project",
     "work": "work",
     "metadata": "metadata",
@@ -46,7 +48,7 @@ _HEARTBEAT = {
 }
 _AGENT_KEYS = [*_REGISTRATION, *_HEARTBEAT, "log_file"]
 _TOP = "at the top"
-_SHARED_KEYS = ["time_zone", "grace", "project", "status", "log_file"]
+_SHARED_KEYS = ["time_zone", "grace", "missed", "stuck_after", "project", "status", "log_file"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,8 @@
 Pure functions: they look at no clock and at no database. All datetimes are aware and in UTC.
 
 The words: an agent *promises* a heartbeat each interval, or at each slot of a cron schedule. An interval that passed
-without one is *missed*. An agent that missed `missed_limit` of them (two, unless set otherwise) is *degraded*.
+without one is *missed*. An agent that missed as many as its limit is *degraded*: the promise's own `missed_limit`, or
+else the fleet's, which is the argument of that name (two, unless set otherwise).
 """
 
 from __future__ import annotations
@@ -56,6 +57,17 @@ class Promise:
     schedule: str | None
     time_zone: str | None
     grace_seconds: float
+    missed_limit: int | None = None
+    """How many it may miss before it is degraded; None: as many as the fleet's agents may."""
+
+    def limit(self, of_the_fleet: int) -> int:
+        """Return how many intervals it may miss: its own number before the fleet's."""
+        return self.missed_limit or of_the_fleet
+
+
+def silent_since(registered_at: Moment, last_seen_at: Moment | None, resumed_at: Moment | None) -> Moment:
+    """Return from when on an agent's silence counts: the newest of its registration, last sign, and end of a pause."""
+    return max(moment for moment in (registered_at, last_seen_at, resumed_at) if moment is not None)
 
 
 def default_grace_seconds(interval_seconds: float | None) -> float:
@@ -72,7 +84,7 @@ def allowed_silence_seconds(promise: Promise, missed_limit: int) -> float | None
     """Return how long after a heartbeat an agent becomes degraded: limit x interval + grace; None with a schedule."""
     if promise.interval_seconds is None:
         return None
-    return promise.interval_seconds * missed_limit + promise.grace_seconds
+    return promise.interval_seconds * promise.limit(missed_limit) + promise.grace_seconds
 
 
 def deadline(promise: Promise, since: datetime, missed_limit: int) -> datetime:
@@ -86,7 +98,7 @@ def deadline(promise: Promise, since: datetime, missed_limit: int) -> datetime:
         return since + timedelta(seconds=allowed)
     grace = timedelta(seconds=promise.grace_seconds)
     slots = slots_after(promise.schedule or "", promise.time_zone or "UTC", since + grace)
-    return next(islice(slots, missed_limit - 1, None)) + grace
+    return next(islice(slots, promise.limit(missed_limit) - 1, None)) + grace
 
 
 def extend_over_outages(deadline_at: Moment, since: Moment, outages: Iterable[tuple[Moment, Moment]]) -> Moment:
@@ -114,12 +126,12 @@ def missed_intervals(  # noqa: PLR0913 - all that the count depends on
 ) -> int:
     """Return how many intervals (or slots) an agent last seen at `since` has missed by `as_of`, `count_to` at most.
 
-    Counted back from the deadline, at which exactly `missed_limit` are missed, so that what moved the deadline (an
+    Counted back from the deadline, at which exactly the limit is missed, so that what moved the deadline (an
     outage) moves the count too.
     """
     if promise.interval_seconds is not None:
         past_deadline = (as_of - deadline_at).total_seconds()
-        return min(count_to, max(0, missed_limit + math.floor(past_deadline / promise.interval_seconds)))
+        return min(count_to, max(0, promise.limit(missed_limit) + math.floor(past_deadline / promise.interval_seconds)))
     grace = timedelta(seconds=promise.grace_seconds)
     moved = deadline_at - deadline(promise, since, missed_limit)
     slots = islice(slots_after(promise.schedule or "", promise.time_zone or "UTC", since + grace), count_to)

@@ -41,6 +41,8 @@ MAX_METADATA_BYTES = 4 * 1024
 MIN_INTERVAL_SECONDS = 1.0
 MAX_INTERVAL_SECONDS = 31 * 86_400.0
 MAX_BUFFERED_SECONDS = 366 * 86_400.0
+MAX_MISSED_INTERVALS = 100
+MAX_STUCK_AFTER = 100_000
 MAX_COUNT = 2**31 - 1  # what an SQL integer holds
 
 
@@ -169,6 +171,10 @@ class Register(_Message):
     time_zone: Annotated[str, Field(max_length=64), AfterValidator(_check_time_zone)] | None = None
     """IANA name; with a schedule only, UTC if absent."""
     grace_seconds: Annotated[float, Field(ge=0, le=MAX_INTERVAL_SECONDS)] | None = None
+    missed_intervals: Annotated[int, Field(ge=1, le=MAX_MISSED_INTERVALS)] | None = None
+    """How many intervals it may miss before it is degraded; as the fleet's setting says if absent."""
+    stuck_after: Annotated[int, Field(ge=0, le=MAX_STUCK_AFTER)] | None = None
+    """After how many intervals without a change in what it does it is stuck: 0 never, absent as the fleet's setting."""
     project: Annotated[Text, Field(max_length=128)] | None = None
     work: Annotated[Text, Field(max_length=500)] | None = None
     """What the agent is about to do: its current work until it reports progress."""

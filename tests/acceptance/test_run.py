@@ -49,11 +49,26 @@ def ending(redis: Redis) -> tuple[int | None, str | None]:
 
 def test_a_command_that_succeeds(pipeline: Place, redis: Redis) -> None:
     """A command's life is a registration with all that was said of it, a beat at once, and an end without an error."""
-    options = ("--grace", "5s", "--project", "post", "--work", "letters", "--metadata", '{"a": 1}', "--stable")
+    options = (
+        "--grace",
+        "5s",
+        "--missed",
+        "3",
+        "--stuck-after",
+        "9",
+        "--project",
+        "post",
+        "--work",
+        "letters",
+        "--metadata",
+        '{"a": 1}',
+        "--stable",
+    )
     done = pipeline.run(*RUN, *options, *python("print('out'); print('err', file=sys.stderr)"))
     assert (done.stdout, done.stderr) == ("out\n", "err\n")
     (registered,) = told(redis, "register")
     expected = {"agent_name": "job", "interval_seconds": 30, "grace_seconds": 5, "project": "post", "work": "letters"}
+    expected |= {"missed_intervals": 3, "stuck_after": 9}
     assert {name: registered[name] for name in expected} == expected
     assert registered["metadata"] == {"a": 1}
     assert [beat["session_id"] for beat in told(redis, "heartbeat")] == [registered["session_id"]]

@@ -77,6 +77,7 @@ def test_register_prints_one_object_and_sends_what_it_says(producer_redis: FakeR
     """Every option of a registration reaches the inbox and the answer."""
     parent = "0198c5a0-6b1e-4e0e-9d53-5d0f4f1a7c11"
     options = ["--name", "hint", "--every", "1h30m", "--grace", "10s", "--project", "p", "--work", "w"]
+    options += ["--missed", "3", "--stuck-after", "20"]
     options += ["--parent", parent, "--metadata", '{"model": "small"}', "--parallel", "--session", SESSION]
     code, told = run_json("register", *options)
     (message,) = sent(producer_redis)
@@ -91,6 +92,8 @@ def test_register_prints_one_object_and_sends_what_it_says(producer_redis: FakeR
         "progress": None,
         "interval_seconds": 5400,
         "grace_seconds": 10,
+        "missed_intervals": 3,
+        "stuck_after": 20,
         "project": "p",
         "work": "w",
         "parent_id": parent,

@@ -240,6 +240,61 @@ def test_an_agent_that_was_never_seen_recovers_too() -> None:
     assert (only(batch).state, kinds(batch)) == (State.OK, ["recovered"])
 
 
+def paused(**fields: Any) -> AgentRecord:
+    """Return an agent that was registered at noon and paused since."""
+    return replace(registered(**fields), state=State.PAUSED)
+
+
+def test_a_paused_agent_stays_so() -> None:
+    """Heartbeats move its last sign and its deadline, are stored with what they say, and change no state."""
+    batch = new_batch(paused(), watermark=100)
+    session_id = next(iter(batch.agents))
+    apply(batch, heartbeat(session_id, progress="on"), 110)
+    apply(batch, register("torv", session_id, interval_seconds=60.0), 120)
+    agent = only(batch)
+    assert (agent.state, agent.last_seen_at) == (State.PAUSED, NOON + seconds(110))
+    assert agent.deadline_at == NOON + seconds(110 + 123)
+    assert (agent.reports["progress"], kinds(batch)) == ("on", ["heartbeat", "registered"])
+
+
+def test_a_pause_ends_with_its_session() -> None:
+    """A goodbye, or a namesake, takes the pause along; a session that is opened anew isn't paused."""
+    nothing = {"paused_at": None, "paused_until": None, "pause_reason": None}
+    batch = new_batch(paused())
+    session_id = next(iter(batch.agents))
+    apply(batch, deregister(session_id), 10)
+    assert nothing.items() <= only(batch).settings.items()
+    apply(batch, register("torv", session_id), 20)
+    assert only(batch).state is State.PENDING
+    batch = new_batch(paused())
+    apply(batch, register("torv"), 10)
+    old = batch.agents[next(iter(batch.agents))]
+    assert old.state is State.ENDED
+    assert nothing.items() <= old.settings.items()
+
+
+def test_silence_counts_from_the_end_of_a_pause() -> None:
+    """A registration after a pause counts the deadline from its end; an older heartbeat that comes late, too."""
+    batch = new_batch(replace(registered(), state=State.OK, resumed_at=NOON + seconds(1000)), watermark=1000)
+    session_id = next(iter(batch.agents))
+    apply(batch, heartbeat(session_id, buffered_seconds=500), 1010)
+    assert only(batch).last_seen_at == NOON + seconds(510)
+    assert only(batch).deadline_at == NOON + seconds(1061.5)
+    apply(batch, register("torv", session_id, interval_seconds=60.0), 1020)
+    assert only(batch).deadline_at == NOON + seconds(1123)
+    apply(batch, heartbeat(session_id), 1030)
+    assert only(batch).deadline_at == NOON + seconds(1153)
+
+
+def test_a_promise_is_told_whole() -> None:
+    """The numbers of a registration are kept with the promise, judge from then on, and go with one that lacks them."""
+    agent = registered(interval_seconds=10.0, missed_intervals=5, stuck_after=0)
+    assert (agent.deadline_at, agent.settings["stuck_after"]) == (NOON + seconds(51), 0)
+    batch = new_batch(agent)
+    apply(batch, register("torv", agent.session_id, interval_seconds=10.0), 1)
+    assert (only(batch).deadline_at, only(batch).settings["stuck_after"]) == (NOON + seconds(21), None)
+
+
 def test_a_deadline_counts_no_outage() -> None:
     """Time after the heartbeat in which nobody watched moves the deadline that the heartbeat gives."""
     outage = (NOON + seconds(20), NOON + seconds(620))

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from fleetbeat_shared.liveness import MISSED_COUNTED, State, missed_intervals
 from fleetbeat_shared.settings import Settings
-from fleetbeat_worker import fleet, schema
+from fleetbeat_worker import fleet, judging, schema
 from fleetbeat_worker.cli.dashboard import render
 from fleetbeat_worker.database import open_engine, writing
 from fleetbeat_worker.fleet import FleetView, Selection, read_agent, read_fleet
@@ -123,7 +123,7 @@ def test_slots_are_counted_for_those_who_are_shown_alone(engine: Engine, monkeyp
         asked.append(count_to)
         return missed_intervals(*arguments, count_to=count_to)
 
-    monkeypatch.setattr(fleet, "missed_intervals", counting)
+    monkeypatch.setattr(judging, "missed_intervals", counting)
     unasked = look(engine, monkeypatch, count_missed=False, states=frozenset(State))
     assert list(unasked.counts) == [State.LATE, State.DEGRADED, State.ENDED]
     assert {agent.missed_intervals for agent in unasked.agents} == {None}

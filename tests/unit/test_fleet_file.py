@@ -46,6 +46,8 @@ def test_an_agents_own_keys_go_before_the_defaults(tmp_path: Path, monkeypatch: 
         [defaults]
         time_zone = "Europe/Berlin"
         grace = "5m"
+        missed = 3
+        stuck_after = 20
         project = "shared"
         status = "ok"
         log_file = "~/beats.log"
@@ -60,6 +62,8 @@ def test_an_agents_own_keys_go_before_the_defaults(tmp_path: Path, monkeypatch: 
         every = "1h30m"
         time_zone = "UTC"
         grace = "10s"
+        missed = 1
+        stuck_after = 0
         project = "own"
         status = "busy"
         log_file = "two.log"
@@ -80,6 +84,10 @@ def test_an_agents_own_keys_go_before_the_defaults(tmp_path: Path, monkeypatch: 
     promised = one.registration
     assert (promised.schedule, promised.time_zone, promised.grace_seconds) == ("15 8 * * *", "Europe/Berlin", 300)
     assert (promised.project, one.heartbeat.status) == ("shared", "ok")
+    assert [(agent.registration.missed_intervals, agent.registration.stuck_after) for agent in fleet.agents] == [
+        (3, 20),
+        (1, 0),
+    ]
     assert (two.time_zone, two.log_file) == ("UTC", tmp_path / "two.log")
     promised = two.registration
     assert (promised.interval_seconds, promised.time_zone, promised.grace_seconds) == (5400, None, 10)

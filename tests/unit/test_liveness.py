@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ from fleetbeat_shared.liveness import (
     extend_over_outages,
     missed_intervals,
     shown_state,
+    silent_since,
 )
 from fleetbeat_shared.schedules import slots_after
 
@@ -254,3 +256,24 @@ def test_only_an_agent_that_is_ok_is_shown_late(stored: State) -> None:
     """Late is derived from ok alone: pending, degraded and ended stay what they are."""
     assert shown_state(stored, 0) is stored
     assert shown_state(stored, 1) is (State.LATE if stored is State.OK else stored)
+
+
+@settings(deadline=None)
+@given(promises, moments, st.integers(1, 20), st.integers(1, 20))
+def test_an_agents_own_limit_goes_before_the_fleets(promise: Promise, since: datetime, own: int, fleets: int) -> None:
+    """With a limit of its own an agent is judged as in a fleet of that limit, in deadline and count alike."""
+    limited = replace(promise, missed_limit=own)
+    at = deadline(limited, since, fleets)
+    assert at == deadline(promise, since, own)
+    assert missed_intervals(limited, since, at, at, fleets) == own
+
+
+@given(moments, st.none() | moments, st.none() | moments)
+def test_silence_counts_from_the_newest_sign(
+    registered_at: datetime, last_seen_at: datetime | None, resumed_at: datetime | None
+) -> None:
+    """It is the latest of registration, heartbeat and end of a pause, whichever of them there are."""
+    since = silent_since(registered_at, last_seen_at, resumed_at)
+    known = [moment for moment in (registered_at, last_seen_at, resumed_at) if moment]
+    assert since in known
+    assert all(since >= moment for moment in known)

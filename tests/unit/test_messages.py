@@ -48,6 +48,7 @@ FULL = [
     registration(
         schedule="15 8 * * *", interval_seconds=None, time_zone="Europe/Berlin", grace_seconds=5, parallel=True
     ),
+    registration(missed_intervals=100, stuck_after=0),
     registration(project="p", work="w", parent_id=uuid4(), metadata={"a": [1, None, {"b": "ü"}]}),
     heartbeat(),
     heartbeat(progress="x", work_item_id="W-1", status="busy", summary="s", error="", open_tasks=3, stale_tasks=0),
@@ -229,6 +230,10 @@ def test_an_accepted_name_is_printable_and_its_own_normal_form(name: str) -> Non
         {"interval_seconds": None, "schedule": "* * *"},
         {"interval_seconds": None, "schedule": "* * * * *", "time_zone": "Mars"},
         {"grace_seconds": -1},
+        {"missed_intervals": 0},
+        {"missed_intervals": 101},
+        {"stuck_after": -1},
+        {"stuck_after": 100_001},
         {"parent_id": SESSION},
         {"metadata": {"a": "x" * 5000}},
     ],

@@ -14,7 +14,7 @@ from rq import Queue, SimpleWorker
 
 from fleetbeat_shared import connection
 from fleetbeat_shared.names import FIELD, GROUP, INBOX, QUEUE
-from fleetbeat_worker import fleet, schema
+from fleetbeat_worker import judging, schema
 from fleetbeat_worker.cli import COMMANDS, main
 from fleetbeat_worker.database import open_engine
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from fakeredis import FakeRedis
     from sqlalchemy import Engine
 
-READERS = ["agents", "check", "dashboard", "db", "events", "queue", "rejected", "tasks"]
+READERS = ["agents", "check", "dashboard", "db", "events", "maintenance", "queue", "rejected", "tasks"]
 
 
 @pytest.fixture
@@ -382,7 +382,7 @@ def test_check_counts_no_missed_intervals(engine: Engine, now: datetime, monkeyp
     def count(*_: object, **__: object) -> int:
         pytest.fail("missed intervals of a degraded agent were counted")
 
-    monkeypatch.setattr(fleet, "missed_intervals", count)
+    monkeypatch.setattr(judging, "missed_intervals", count)
     assert run("check").output.startswith("DEGRADED: 1 of 1 agent: hint")
     assert "DEGRADED" in run("agents", "list").output
 

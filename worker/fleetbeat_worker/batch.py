@@ -17,14 +17,13 @@ from fleetbeat_shared.errors import InvalidMessage
 from fleetbeat_shared.liveness import (
     Promise,
     State,
-    allowed_silence_seconds,
-    deadline,
     default_grace_seconds,
-    extend_over_outages,
+    silent_since,
 )
 from fleetbeat_shared.messages import MAX_MESSAGE_BYTES, Deregister, Heartbeat, Reason, Register, parse_message
 from fleetbeat_shared.replies import Reply
 from fleetbeat_worker.column_types import from_milliseconds, to_milliseconds
+from fleetbeat_worker.deadlines import deadline_of
 from fleetbeat_worker.tables import EventType
 
 if TYPE_CHECKING:
@@ -55,7 +54,21 @@ _OWN_ID = re.compile(rb'"id"' + _UUID, re.IGNORECASE)
 _OWN_SESSION = re.compile(rb'"session_id"' + _UUID, re.IGNORECASE)
 
 _MORE_THAN_A_SIGN = frozenset({*REPORTED, "reply"})
-_UNTROUBLED = frozenset({State.PENDING, State.OK})
+_UNTROUBLED = frozenset({State.PENDING, State.OK, State.PAUSED})
+_SETTLED = frozenset({State.OK, State.PAUSED})
+"""What a heartbeat leaves as it is: only the end of a pause, or of the session, ends a pause."""
+
+_TOLD = {
+    "interval_seconds",
+    "schedule",
+    "time_zone",
+    "missed_intervals",
+    "stuck_after",
+    "project",
+    "work",
+    "parent_id",
+}
+"""What the event of a registration says of it."""
 
 _said_by = attrgetter(*REPORTED)
 _NOTHING_SAID = (None,) * len(REPORTED)
@@ -72,13 +85,14 @@ class LivenessRecord:
     state_changed_at: int
     last_seen_at: int | None
     deadline_at: int
+    resumed_at: int | None
     seen: bool = field(default=False, kw_only=True)
     """Whether any of this changed."""
 
     @property
     def since(self) -> int:
-        """From when on silence counts: the last heartbeat, or the registration if that is newer."""
-        return self.registered_at if self.last_seen_at is None else max(self.registered_at, self.last_seen_at)
+        """From when on silence counts."""
+        return silent_since(self.registered_at, self.last_seen_at, self.resumed_at)
 
 
 @dataclass(slots=True)
@@ -231,7 +245,7 @@ class Batch:
         if record.state is State.ENDED or not counts:
             return
         record.deadline_at = self._deadline(record.promise, record.since)
-        if record.state is State.OK:
+        if record.state in _SETTLED:
             return
         # A heartbeat that waited somewhere for long fills history, and revives nobody.
         watermark = self.facts.watermark
@@ -303,7 +317,7 @@ class Batch:
         promised = message.model_dump(
             mode="json",
             exclude_none=True,
-            include={"interval_seconds", "schedule", "time_zone", "project", "work", "parent_id"},
+            include=_TOLD,
         )
         self._event(EventType.REGISTERED, received_at, agent, message_id=message.id, detail=promised)
         if not message.parallel:
@@ -323,6 +337,7 @@ class Batch:
             state_changed_at=received_at,
             last_seen_at=None,
             deadline_at=received_at,
+            resumed_at=None,
             settings={"ended_at": None},
             is_new=True,
         )
@@ -363,6 +378,8 @@ class Batch:
     ) -> None:
         agent.ended_at, agent.lifecycle_entry = ended_at, position
         agent.set(ended_at=ended_at, lifecycle_entry=position)
+        if agent.state is State.PAUSED:
+            agent.set(paused_at=None, paused_until=None, pause_reason=None)
         self._change_state(agent, State.ENDED, ended_at)
         self.idle_tasks_of.add(agent.agent_name)
         detail = {"lived_seconds": (ended_at - agent.registered_at) / 1000, **detail}
@@ -372,12 +389,7 @@ class Batch:
         record.state, record.state_changed_at, record.seen = state, changed_at, True
 
     def _deadline(self, promise: Promise, since: int) -> int:
-        allowed = allowed_silence_seconds(promise, self.facts.missed_limit)
-        if allowed is None:
-            due = to_milliseconds(deadline(promise, from_milliseconds(since), self.facts.missed_limit))
-        else:
-            due = since + round(allowed * 1000)
-        return extend_over_outages(due, since, self.facts.outages) if self.facts.outages else due
+        return deadline_of(promise, since, self.facts.missed_limit, self.facts.outages)
 
     def _event(  # noqa: PLR0913 - one argument for each column
         self,
@@ -405,8 +417,8 @@ class Batch:
 def is_plain(message: Register | Heartbeat | Deregister, record: LivenessRecord, oldest: int) -> bool:
     """Return whether a message changes nothing but `liveness`: no name, no report and no order of messages matters.
 
-    That is a heartbeat that says nothing and asks for no answer, of a session that is pending or ok and was opened
-    before it. `oldest` is a moment before which no message of the batch was sent.
+    That is a heartbeat that says nothing and asks for no answer, of a session that is pending, ok or paused and was
+    opened before it. `oldest` is a moment before which no message of the batch was sent.
     """
     return (
         record.registered_at < oldest
@@ -453,6 +465,7 @@ def _promise(message: Register) -> Promise:
         schedule=message.schedule,
         time_zone=(message.time_zone or "UTC") if message.schedule else None,
         grace_seconds=default_grace_seconds(message.interval_seconds) if grace is None else grace,
+        missed_limit=message.missed_intervals,
     )
 
 
@@ -462,6 +475,7 @@ def _settings(message: Register, position: int) -> Row:
         "agent_name": message.agent_name,
         "parallel": message.parallel,
         "lifecycle_entry": position,
+        "stuck_after": message.stuck_after,
     }
     optional = {
         "project": message.project,

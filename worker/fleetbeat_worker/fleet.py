@@ -14,10 +14,13 @@ from uuid import UUID
 
 from fleetbeat_shared.connection import redis_errors
 from fleetbeat_shared.errors import RedisUnavailable
-from fleetbeat_shared.liveness import MISSED_COUNTED, Promise, State, missed_intervals, shown_state
+from fleetbeat_shared.liveness import State
 from fleetbeat_worker.database import reading
+from fleetbeat_worker.judging import Judge
+from fleetbeat_worker.maintenance import read_maintenance
 from fleetbeat_worker.pipeline_view import PipelineView, view_pipeline
 from fleetbeat_worker.store.agents import newest_session, session, sessions
+from fleetbeat_worker.store.batches import read_outages
 from fleetbeat_worker.store.events import latest_events
 from fleetbeat_worker.store.pipeline import stored_pipeline
 from fleetbeat_worker.store.rejected import count_rejected
@@ -29,12 +32,13 @@ if TYPE_CHECKING:
     from redis import Redis
     from sqlalchemy import Connection, Engine, Row
 
+    from fleetbeat_shared.maintenance import Window
     from fleetbeat_shared.settings import Settings
     from fleetbeat_worker.inbox import Horizon
 
 LIVE_STATES = frozenset(State) - {State.ENDED}
 
-_URGENCY = {state: place for place, state in enumerate(("degraded", "late", "pending", "ok", "ended"))}
+_URGENCY = {state: place for place, state in enumerate(("degraded", "late", "pending", "paused", "ok", "ended"))}
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +70,10 @@ class AgentView:
     schedule: str | None
     time_zone: str | None
     grace_seconds: float
+    missed_limit: int
+    """How many intervals it may miss before it is degraded: its own number, or the fleet's."""
+    stuck_after: int | None
+    """As it said; None: as the fleet's setting says."""
     deadline_at: datetime
     current_work: str | None
     work_item_id: str | None
@@ -82,6 +90,11 @@ class AgentView:
     parallel: bool
     registered_at: datetime
     state_changed_at: datetime
+    paused_at: datetime | None
+    paused_until: datetime | None
+    """None while it is paused: until somebody resumes it."""
+    pause_reason: str | None
+    resumed_at: datetime | None
     ended_at: datetime | None
     exit_status: int | None
 
@@ -98,6 +111,8 @@ class FleetView:
     agents: tuple[AgentView, ...]
     counts: Mapping[State, int]
     """How many agents there are in each state, also of those beyond the limit."""
+    maintenance: Window | None = None
+    """What runs now, so that nobody is flagged."""
 
     @property
     def as_of(self) -> datetime | None:
@@ -109,9 +124,15 @@ class FleetView:
         return {
             "as_of": self.as_of,
             "pipeline": self.pipeline.to_json(),
+            "maintenance": maintenance_json(self.maintenance),
             "counts": dict(self.counts),
             "agents": [agent.to_json() for agent in self.agents],
         }
+
+
+def maintenance_json(window: Window | None) -> dict[str, Any] | None:
+    """Return maintenance as `--json` prints it."""
+    return None if window is None else window._asdict()
 
 
 def read_fleet(settings: Settings, engine: Engine, client: Redis, selection: Selection | None = None) -> FleetView:
@@ -130,18 +151,19 @@ def read_fleet(settings: Settings, engine: Engine, client: Redis, selection: Sel
             agent_name=selection.agent_name,
         )
         tasks = count_tasks(connection, _stale_before(settings, pipeline), selection.agent_name)
+        judge = _read_judge(connection, pipeline, settings.missed_intervals)
     # Outside the transaction: working out cron schedules takes time.
-    judge = _Judge(pipeline.as_of, settings.missed_intervals)
     judged = [(state, row) for row in rows if (state := judge.state(row)) in selection.states]
     counts = Counter(state for state, _ in judged)
     shown = _in_order(judged, newest_first=selection.newest_first)[: selection.limit]
     return FleetView(
         pipeline,
         tuple(
-            _view(row, state, judge.missed(row, state) if selection.count_missed else None, tasks.get(row.agent_name))
+            _view(row, state, judge, tasks.get(row.agent_name), count_missed=selection.count_missed)
             for state, row in shown
         ),
         {state: counts[state] for state in State if counts[state]},
+        judge.maintenance.running,
     )
 
 
@@ -155,6 +177,7 @@ class AgentReport:
     """As counted, whatever the agent reported."""
     events: Sequence[Row[Any]]
     """The session's last events, the newest last: rows of `events`."""
+    maintenance: Window | None = None
 
 
 def read_agent(
@@ -173,9 +196,9 @@ def read_agent(
         counted = count_tasks(connection, _stale_before(settings, pipeline), row.agent_name)
         tasks = counted.get(row.agent_name, TaskCounts())
         events = latest_events(connection, event_limit, session_id=row.session_id)
-    judge = _Judge(pipeline.as_of, settings.missed_intervals)
-    state = judge.state(row)
-    return AgentReport(pipeline, _view(row, state, judge.missed(row, state), tasks), tasks, events)
+        judge = _read_judge(connection, pipeline, settings.missed_intervals)
+    view = _view(row, judge.state(row), judge, tasks)
+    return AgentReport(pipeline, view, tasks, events, judge.maintenance.running)
 
 
 def _read_redis(settings: Settings, client: Redis) -> tuple[Horizon | None, int | None, str | None]:
@@ -207,45 +230,30 @@ def _stale_before(settings: Settings, pipeline: PipelineView) -> datetime:
     return pipeline.now - timedelta(seconds=settings.stale_task_seconds)
 
 
-@dataclass(frozen=True, slots=True)
-class _Judge:
-    """What a session's row (of `store.agents`) means at a moment."""
-
-    as_of: datetime | None
-    missed_limit: int
-
-    def state(self, row: Row[Any]) -> State:
-        stored = State(row.state)
-        # Whatever isn't ok is shown as it is stored; of what is ok, one missed interval says all.
-        return stored if stored is not State.OK else shown_state(stored, self._count(row, 1) or 0)
-
-    def missed(self, row: Row[Any], state: State) -> int | None:
-        if state is State.ENDED:
-            return 0
-        return self._count(row, MISSED_COUNTED)
-
-    def _count(self, row: Row[Any], count_to: int) -> int | None:
-        if self.as_of is None:
-            return None
-        promise = Promise(row.interval_seconds, row.schedule, row.time_zone, row.grace_seconds)
-        since = max(row.registered_at, row.last_seen_at or row.registered_at)
-        return missed_intervals(promise, since, row.deadline_at, self.as_of, self.missed_limit, count_to=count_to)
+def _read_judge(connection: Connection, pipeline: PipelineView, missed_limit: int) -> Judge:
+    maintenance = read_maintenance(connection, stored_pipeline(connection), pipeline.now)
+    outages = read_outages(connection, maintenance.cleared_at) if maintenance.cleared_at is not None else []
+    return Judge(pipeline.as_of, missed_limit, maintenance, outages)
 
 
-def _view(row: Row[Any], state: State, missed: int | None, tasks: TaskCounts | None) -> AgentView:
+def _view(
+    row: Row[Any], state: State, judge: Judge, tasks: TaskCounts | None, *, count_missed: bool = True
+) -> AgentView:
     tasks = tasks or TaskCounts()
     return AgentView(
         agent_name=row.agent_name,
         session_id=row.session_id,
         state=state,
         degraded=state is State.DEGRADED,
-        missed_intervals=missed,
+        missed_intervals=judge.missed(row, state) if count_missed else None,
         last_seen_at=row.last_seen_at,
         interval_seconds=row.interval_seconds,
         schedule=row.schedule,
         time_zone=row.time_zone,
         grace_seconds=row.grace_seconds,
-        deadline_at=row.deadline_at,
+        missed_limit=row.missed_limit or judge.missed_limit,
+        stuck_after=row.stuck_after,
+        deadline_at=judge.clock(row)[1],
         current_work=row.current_work,
         work_item_id=row.work_item_id,
         progress=row.progress,
@@ -260,6 +268,10 @@ def _view(row: Row[Any], state: State, missed: int | None, tasks: TaskCounts | N
         parallel=row.parallel,
         registered_at=row.registered_at,
         state_changed_at=row.state_changed_at,
+        paused_at=row.paused_at,
+        paused_until=row.paused_until,
+        pause_reason=row.pause_reason,
+        resumed_at=row.resumed_at,
         ended_at=row.ended_at,
         exit_status=row.exit_status,
     )

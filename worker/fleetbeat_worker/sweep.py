@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +20,11 @@ from fleetbeat_shared.errors import DatabaseUnavailable
 from fleetbeat_worker.database import writing
 from fleetbeat_worker.inbox import Inbox
 from fleetbeat_worker.log import logger
+from fleetbeat_worker.maintenance import note_maintenance
 from fleetbeat_worker.metrics import DEGRADED, SWEEP_SECONDS, SWEEPS, count, observe
 from fleetbeat_worker.partitions import make_partitions
+from fleetbeat_worker.store.maintenance import spare
+from fleetbeat_worker.store.pauses import resume_due
 from fleetbeat_worker.store.pipeline import stored_pipeline, write_pipeline
 from fleetbeat_worker.store.verdicts import find_due, flag, record, record_outage
 from fleetbeat_worker.tables import EventType
@@ -37,6 +40,7 @@ if TYPE_CHECKING:
     from fleetbeat_worker.account import Account
     from fleetbeat_worker.inbox import Horizon
     from fleetbeat_worker.store.pipeline import StoredPipeline
+    from fleetbeat_worker.store.verdicts import Due
 
 OUTAGE_SECONDS = 30.0
 OUTAGE_SWEEPS = 3
@@ -62,6 +66,10 @@ class SweepReport:
     """How many messages were removed from the inbox by others than the workers, since the last sweep."""
     lost_backlog: int | None = None
     """If Redis came back without the inbox: how many messages waited in it at the last sweep."""
+    resumed: list[str] = field(default_factory=list)
+    """Names of the agents whose pause was over."""
+    maintenance_since: datetime | None = None
+    """Since when there is maintenance, in which nobody is flagged."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as `--json` prints it."""
@@ -125,8 +133,11 @@ def _decide(
     gap = outage_between(last.last_sweep_at, horizon.now, interval)
     if gap is not None and last.last_sweep_at is not None:
         record_outage(connection, last.last_sweep_at, horizon.now)
-    due = find_due(connection, watermark) if watermark is not None else []
-    if watermark is not None:
+    resumed = resume_due(connection, horizon.now, settings.missed_intervals)
+    maintenance, last = note_maintenance(connection, last, horizon.now)
+    due: list[Due] = []
+    if watermark is not None and maintenance.running is None:
+        due = _find_silent(connection, watermark, maintenance.cleared_at, settings.missed_intervals)
         flag(connection, due, watermark, horizon.now)
     now = replace(last, watermark=watermark, last_sweep_at=horizon.now)
     if periodic:
@@ -145,7 +156,16 @@ def _decide(
         degraded=[agent.agent_name for agent in due],
         trimmed=trimmed,
         lost_backlog=lost_backlog,
+        resumed=[agent.agent_name for agent in resumed],
+        maintenance_since=maintenance.running.starts_at if maintenance.running else None,
     )
+
+
+def _find_silent(
+    connection: Connection, watermark: datetime, cleared_at: datetime | None, missed_limit: int
+) -> list[Due]:
+    due = find_due(connection, watermark)
+    return spare(connection, due, cleared_at, watermark, missed_limit) if cleared_at is not None else due
 
 
 def losses(last: StoredPipeline, account: Account) -> tuple[int, int | None]:

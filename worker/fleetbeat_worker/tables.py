@@ -146,6 +146,13 @@ class Agent(Base):
             sqlite_where=text("parent_id IS NOT NULL"),
             postgresql_where=text("parent_id IS NOT NULL"),
         ),
+        # For the sweep, which ends pauses: few agents are paused.
+        Index(
+            "ix_agents_paused_until",
+            "paused_until",
+            sqlite_where=text("paused_until IS NOT NULL"),
+            postgresql_where=text("paused_until IS NOT NULL"),
+        ),
         # Room for HOT updates: without it each report wrote to every index, three times as slow.
         {"postgresql_with": {"fillfactor": "85"}},
     )
@@ -213,7 +220,7 @@ class Liveness(Base):
 
     session_id: Mapped[UUID] = mapped_column(ForeignKey("agents.session_id", ondelete="CASCADE"), primary_key=True)
     state: Mapped[str]
-    """pending, ok, degraded or ended (`fleetbeat_shared.liveness.State`)."""
+    """pending, ok, degraded, paused or ended (`fleetbeat_shared.liveness.State`)."""
     state_changed_at: Mapped[datetime]
     last_seen_at: Mapped[datetime | None]
     """Moves forward only."""
@@ -389,7 +396,9 @@ class Maintenance(Base):
     """How long each of a recurring window's times lasts."""
     reason: Mapped[str | None]
     ended_at: Mapped[datetime | None]
-    """When somebody ended it early."""
+    """When somebody ended it early, or a recurring one for good."""
+    cut_at: Mapped[datetime | None]
+    """When somebody last ended a recurring window that ran then: that one, not those to come."""
 
 
 class Notification(Base):
@@ -450,3 +459,7 @@ class Pipeline(Base):
     """How many entries had been lost by it; what is more next time is reported."""
     inbox_backlog: Mapped[int | None] = mapped_column(BigInteger)
     """How many entries waited in it, to tell if it is gone next time."""
+    maintenance_since: Mapped[datetime | None]
+    """When the maintenance began that the last sweep found; absent if there was none."""
+    cleared_at: Mapped[datetime | None]
+    """When the last maintenance ended: nobody's silence counts from earlier."""

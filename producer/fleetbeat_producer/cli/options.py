@@ -28,6 +28,28 @@ def duration(_context: click.Context, _option: click.Parameter, text: str | None
         raise click.BadParameter(str(error)) from error
 
 
+def promise_options(command: _Command) -> _Command:
+    """Add what an agent may say of how it is judged, beside how often it beats."""
+    options = [
+        click.option("--grace", metavar="DURATION", callback=duration, help="How much later a heartbeat may come."),
+        click.option(
+            "--missed",
+            type=click.IntRange(1, 100),
+            metavar="N",
+            help="How many intervals it may miss before it is degraded; as the fleet's setting says if not given.",
+        ),
+        click.option(
+            "--stuck-after",
+            type=click.IntRange(0, 100_000),
+            metavar="N",
+            help="After how many intervals in which nothing it does changed it is stuck; 0: never.",
+        ),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
 def json_object(_context: click.Context, _option: click.Parameter, text: str | None) -> dict[str, Any] | None:
     """Return the JSON object that an option's text is."""
     if text is None:

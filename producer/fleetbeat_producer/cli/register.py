@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from fleetbeat_producer.cli.options import delivery_options, duration, metadata_option
+from fleetbeat_producer.cli.options import delivery_options, duration, metadata_option, promise_options
 from fleetbeat_producer.cli.output import print_json, sent, tell
 from fleetbeat_producer.outgoing import compose, session_to_register
 from fleetbeat_shared.messages import Register
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 @click.option("--every", metavar="DURATION", callback=duration, help="The promised interval: 30s, 5m, 6h, 1d.")
 @click.option("--cron", metavar="EXPRESSION", help="The promised times, as a cron expression of five fields.")
 @click.option("--time-zone", metavar="ZONE", help="IANA name of the zone that --cron means; UTC if not given.")
-@click.option("--grace", metavar="DURATION", callback=duration, help="How much later a heartbeat may come.")
+@promise_options
 @click.option("--project", metavar="TEXT", help="What the agent belongs to.")
 @click.option("--work", metavar="TEXT", help="What it is about to do.")
 @click.option("--parent", metavar="ID", help="The session that it works for.")
@@ -51,6 +51,8 @@ def register(  # noqa: PLR0913 - one for each option
     cron: str | None,
     time_zone: str | None,
     grace: float | None,
+    missed: int | None,
+    stuck_after: int | None,
     project: str | None,
     work: str | None,
     parent: str | None,
@@ -80,6 +82,8 @@ def register(  # noqa: PLR0913 - one for each option
             schedule=cron,
             time_zone=time_zone,
             grace_seconds=grace,
+            missed_intervals=missed,
+            stuck_after=stuck_after,
             project=project,
             work=work,
             parent_id=parent,

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 import click
 from click.core import ParameterSource
 
-from fleetbeat_producer.cli.options import duration, metadata_option
+from fleetbeat_producer.cli.options import duration, metadata_option, promise_options
 from fleetbeat_producer.outgoing import compose, session_to_register
 from fleetbeat_producer.sender import Sender
 from fleetbeat_producer.supervision import STDERR, Command
@@ -73,7 +73,7 @@ def _redis_url(context: click.Context, option: click.Parameter, url: str | None)
 )
 @click.option("--name", required=True, metavar="NAME", help="1 to 64 printable characters.")
 @click.option("--every", required=True, metavar="DURATION", callback=duration, help="How often to beat: 30s, 5m, 6h.")
-@click.option("--grace", metavar="DURATION", callback=duration, help="How much later a heartbeat may come.")
+@promise_options
 @click.option("--project", metavar="TEXT", help="What the agent belongs to.")
 @click.option("--work", metavar="TEXT", help="What it is about to do.")
 @metadata_option
@@ -95,6 +95,8 @@ def run(  # noqa: PLR0913 - one for each option
     name: str,
     every: float,
     grace: float | None,
+    missed: int | None,
+    stuck_after: int | None,
     project: str | None,
     work: str | None,
     metadata: dict[str, Any] | None,
@@ -115,6 +117,8 @@ def run(  # noqa: PLR0913 - one for each option
         agent_name=name,
         interval_seconds=every,
         grace_seconds=grace,
+        missed_intervals=missed,
+        stuck_after=stuck_after,
         project=project,
         work=work,
         metadata=metadata,

@@ -1,4 +1,4 @@
-"""`fleetbeat agents`: list agents, show one."""
+"""`fleetbeat agents`: list agents, show one, pause and resume some."""
 
 from __future__ import annotations
 
@@ -14,11 +14,20 @@ from fleetbeat_shared.durations import format_duration
 from fleetbeat_shared.errors import UnknownSession
 from fleetbeat_shared.identifiers import normalise_name
 from fleetbeat_shared.liveness import State
-from fleetbeat_worker.cli.dashboard import headline, heard_text, missed_text, no_agents_text, promise_text, state_text
+from fleetbeat_worker.cli.dashboard import (
+    headline,
+    heard_text,
+    maintenance_sentence,
+    missed_text,
+    no_agents_text,
+    promise_text,
+    state_text,
+)
 from fleetbeat_worker.cli.events import event_json, events_table
 from fleetbeat_worker.cli.options import States, common_options, example, json_option, open_database, open_redis
 from fleetbeat_worker.cli.output import ago, console, facts_table, plain_table, print_json, safe, stamp
-from fleetbeat_worker.fleet import LIVE_STATES, AgentReport, Selection, read_agent, read_fleet
+from fleetbeat_worker.cli.pauses import pause, resume
+from fleetbeat_worker.fleet import LIVE_STATES, AgentReport, Selection, maintenance_json, read_agent, read_fleet
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -31,14 +40,18 @@ if TYPE_CHECKING:
 
 @click.group()
 def agents() -> None:
-    """List agents, or show one in full."""
+    """List agents, show one in full, pause and resume them."""
+
+
+agents.add_command(pause)
+agents.add_command(resume)
 
 
 @agents.command(
     "list",
     epilog=example("fleetbeat agents list", "fleetbeat agents list --state ok,late", "fleetbeat agents list --all"),
 )
-@click.option("--state", "states", type=States(), help="Only these: pending, ok, late, degraded, ended.")
+@click.option("--state", "states", type=States(), help="Only these: pending, ok, late, degraded, paused, ended.")
 @click.option("--all", "show_all", is_flag=True, help="Ended sessions too.")
 @json_option
 @common_options
@@ -77,6 +90,8 @@ def _list_text(view: FleetView, *, filtered: bool) -> RenderableType:
             Text(str(agent.session_id)),
         )
     trouble = [safe(view.pipeline.trouble, "bold yellow")] if view.pipeline.trouble else []
+    if view.maintenance:
+        trouble.append(safe(maintenance_sentence(view.maintenance, view.pipeline.now), "bold magenta"))
     return Group(headline(view), *trouble, Text(), table)
 
 
@@ -104,6 +119,7 @@ def show_agent(*, settings: Settings, name_or_session: str, event_limit: int, as
             {
                 "as_of": report.pipeline.as_of,
                 "held": report.pipeline.held,
+                "maintenance": maintenance_json(report.maintenance),
                 "agent": report.agent.to_json(),
                 "tasks": {"open": report.tasks.open, "stale": report.tasks.stale},
                 "events": [event_json(event) for event in report.events],
@@ -124,6 +140,8 @@ def _report_text(report: AgentReport) -> RenderableType:
     parts: list[RenderableType] = []
     if report.pipeline.trouble:
         parts.append(safe(report.pipeline.trouble, "bold yellow"))
+    if report.maintenance:
+        parts.append(safe(maintenance_sentence(report.maintenance, report.pipeline.now), "bold magenta"))
     parts.append(facts_table({name: value for name, value in _facts(report).items() if value}))
     if report.events:
         parts += [Text(), events_table(report.events, report.pipeline.now, with_agent=False)]
@@ -145,7 +163,7 @@ def _facts(report: AgentReport) -> dict[str, Text]:
         "state": _state_fact(report),
         "last heard": moment(agent.last_seen_at) or Text("never"),
         "promise": _promise_fact(report),
-        "deadline": Text() if agent.ended_at else moment(agent.deadline_at),
+        "deadline": Text() if agent.ended_at or agent.paused_at else moment(agent.deadline_at),
         "current work": safe(agent.current_work),
         "work item": safe(agent.work_item_id),
         "progress": safe(agent.progress),
@@ -156,6 +174,7 @@ def _facts(report: AgentReport) -> dict[str, Text]:
         "project": safe(agent.project),
         "works for": Text(str(agent.parent_id) if agent.parent_id else ""),
         "parallel": Text("yes: other live sessions may have its name" if agent.parallel else ""),
+        "paused": _pause_fact(report),
         "metadata": safe(_compact(agent.metadata)),
         "registered": moment(agent.registered_at),
         "ended": moment(agent.ended_at),
@@ -172,9 +191,17 @@ def _state_fact(report: AgentReport) -> Text:
     return Text.assemble(state_text(agent), since, missed, held)
 
 
+def _pause_fact(report: AgentReport) -> Text:
+    agent = report.agent
+    if agent.state is not State.PAUSED:
+        return Text()
+    until = f"until {stamp(agent.paused_until)} UTC" if agent.paused_until else "until somebody resumes it"
+    return Text.assemble(until, safe(f": {agent.pause_reason}" if agent.pause_reason else ""))
+
+
 def _promise_fact(report: AgentReport) -> Text:
     agent = report.agent
-    grace = f", {format_duration(agent.grace_seconds)} grace"
+    grace = f", {format_duration(agent.grace_seconds)} grace, degraded at {agent.missed_limit} missed"
     if agent.interval_seconds is not None:
         return Text(f"every {format_duration(agent.interval_seconds)}{grace}")
     return Text.assemble("at ", safe(agent.schedule), " ", safe(agent.time_zone or "UTC"), grace)

@@ -13,17 +13,19 @@ from fleetbeat_shared.errors import FleetbeatError, RedisUnavailable, SettingsEr
 from fleetbeat_shared.identifiers import normalise_name
 from fleetbeat_shared.liveness import State
 from fleetbeat_shared.text import clean
+from fleetbeat_worker.cli.dashboard import maintenance_sentence
 from fleetbeat_worker.cli.exit_codes import BEHIND, DONE, REFUSED
 from fleetbeat_worker.cli.options import common_options, example, json_option, open_database, open_redis
 from fleetbeat_worker.cli.output import ago, counted, print_json
 from fleetbeat_worker.eviction import eviction_warning
-from fleetbeat_worker.fleet import Selection, read_fleet
+from fleetbeat_worker.fleet import Selection, maintenance_json, read_fleet
 
 if TYPE_CHECKING:
     from datetime import datetime
 
     from redis import Redis
 
+    from fleetbeat_shared.maintenance import Window
     from fleetbeat_shared.settings import Settings
     from fleetbeat_worker.fleet import AgentView, FleetView
 
@@ -43,6 +45,8 @@ class Verdict:
     as_of: datetime | None = None
     warning: str | None = None
     """What is well now and may not stay so, with what to do."""
+    maintenance: Window | None = None
+    """What runs now, so that nobody is flagged."""
 
 
 @click.command(
@@ -74,6 +78,7 @@ def check(*, settings: Settings, agent_name: str | None, as_json: bool) -> None:
                 "degraded": list(verdict.degraded),
                 "as_of": verdict.as_of,
                 "warning": verdict.warning,
+                "maintenance": maintenance_json(verdict.maintenance),
             }
         )
     else:
@@ -92,7 +97,7 @@ def _ask(settings: Settings, agent_name: str | None) -> Verdict:
         raise
     except FleetbeatError as error:
         return Verdict("pipeline", BEHIND, f"PIPELINE: {clean(str(error))}")
-    return replace(judge(view, agent_name), warning=warning)
+    return replace(judge(view, agent_name), warning=warning, maintenance=view.maintenance)
 
 
 def _warning(settings: Settings, client: Redis) -> str | None:
@@ -117,6 +122,8 @@ def judge(view: FleetView, agent_name: str | None = None) -> Verdict:
     more = f" and {len(degraded) - NAMED:,} more" if len(degraded) > NAMED else ""
     names = tuple(agent.agent_name for agent in degraded)
     text = f"DEGRADED: {len(degraded):,} of {counted(len(view.agents), 'agent')}: {listed}{more}"
+    if view.maintenance is not None:
+        text += f". {maintenance_sentence(view.maintenance, now)}"
     return Verdict("degraded", REFUSED, text, names, view.as_of)
 
 
@@ -126,7 +133,11 @@ def _name(agent: AgentView, now: datetime) -> str:
 
 
 def _summary(view: FleetView) -> str:
-    others = [f"{view.counts[state]:,} {state}" for state in (State.LATE, State.PENDING) if state in view.counts]
+    others = [
+        f"{view.counts[state]:,} {state}" for state in (State.LATE, State.PENDING, State.PAUSED) if state in view.counts
+    ]
     agents = counted(len(view.agents), "agent") + (f" ({', '.join(others)})" if others else "")
     lag = format_duration(view.pipeline.lag_seconds or 0.0)
-    return f"{agents}, none degraded; backlog {view.pipeline.backlog or 0:,}, lag {lag}."
+    window = view.maintenance
+    quiet = f" {maintenance_sentence(window, view.pipeline.now)}" if window is not None else ""
+    return f"{agents}, none degraded; backlog {view.pipeline.backlog or 0:,}, lag {lag}.{quiet}"

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
 
+    from fleetbeat_shared.maintenance import Window
     from fleetbeat_shared.settings import Settings
     from fleetbeat_worker.fleet import AgentView, FleetView
     from fleetbeat_worker.pipeline_view import PipelineView
@@ -33,6 +34,7 @@ STYLES = {
     State.DEGRADED: "bold red",
     State.LATE: "yellow",
     State.PENDING: "cyan",
+    State.PAUSED: "magenta",
     State.OK: "green",
     State.ENDED: "dim",
 }
@@ -45,7 +47,7 @@ STYLES = {
         "fleetbeat dashboard --json | jq '.agents[] | select(.degraded) | .agent_name'",
     )
 )
-@click.option("--state", "states", type=States(), help="Only these: pending, ok, late, degraded, ended.")
+@click.option("--state", "states", type=States(), help="Only these: pending, ok, late, degraded, paused, ended.")
 @click.option("--agent", "agent_name", metavar="NAME", help="Only the agent of this name.")
 @click.option("--limit", type=LIMIT, help="At most this many agents, the most urgent first.")
 @click.option("--all", "show_all", is_flag=True, help="Ended sessions too.")
@@ -85,6 +87,8 @@ def render(view: FleetView, *, filtered: bool = False) -> RenderableType:
     parts: list[RenderableType] = [headline(view)]
     if view.pipeline.trouble:
         parts.append(safe(view.pipeline.trouble, "bold yellow"))
+    if view.maintenance:
+        parts.append(safe(maintenance_sentence(view.maintenance, view.pipeline.now), "bold magenta"))
     parts.append(Text())
     if view.agents:
         parts.append(_agents_table(view))
@@ -125,7 +129,7 @@ def _agents_table(view: FleetView) -> Table:
     table.add_column("Summary, error", overflow="fold", ratio=1)
     for agent in view.agents:
         table.add_row(
-            state_text(agent),
+            state_text(agent, view.pipeline.now),
             safe(agent.agent_name, "bold"),
             heard_text(agent.last_seen_at, view.pipeline.now),
             Text.assemble(
@@ -147,10 +151,20 @@ def no_agents_text(*, filtered: bool) -> Text:
     return Text("No live agents. Register one: fleetbeat-agent register --name NAME --every 30s")
 
 
-def state_text(agent: AgentView) -> Text:
-    """Return the state as a word; degraded ones shout even without colour."""
+def maintenance_sentence(window: Window, now: datetime) -> str:
+    """Return what runs, since when and until when."""
+    until = f"until {clock(window.ends_at, now)}" if window.ends_at else "until somebody ends it"
+    why = f" ({clean(window.reason)})" if window.reason else ""
+    return f"Maintenance since {clock(window.starts_at, now)} UTC {until}{why}: nobody is flagged."
+
+
+def state_text(agent: AgentView, now: datetime | None = None) -> Text:
+    """Return the state as a word; degraded ones shout even without colour. With `now`, below it how long it lasts."""
     word = str(agent.state).upper() if agent.degraded else str(agent.state)
-    return Text(word, style=STYLES[agent.state])
+    text = Text(word, style=STYLES[agent.state])
+    if now is not None and agent.paused_until is not None:
+        text.append("\nuntil\n", style="dim").append(clock(agent.paused_until, now).replace(" ", "\n"), style="dim")
+    return text
 
 
 def heard_text(last_seen_at: datetime | None, now: datetime) -> Text:

@@ -33,6 +33,10 @@ def sweep(*, settings: Settings, dry_run: bool, as_json: bool) -> None:
     click.echo(f"{as_of}: {counted(len(report.degraded), 'agent')} {would} degraded.")
     for name in report.degraded:
         click.echo(f"  {clean(name)}")
+    if report.maintenance_since is not None:
+        click.echo(f"There is maintenance since {stamp(report.maintenance_since)} UTC, so nobody is flagged.")
+    if report.resumed:
+        click.echo(f"The pause of {counted(len(report.resumed), 'agent')} is over.")
     if report.trimmed:
         click.echo(f"{counted(report.trimmed, 'message')} left the inbox before they were in SQL: some agent trims it.")
     if report.lost_backlog is not None:

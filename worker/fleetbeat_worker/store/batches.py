@@ -60,11 +60,13 @@ _REJECTED: Table = RejectedMessage.__table__  # type: ignore[assignment]
 
 _REPORT_COLUMNS = ("session_id", "reported_at", "reported_entry", "current_work", *REPORTED)
 _SEEN_COLUMNS = ("session_id", "state", "state_changed_at", "last_seen_at", "deadline_at")
-_PROMISE_COLUMNS = ("interval_seconds", "schedule", "time_zone", "grace_seconds")
-_LIVENESS_COLUMNS = (*_SEEN_COLUMNS, "registered_at", *_PROMISE_COLUMNS)
+_PROMISE_COLUMNS = ("interval_seconds", "schedule", "time_zone", "grace_seconds", "missed_limit")
+_LIVENESS_COLUMNS = (*_SEEN_COLUMNS, "registered_at", "resumed_at", *_PROMISE_COLUMNS)
 _key_of = attrgetter("session_id.int")
 _seen_of = attrgetter(*_SEEN_COLUMNS)
-_liveness_of = attrgetter(*_SEEN_COLUMNS, "registered_at", *(f"promise.{name}" for name in _PROMISE_COLUMNS))
+_liveness_of = attrgetter(
+    *_SEEN_COLUMNS, "registered_at", "resumed_at", *(f"promise.{name}" for name in _PROMISE_COLUMNS)
+)
 
 _OF_LIVENESS = [_LIVENESS.c[name] for name in _LIVENESS_COLUMNS]
 _OF_AN_AGENT = [
@@ -118,7 +120,7 @@ def open_batch(
     agents = _read_agents(connection, records, named)
     # A registration counts from the agent's last sign, which may lie before an outage.
     signs = (agents[message.session_id].since for message in registrations if message.session_id in agents)
-    outages = _read_outages(connection, from_milliseconds(min([oldest, *signs])))
+    outages = read_outages(connection, from_milliseconds(min([oldest, *signs])))
     tasks: dict[str, TaskCounts] = {}
     if has_tasks:
         names = {agent.agent_name for agent in agents.values()} | {message.agent_name for message in registrations}
@@ -180,9 +182,9 @@ def _oldest_moment(messages: Sequence[tuple[Entry, Register | Heartbeat | Deregi
 def _lock_liveness(connection: Connection, ids: Sequence[UUID]) -> dict[UUID, LivenessRecord]:
     records = {}
     for session_id, row in bulk.select(connection, _OF_LIVENESS, ids, lock=True):
-        state, changed_at, seen_at, due_at, registered_at, *promise = row
+        state, changed_at, seen_at, due_at, registered_at, resumed_at, *promise = row
         records[session_id] = LivenessRecord(
-            session_id, _promise(*promise), registered_at, _STATES[state], changed_at, seen_at, due_at
+            session_id, _promise(*promise), registered_at, _STATES[state], changed_at, seen_at, due_at, resumed_at
         )
     return records
 
@@ -203,6 +205,7 @@ def _read_agents(
             record.state_changed_at,
             record.last_seen_at,
             record.deadline_at,
+            record.resumed_at,
             name,
             bool(parallel),
             ended_at,
@@ -218,7 +221,8 @@ def _read_agents(
 _promise = lru_cache(maxsize=1024)(Promise)
 
 
-def _read_outages(connection: Connection, since: datetime) -> list[tuple[int, int]]:
+def read_outages(connection: Connection, since: datetime) -> list[tuple[int, int]]:
+    """Return the outages that ended after a moment, as starts and ends in milliseconds, in their order."""
     rows = connection.execute(_READ_OUTAGES, {"since": since})
     return [(to_milliseconds(started_at), to_milliseconds(ended_at)) for started_at, ended_at in rows]
 

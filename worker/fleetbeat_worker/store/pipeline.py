@@ -31,6 +31,10 @@ class StoredPipeline:
     """How many entries had been lost by it."""
     inbox_backlog: int | None = None
     """How many entries waited."""
+    maintenance_since: datetime | None = None
+    """When the maintenance began that was found; None if there was none."""
+    cleared_at: datetime | None = None
+    """When the last maintenance ended."""
 
 
 _COLUMNS = select(*(getattr(Pipeline, column.name) for column in fields(StoredPipeline)))

@@ -43,7 +43,7 @@ def record_outage(connection: Connection, started_at: datetime, ended_at: dateti
         lock = select(Liveness.session_id).where(Liveness.state.in_(_WATCHED)).order_by(Liveness.session_id)
         connection.execute(lock.with_for_update()).fetchall()
     latest = "MAX" if connection.dialect.name == "sqlite" else "GREATEST"
-    since = f"{latest}(registered_at, COALESCE(last_seen_at, registered_at))"
+    since = f"{latest}(registered_at, COALESCE(last_seen_at, registered_at), COALESCE(resumed_at, registered_at))"
     # The function's name is all that differs between the databases.
     statement = text(
         f"UPDATE liveness SET deadline_at = deadline_at + (:ended - {latest}(:started, {since})) "  # noqa: S608

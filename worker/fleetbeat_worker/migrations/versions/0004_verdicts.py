@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import sqlalchemy as sa
 from alembic import op
 
@@ -14,7 +16,7 @@ depends_on = None
 
 BIG_KEY = sa.BigInteger().with_variant(sa.Integer, "sqlite")
 
-_COLUMNS = {
+_COLUMNS: dict[str, dict[str, Any]] = {
     "agents": {
         "changed_at": Instant,
         "stuck_after": sa.Integer,
@@ -27,6 +29,7 @@ _COLUMNS = {
         "unjudged_at": Instant,
     },
     "liveness": {"missed_limit": sa.Integer, "resumed_at": Instant},
+    "pipeline": {"maintenance_since": Instant, "cleared_at": Instant},
 }
 _TABLES = ("notifications", "maintenance", "incidents")
 
@@ -57,7 +60,10 @@ def upgrade() -> None:
         sa.Column("duration_seconds", sa.Double),
         sa.Column("reason", sa.Text),
         sa.Column("ended_at", Instant),
+        sa.Column("cut_at", Instant),
     )
+    paused = sa.text("paused_until IS NOT NULL")
+    op.create_index("ix_agents_paused_until", "agents", ["paused_until"], sqlite_where=paused, postgresql_where=paused)
     _create_notifications()
 
 
@@ -90,6 +96,7 @@ def downgrade() -> None:
     """Take back what the upgrade made."""
     for table in _TABLES:
         op.drop_table(table)
+    op.drop_index("ix_agents_paused_until", "agents")
     for table, columns in _COLUMNS.items():
         for name in columns:
             op.drop_column(table, name)

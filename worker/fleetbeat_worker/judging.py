@@ -1,0 +1,81 @@
+"""What a session's row means at a moment, to whoever looks: its state, what it missed, and when it is degraded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from fleetbeat_shared.liveness import (
+    MISSED_COUNTED,
+    Promise,
+    State,
+    deadline,
+    extend_over_outages,
+    missed_intervals,
+    shown_state,
+    silent_since,
+)
+from fleetbeat_worker.column_types import from_milliseconds
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import datetime
+
+    from sqlalchemy import Row
+
+    from fleetbeat_worker.maintenance import MaintenanceState
+
+_WATCHED = frozenset({State.PENDING, State.OK})
+"""States that time can change."""
+
+
+@dataclass(frozen=True, slots=True)
+class Judge:
+    """Judges rows of `store.agents` as of a moment."""
+
+    as_of: datetime | None
+    missed_limit: int
+    """The fleet's; an agent's own goes first."""
+    maintenance: MaintenanceState
+    outages: Sequence[tuple[int, int]]
+    """Those after the last maintenance, in milliseconds."""
+
+    def state(self, row: Row[Any]) -> State:
+        """Return the state to show."""
+        stored = State(row.state)
+        # Whatever isn't ok is shown as it is stored; of what is ok, one missed interval says all.
+        return stored if stored is not State.OK else shown_state(stored, self._count(row, 1) or 0)
+
+    def missed(self, row: Row[Any], state: State) -> int | None:
+        """Return how many intervals an agent missed; None when nothing is known of any moment."""
+        if state in {State.ENDED, State.PAUSED}:
+            return 0
+        return self._count(row, MISSED_COUNTED)
+
+    def clock(self, row: Row[Any]) -> tuple[datetime, datetime]:
+        """Return from when on an agent's silence counts, and its deadline.
+
+        After maintenance the clock starts anew, also where no sweep has moved the deadline yet.
+        """
+        since = silent_since(row.registered_at, row.last_seen_at, row.resumed_at)
+        cleared_at = self.maintenance.cleared_at
+        if cleared_at is None or since >= cleared_at or row.state not in _WATCHED:
+            return since, row.deadline_at
+        outages = [
+            (from_milliseconds(started_at), from_milliseconds(ended_at)) for started_at, ended_at in self.outages
+        ]
+        anew = extend_over_outages(deadline(_promise(row), cleared_at, self.missed_limit), cleared_at, outages)
+        return cleared_at, max(anew, row.deadline_at)
+
+    def _count(self, row: Row[Any], count_to: int) -> int | None:
+        if self.as_of is None:
+            return None
+        as_of, window = self.as_of, self.maintenance.running
+        if window is not None and row.state in _WATCHED:
+            as_of = min(as_of, window.starts_at)  # in maintenance the clocks stand still
+        since, deadline_at = self.clock(row)
+        return missed_intervals(_promise(row), since, deadline_at, as_of, self.missed_limit, count_to=count_to)
+
+
+def _promise(row: Row[Any]) -> Promise:
+    return Promise(row.interval_seconds, row.schedule, row.time_zone, row.grace_seconds, row.missed_limit)

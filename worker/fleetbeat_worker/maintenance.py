@@ -1,0 +1,71 @@
+"""What maintenance means for the sweep and for whoever looks: whether it is on, and since when silence counts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from fleetbeat_shared.maintenance import last_end, running, windows_of
+from fleetbeat_worker.store.maintenance import window_rules
+from fleetbeat_worker.store.verdicts import record
+from fleetbeat_worker.tables import EventType
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from sqlalchemy import Connection
+
+    from fleetbeat_shared.maintenance import Window
+    from fleetbeat_worker.store.pipeline import StoredPipeline
+
+
+@dataclass(frozen=True, slots=True)
+class MaintenanceState:
+    """Maintenance as of a moment."""
+
+    windows: list[Window]
+    """Those that weren't over at the last sweep and began since, merged."""
+    running: Window | None
+    cleared_at: datetime | None
+    """When the last one ended: nobody's silence counts from earlier."""
+
+
+def read_maintenance(connection: Connection, last: StoredPipeline, now: datetime) -> MaintenanceState:
+    """Return what holds at `now` (Redis's time), of all that the last sweep didn't know."""
+    known = [moment for moment in (last.maintenance_since, last.last_sweep_at) if moment is not None]
+    since = min([now, *known])
+    rules = window_rules(connection, since)
+    found = windows_of(rules.values(), since, now) if rules else []
+    ends = [moment for moment in (last.cleared_at, last_end(found, now)) if moment is not None]
+    return MaintenanceState(found, running(found, now), max(ends, default=None))
+
+
+def note_maintenance(
+    connection: Connection, last: StoredPipeline, now: datetime
+) -> tuple[MaintenanceState, StoredPipeline]:
+    """Tell by events, once each, what began and ended since the last sweep; return what holds, and what is known now.
+
+    The row of `pipeline` is locked, so that no two sweeps tell the same.
+    """
+    found = read_maintenance(connection, last, now)
+    since = last.maintenance_since
+    for window in found.windows:
+        if since is None:
+            since = window.starts_at
+            _record(connection, EventType.MAINTENANCE, window.starts_at, window)
+        if window.ends_at is not None and window.ends_at <= now:
+            since = None
+            _record(connection, EventType.MAINTENANCE_OVER, window.ends_at, window)
+    if since is not None and found.running is None:  # its row is gone, or was changed to end before it was found
+        since, found = None, replace(found, cleared_at=now)
+        record(connection, EventType.MAINTENANCE_OVER, now, {})
+    return found, replace(last, maintenance_since=since, cleared_at=found.cleared_at)
+
+
+def _record(connection: Connection, kind: EventType, occurred_at: datetime, window: Window) -> None:
+    detail = {
+        "starts_at": window.starts_at.isoformat(),
+        "ends_at": window.ends_at.isoformat() if window.ends_at else None,
+        "reason": window.reason,
+    }
+    record(connection, kind, occurred_at, {name: value for name, value in detail.items() if value is not None})
