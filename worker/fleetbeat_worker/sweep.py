@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -17,14 +17,15 @@ from redis.exceptions import OutOfMemoryError
 from sqlalchemy.exc import SQLAlchemyError
 
 from fleetbeat_shared.errors import DatabaseUnavailable
+from fleetbeat_worker.changes import make_changes
 from fleetbeat_worker.database import writing
 from fleetbeat_worker.inbox import Inbox
 from fleetbeat_worker.log import logger
 from fleetbeat_worker.metrics import DEGRADED, SWEEP_SECONDS, SWEEPS, count, observe
 from fleetbeat_worker.partitions import make_partitions
 from fleetbeat_worker.store.pipeline import stored_pipeline, write_pipeline
-from fleetbeat_worker.store.verdicts import find_due, flag, record, record_outage
-from fleetbeat_worker.tables import EventType
+from fleetbeat_worker.store.verdicts import record
+from fleetbeat_worker.tables import EventType, NoticeKind
 from fleetbeat_worker.transactions import put_right
 
 if TYPE_CHECKING:
@@ -58,6 +59,10 @@ class SweepReport:
     """How long nobody had watched, if it was long enough to matter."""
     degraded: list[str]
     """Names of the agents that were flagged."""
+    stuck: list[str] = field(default_factory=list)
+    """Names of those that were found stuck."""
+    unjudged: list[str] = field(default_factory=list)
+    """Names of those that were set aside, as they can't be judged."""
     trimmed: int = 0
     """How many messages were removed from the inbox by others than the workers, since the last sweep."""
     lost_backlog: int | None = None
@@ -123,11 +128,8 @@ def _decide(
     watermark = max(known, default=None)
     interval = settings.sweep_seconds if periodic else max(settings.sweep_seconds, last.sweep_seconds or 0)
     gap = outage_between(last.last_sweep_at, horizon.now, interval)
-    if gap is not None and last.last_sweep_at is not None:
-        record_outage(connection, last.last_sweep_at, horizon.now)
-    due = find_due(connection, watermark) if watermark is not None else []
-    if watermark is not None:
-        flag(connection, due, watermark, horizon.now)
+    outage = (last.last_sweep_at, horizon.now) if gap is not None and last.last_sweep_at is not None else None
+    changes = make_changes(connection, outage, last.watermark, watermark, horizon.now, settings)
     now = replace(last, watermark=watermark, last_sweep_at=horizon.now)
     if periodic:
         now = replace(now, sweep_seconds=settings.sweep_seconds)
@@ -142,7 +144,9 @@ def _decide(
         swept_at=horizon.now,
         watermark=watermark,
         outage_seconds=gap.total_seconds() if gap else None,
-        degraded=[agent.agent_name for agent in due],
+        degraded=changes.degraded,
+        stuck=changes.named(NoticeKind.STUCK),
+        unjudged=changes.named(NoticeKind.UNJUDGED),
         trimmed=trimmed,
         lost_backlog=lost_backlog,
     )
@@ -206,3 +210,6 @@ def _tell(report: SweepReport) -> None:
     if report.degraded:
         shown = report.degraded[:20]
         logger.warning("Agents are degraded", extra={"count": len(report.degraded), "agents": shown})
+    if report.unjudged:
+        shown = report.unjudged[:20]
+        logger.warning("Agents can't be judged", extra={"count": len(report.unjudged), "agents": shown})
