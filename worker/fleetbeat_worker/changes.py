@@ -67,10 +67,10 @@ def make_changes(  # noqa: PLR0913, PLR0917 - what is known of the time
         judged = judge_due(connection, watermark)
         degraded = [agent.agent_name for agent in judged.due]
         notices += flag_silent(connection, judged.due, watermark, now, settings)
+        notices += find_reminders(connection, before, watermark, settings)
         calm, unjudged = find_calm(connection, now, settings, {agent.session_id for agent in judged.due})
         notices += calm
         notices += find_stuck(connection, watermark, now, settings)
-        notices += find_reminders(connection, before, watermark, settings)
         notices += _set_aside(connection, judged.unjudged | unjudged, now)
     put(connection, notices, to_milliseconds(now))
     return Changes(degraded, notices)

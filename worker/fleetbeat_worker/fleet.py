@@ -14,7 +14,7 @@ from uuid import UUID
 
 from fleetbeat_shared.connection import redis_errors
 from fleetbeat_shared.errors import RedisUnavailable
-from fleetbeat_shared.liveness import MISSED_COUNTED, Promise, State, missed_intervals, shown_state
+from fleetbeat_shared.liveness import MISSED_COUNTED, UNJUDGEABLE, Promise, State, missed_intervals, shown_state
 from fleetbeat_worker.database import reading
 from fleetbeat_worker.pipeline_view import PipelineView, view_pipeline
 from fleetbeat_worker.store.agents import newest_session, session, sessions
@@ -58,9 +58,15 @@ class AgentView:
     session_id: UUID
     state: State
     degraded: bool
+    stuck: bool
+    """It beats, and does the same for longer than it may."""
+    flapping: bool
+    """It changes its state so often that single changes aren't told."""
+    unjudged: bool
+    """Its promise can't be worked out, so that its state may be an old one."""
     missed_intervals: int | None
     """`MISSED_COUNTED` stands for that many or more. None when they weren't asked for, or when nothing is known of any
-    moment: Redis is away, and no sweep ever ran."""
+    moment: Redis is away, and no sweep ever ran; or when its promise can't be worked out."""
     last_seen_at: datetime | None
     interval_seconds: float | None
     schedule: str | None
@@ -229,7 +235,10 @@ class _Judge:
             return None
         promise = Promise(row.interval_seconds, row.schedule, row.time_zone, row.grace_seconds)
         since = max(row.registered_at, row.last_seen_at or row.registered_at)
-        return missed_intervals(promise, since, row.deadline_at, self.as_of, self.missed_limit, count_to=count_to)
+        try:
+            return missed_intervals(promise, since, row.deadline_at, self.as_of, self.missed_limit, count_to=count_to)
+        except UNJUDGEABLE:
+            return None  # the next sweep sets it aside, or has done so: no reason to show nobody
 
 
 def _view(row: Row[Any], state: State, missed: int | None, tasks: TaskCounts | None) -> AgentView:
@@ -239,6 +248,9 @@ def _view(row: Row[Any], state: State, missed: int | None, tasks: TaskCounts | N
         session_id=row.session_id,
         state=state,
         degraded=state is State.DEGRADED,
+        stuck=row.stuck_at is not None,
+        flapping=row.flapping_at is not None,
+        unjudged=row.unjudged_at is not None,
         missed_intervals=missed,
         last_seen_at=row.last_seen_at,
         interval_seconds=row.interval_seconds,

@@ -14,7 +14,15 @@ from fleetbeat_shared.durations import format_duration
 from fleetbeat_shared.errors import UnknownSession
 from fleetbeat_shared.identifiers import normalise_name
 from fleetbeat_shared.liveness import State
-from fleetbeat_worker.cli.dashboard import headline, heard_text, missed_text, no_agents_text, promise_text, state_text
+from fleetbeat_worker.cli.dashboard import (
+    headline,
+    heard_text,
+    marks,
+    missed_text,
+    no_agents_text,
+    promise_text,
+    state_text,
+)
 from fleetbeat_worker.cli.events import event_json, events_table
 from fleetbeat_worker.cli.options import States, common_options, example, json_option, open_database, open_redis
 from fleetbeat_worker.cli.output import ago, console, facts_table, plain_table, print_json, safe, stamp
@@ -69,7 +77,7 @@ def _list_text(view: FleetView, *, filtered: bool) -> RenderableType:
     table.add_column("Session", no_wrap=True)
     for agent in view.agents:
         table.add_row(
-            state_text(agent),
+            Text("\n").join([state_text(agent), *marks(agent)]),
             safe(agent.agent_name, "bold"),
             heard_text(agent.last_seen_at, view.pipeline.now),
             promise_text(agent),
@@ -169,7 +177,8 @@ def _state_fact(report: AgentReport) -> Text:
     missed = f", {missed_text(agent.missed_intervals)}" if agent.missed_intervals else ""
     as_of = report.pipeline.as_of
     held = f" (HELD as of {stamp(as_of)} UTC)" if report.pipeline.held and as_of else ""
-    return Text.assemble(state_text(agent), since, missed, held)
+    beside = [part for mark in marks(agent) for part in (", ", mark)]
+    return Text.assemble(state_text(agent), since, missed, *beside, held)
 
 
 def _promise_fact(report: AgentReport) -> Text:

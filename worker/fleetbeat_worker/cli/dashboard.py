@@ -125,7 +125,7 @@ def _agents_table(view: FleetView) -> Table:
     table.add_column("Summary, error", overflow="fold", ratio=1)
     for agent in view.agents:
         table.add_row(
-            state_text(agent),
+            Text("\n").join([state_text(agent), *marks(agent)]),
             safe(agent.agent_name, "bold"),
             heard_text(agent.last_seen_at, view.pipeline.now),
             Text.assemble(
@@ -151,6 +151,12 @@ def state_text(agent: AgentView) -> Text:
     """Return the state as a word; degraded ones shout even without colour."""
     word = str(agent.state).upper() if agent.degraded else str(agent.state)
     return Text(word, style=STYLES[agent.state])
+
+
+def marks(agent: AgentView) -> list[Text]:
+    """Return what stands beside the state."""
+    words = ("stuck", "flapping", "unjudged")
+    return [Text(word, style="bold yellow") for word in words if getattr(agent, word)]
 
 
 def heard_text(last_seen_at: datetime | None, now: datetime) -> Text:

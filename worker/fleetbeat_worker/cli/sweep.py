@@ -33,6 +33,9 @@ def sweep(*, settings: Settings, dry_run: bool, as_json: bool) -> None:
     click.echo(f"{as_of}: {counted(len(report.degraded), 'agent')} {would} degraded.")
     for name in report.degraded:
         click.echo(f"  {clean(name)}")
+    for names, what in ((report.stuck, "stuck"), (report.unjudged, "set aside, as they can't be judged")):
+        if names:
+            click.echo(f"{counted(len(names), 'agent')} {would} {what}: {', '.join(map(clean, names))}")
     if report.trimmed:
         click.echo(f"{counted(report.trimmed, 'message')} left the inbox before they were in SQL: some agent trims it.")
     if report.lost_backlog is not None:
