@@ -23,8 +23,10 @@ from fleetbeat_worker.tables import (
     Agent,
     Base,
     Event,
+    Incident,
     Liveness,
     Maintenance,
+    Notification,
     OutageRow,
     Pipeline,
     RejectedMessage,
@@ -167,6 +169,14 @@ def events(engine: Engine, *kinds: str) -> list[Any]:
         return list(found.all())
 
 
+def notices(engine: Engine, *kinds: str) -> list[Any]:
+    """Return the notifications of some kinds, or all, in the order in which they were stored."""
+    query = select(Notification.__table__).order_by(Notification.id)
+    with reading(engine) as connection:
+        found = connection.execute(query.where(Notification.kind.in_(kinds)) if kinds else query)
+        return list(found.all())
+
+
 def rejected(engine: Engine) -> list[Any]:
     with reading(engine) as connection:
         return list(connection.execute(select(RejectedMessage.__table__).order_by(RejectedMessage.id)).all())
@@ -232,8 +242,22 @@ def enrol(client: Redis, engine: Engine, settings: Settings, *names: str, **fiel
 
 _TIMES = (
     (Liveness, ("registered_at", "last_seen_at", "deadline_at", "state_changed_at", "resumed_at")),
-    (Agent, ("ended_at", "reported_at", "paused_at", "paused_until")),
+    (
+        Agent,
+        (
+            "ended_at",
+            "reported_at",
+            "changed_at",
+            "stuck_at",
+            "flapping_at",
+            "unjudged_at",
+            "paused_at",
+            "paused_until",
+        ),
+    ),
     (Maintenance, ("starts_at", "ends_at", "ended_at", "cut_at")),
+    (Event, ("occurred_at",)),
+    (Incident, ("started_at", "ended_at", "first_silent_at", "last_silent_at")),
     (OutageRow, ("started_at", "ended_at")),
     (Pipeline, ("watermark", "last_sweep_at", "maintenance_since", "cleared_at")),
 )

@@ -15,6 +15,7 @@ from uuid import UUID
 
 from fleetbeat_shared.errors import InvalidMessage
 from fleetbeat_shared.liveness import (
+    UNJUDGEABLE,
     Promise,
     State,
     default_grace_seconds,
@@ -24,12 +25,15 @@ from fleetbeat_shared.messages import MAX_MESSAGE_BYTES, Deregister, Heartbeat, 
 from fleetbeat_shared.replies import Reply
 from fleetbeat_worker.column_types import from_milliseconds, to_milliseconds
 from fleetbeat_worker.deadlines import deadline_of
-from fleetbeat_worker.tables import EventType
+from fleetbeat_worker.doing import changed_at
+from fleetbeat_worker.notices import Who, agent_notice, promise_facts
+from fleetbeat_worker.tables import EventType, NoticeKind
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Set as AbstractSet
 
     from fleetbeat_worker.inbox import Entry
+    from fleetbeat_worker.store.notifications import Notice
     from fleetbeat_worker.store.tasks import TaskCounts
 
 Row = dict[str, Any]
@@ -107,6 +111,14 @@ class AgentRecord(LivenessRecord):
     """`seen_at` and position of the newest heartbeat that said anything."""
     open_tasks: int | None = None
     stale_tasks: int | None = None
+    project: str | None = None
+    doing: Row = field(default_factory=dict)
+    """What it last said of what it does (`doing.DOING`)."""
+    changed_at: int | None = None
+    stuck_at: int | None = None
+    flapping_at: int | None = None
+    incident_id: int | None = None
+    unjudged_at: int | None = None
     settings: Row = field(default_factory=dict)
     """Columns of `agents` that a registration or an end changed."""
     reports: Row = field(default_factory=dict)
@@ -152,6 +164,8 @@ class Batch:
     strays: list[tuple[UUID, int]] = field(default_factory=list)
     """Rows of `STRAY_COLUMNS`."""
     events: list[Row] = field(default_factory=list)
+    notices: list[Notice] = field(default_factory=list)
+    """What people are told of it."""
     rejected: list[Row] = field(default_factory=list)
     idle_tasks_of: set[str] = field(default_factory=set)
     """Names of agents whose tasks in progress are open again."""
@@ -244,7 +258,13 @@ class Batch:
         record.seen = True
         if record.state is State.ENDED or not counts:
             return
-        record.deadline_at = self._deadline(record.promise, record.since)
+        try:
+            record.deadline_at = self._deadline(record.promise, record.since)
+        except UNJUDGEABLE:
+            return  # it counts as a sign; the sweep that finds the old deadline passed sets the agent aside
+        if isinstance(record, AgentRecord) and record.unjudged_at is not None:
+            record.unjudged_at = None
+            record.set(unjudged_at=None)
         if record.state in _SETTLED:
             return
         # A heartbeat that waited somewhere for long fills history, and revives nobody.
@@ -252,9 +272,44 @@ class Batch:
         if watermark is not None and self._deadline(record.promise, seen_at) <= watermark:
             return
         if isinstance(record, AgentRecord) and record.state is State.DEGRADED:
-            detail = {"silent_seconds": (seen_at - before) / 1000}
-            self._event(EventType.RECOVERED, seen_at, record, detail=detail)
+            self._recover(record, before, seen_at)
         self._change_state(record, State.OK, seen_at)
+
+    def _recover(self, agent: AgentRecord, silent_since: int, seen_at: int) -> None:
+        """Record that a degraded agent is heard again, and tell it unless its silence wasn't told by itself either."""
+        detail = {"silent_seconds": (seen_at - silent_since) / 1000}
+        self._event(EventType.RECOVERED, seen_at, agent, detail=detail)
+        if agent.flapping_at is None and agent.incident_id is None:
+            facts = {"since": from_milliseconds(silent_since).isoformat(), **detail}
+            self._tell(NoticeKind.RECOVERED, seen_at, agent, facts)
+
+    def flap(self, agent: AgentRecord) -> None:
+        """Tell that an agent flaps, instead of that it recovered: it changes its state too often for more."""
+        self.notices = [notice for notice in self.notices if notice.session_id != agent.session_id]
+        agent.flapping_at = self.facts.now
+        agent.set(flapping_at=agent.flapping_at)
+        detail = {"state": agent.state.value}
+        self._event(EventType.FLAPPING, self.facts.now, agent, detail=detail)
+        self._tell(NoticeKind.FLAPPING, self.facts.now, agent, detail)
+
+    def _do_something_else(self, agent: AgentRecord, seen_at: int, since: int) -> None:
+        """Note that what an agent does has changed, since when, and that it is stuck no longer."""
+        before, agent.changed_at = agent.changed_at, since
+        agent.reports["changed_at"] = since
+        if agent.stuck_at is None:
+            return
+        agent.stuck_at = None
+        agent.set(stuck_at=None)
+        detail: Row = {"changed_at": from_milliseconds(since).isoformat()}
+        if before is not None:
+            detail |= {"unchanged_seconds": (seen_at - before) / 1000}
+        self._event(EventType.UNSTUCK, seen_at, agent, detail=detail)
+        self._tell(NoticeKind.UNSTUCK, seen_at, agent, {**detail, **agent.doing})
+
+    def _tell(self, kind: NoticeKind, at: int, agent: AgentRecord, detail: Row) -> None:
+        facts = {**detail, **promise_facts(agent.promise, self.facts.missed_limit)}
+        who = Who(agent.session_id, agent.agent_name, agent.project)
+        self.notices.append(agent_notice(kind, who, from_milliseconds(at), facts))
 
     def _count_tasks(self, agent: AgentRecord, message: Heartbeat) -> Row:
         """Return the counts of tasks that a heartbeat left out, as they are now."""
@@ -264,6 +319,9 @@ class Batch:
 
     def _report(self, agent: AgentRecord, order: tuple[int, int], said: Row, counted: Row) -> None:
         """Take over what a heartbeat says of its agent, unless a newer one has spoken."""
+        since = changed_at(agent, order, said)
+        if since is not None:
+            self._do_something_else(agent, order[0], since)
         if agent.reported is not None and order < agent.reported:
             return
         reported = {name: value for name, value in said.items() if value is not None}
@@ -307,9 +365,12 @@ class Batch:
             agent.registered_at, agent.ended_at = received_at, None
             agent.reported = (received_at, position)
             reported = {"reported_at": received_at, "reported_entry": position}
-            agent.set(ended_at=None, exit_status=None, error=None, **reported)
+            agent.changed_at = None
+            agent.set(ended_at=None, exit_status=None, error=None, changed_at=None, **reported)
             self._change_state(agent, State.PENDING, received_at)
         agent.agent_name, agent.promise, agent.parallel = message.agent_name, promise, message.parallel
+        agent.project = message.project or agent.project
+        agent.unjudged_at = None
         agent.lifecycle_entry = position
         agent.deadline_at = self._deadline(promise, agent.since)
         agent.seen = agent.promised = True
@@ -377,7 +438,8 @@ class Batch:
         self, agent: AgentRecord, ended_at: int, position: int, detail: Row, message_id: UUID | None = None
     ) -> None:
         agent.ended_at, agent.lifecycle_entry = ended_at, position
-        agent.set(ended_at=ended_at, lifecycle_entry=position)
+        agent.stuck_at = agent.flapping_at = agent.unjudged_at = None
+        agent.set(ended_at=ended_at, lifecycle_entry=position, stuck_at=None, flapping_at=None, unjudged_at=None)
         if agent.state is State.PAUSED:
             agent.set(paused_at=None, paused_until=None, pause_reason=None)
         self._change_state(agent, State.ENDED, ended_at)
@@ -476,6 +538,7 @@ def _settings(message: Register, position: int) -> Row:
         "parallel": message.parallel,
         "lifecycle_entry": position,
         "stuck_after": message.stuck_after,
+        "unjudged_at": None,
     }
     optional = {
         "project": message.project,

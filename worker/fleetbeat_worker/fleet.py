@@ -62,9 +62,15 @@ class AgentView:
     session_id: UUID
     state: State
     degraded: bool
+    stuck: bool
+    """It beats, and does the same for longer than it may."""
+    flapping: bool
+    """It changes its state so often that single changes aren't told."""
+    unjudged: bool
+    """Its promise can't be worked out, so that its state may be an old one."""
     missed_intervals: int | None
     """`MISSED_COUNTED` stands for that many or more. None when they weren't asked for, or when nothing is known of any
-    moment: Redis is away, and no sweep ever ran."""
+    moment: Redis is away, and no sweep ever ran; or when its promise can't be worked out."""
     last_seen_at: datetime | None
     interval_seconds: float | None
     schedule: str | None
@@ -245,6 +251,9 @@ def _view(
         session_id=row.session_id,
         state=state,
         degraded=state is State.DEGRADED,
+        stuck=row.stuck_at is not None,
+        flapping=row.flapping_at is not None,
+        unjudged=row.unjudged_at is not None,
         missed_intervals=judge.missed(row, state) if count_missed else None,
         last_seen_at=row.last_seen_at,
         interval_seconds=row.interval_seconds,

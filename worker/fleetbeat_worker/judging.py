@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from fleetbeat_shared.liveness import (
     MISSED_COUNTED,
+    UNJUDGEABLE,
     Promise,
     State,
     deadline,
@@ -73,8 +74,11 @@ class Judge:
         as_of, window = self.as_of, self.maintenance.running
         if window is not None and row.state in _WATCHED:
             as_of = min(as_of, window.starts_at)  # in maintenance the clocks stand still
-        since, deadline_at = self.clock(row)
-        return missed_intervals(_promise(row), since, deadline_at, as_of, self.missed_limit, count_to=count_to)
+        try:
+            since, deadline_at = self.clock(row)
+            return missed_intervals(_promise(row), since, deadline_at, as_of, self.missed_limit, count_to=count_to)
+        except UNJUDGEABLE:
+            return None  # the next sweep sets it aside, or has done so: no reason to show nobody
 
 
 def _promise(row: Row[Any]) -> Promise:

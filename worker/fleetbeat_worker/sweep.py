@@ -17,17 +17,15 @@ from redis.exceptions import OutOfMemoryError
 from sqlalchemy.exc import SQLAlchemyError
 
 from fleetbeat_shared.errors import DatabaseUnavailable
+from fleetbeat_worker.changes import make_changes
 from fleetbeat_worker.database import writing
 from fleetbeat_worker.inbox import Inbox
 from fleetbeat_worker.log import logger
-from fleetbeat_worker.maintenance import note_maintenance
 from fleetbeat_worker.metrics import DEGRADED, SWEEP_SECONDS, SWEEPS, count, observe
 from fleetbeat_worker.partitions import make_partitions
-from fleetbeat_worker.store.maintenance import spare
-from fleetbeat_worker.store.pauses import resume_due
 from fleetbeat_worker.store.pipeline import stored_pipeline, write_pipeline
-from fleetbeat_worker.store.verdicts import find_due, flag, record, record_outage
-from fleetbeat_worker.tables import EventType
+from fleetbeat_worker.store.verdicts import record
+from fleetbeat_worker.tables import EventType, NoticeKind
 from fleetbeat_worker.transactions import put_right
 
 if TYPE_CHECKING:
@@ -40,7 +38,6 @@ if TYPE_CHECKING:
     from fleetbeat_worker.account import Account
     from fleetbeat_worker.inbox import Horizon
     from fleetbeat_worker.store.pipeline import StoredPipeline
-    from fleetbeat_worker.store.verdicts import Due
 
 OUTAGE_SECONDS = 30.0
 OUTAGE_SWEEPS = 3
@@ -62,6 +59,10 @@ class SweepReport:
     """How long nobody had watched, if it was long enough to matter."""
     degraded: list[str]
     """Names of the agents that were flagged."""
+    stuck: list[str] = field(default_factory=list)
+    """Names of those that were found stuck."""
+    unjudged: list[str] = field(default_factory=list)
+    """Names of those that were set aside, as they can't be judged."""
     trimmed: int = 0
     """How many messages were removed from the inbox by others than the workers, since the last sweep."""
     lost_backlog: int | None = None
@@ -131,14 +132,8 @@ def _decide(
     watermark = max(known, default=None)
     interval = settings.sweep_seconds if periodic else max(settings.sweep_seconds, last.sweep_seconds or 0)
     gap = outage_between(last.last_sweep_at, horizon.now, interval)
-    if gap is not None and last.last_sweep_at is not None:
-        record_outage(connection, last.last_sweep_at, horizon.now)
-    resumed = resume_due(connection, horizon.now, settings.missed_intervals)
-    maintenance, last = note_maintenance(connection, last, horizon.now)
-    due: list[Due] = []
-    if watermark is not None and maintenance.running is None:
-        due = _find_silent(connection, watermark, maintenance.cleared_at, settings.missed_intervals)
-        flag(connection, due, watermark, horizon.now)
+    outage = (last.last_sweep_at, horizon.now) if gap is not None and last.last_sweep_at is not None else None
+    changes, last = make_changes(connection, last, outage, watermark, horizon.now, settings)
     now = replace(last, watermark=watermark, last_sweep_at=horizon.now)
     if periodic:
         now = replace(now, sweep_seconds=settings.sweep_seconds)
@@ -153,19 +148,14 @@ def _decide(
         swept_at=horizon.now,
         watermark=watermark,
         outage_seconds=gap.total_seconds() if gap else None,
-        degraded=[agent.agent_name for agent in due],
+        degraded=changes.degraded,
+        stuck=changes.named(NoticeKind.STUCK),
+        unjudged=changes.named(NoticeKind.UNJUDGED),
         trimmed=trimmed,
         lost_backlog=lost_backlog,
-        resumed=[agent.agent_name for agent in resumed],
-        maintenance_since=maintenance.running.starts_at if maintenance.running else None,
+        resumed=changes.resumed,
+        maintenance_since=changes.maintenance_since,
     )
-
-
-def _find_silent(
-    connection: Connection, watermark: datetime, cleared_at: datetime | None, missed_limit: int
-) -> list[Due]:
-    due = find_due(connection, watermark)
-    return spare(connection, due, cleared_at, watermark, missed_limit) if cleared_at is not None else due
 
 
 def losses(last: StoredPipeline, account: Account) -> tuple[int, int | None]:
@@ -226,3 +216,6 @@ def _tell(report: SweepReport) -> None:
     if report.degraded:
         shown = report.degraded[:20]
         logger.warning("Agents are degraded", extra={"count": len(report.degraded), "agents": shown})
+    if report.unjudged:
+        shown = report.unjudged[:20]
+        logger.warning("Agents can't be judged", extra={"count": len(report.unjudged), "agents": shown})

@@ -146,12 +146,15 @@ class Agent(Base):
             sqlite_where=text("parent_id IS NOT NULL"),
             postgresql_where=text("parent_id IS NOT NULL"),
         ),
-        # For the sweep, which ends pauses: few agents are paused.
-        Index(
-            "ix_agents_paused_until",
-            "paused_until",
-            sqlite_where=text("paused_until IS NOT NULL"),
-            postgresql_where=text("paused_until IS NOT NULL"),
+        # For the sweep: few agents have any of these, and it looks for them each time.
+        *(
+            Index(
+                f"ix_agents_{name}",
+                name,
+                sqlite_where=text(f"{name} IS NOT NULL"),
+                postgresql_where=text(f"{name} IS NOT NULL"),
+            )
+            for name in ("unjudged_at", "flapping_at", "incident_id", "stuck_after", "paused_until")
         ),
         # Room for HOT updates: without it each report wrote to every index, three times as slow.
         {"postgresql_with": {"fillfactor": "85"}},
@@ -198,9 +201,9 @@ class Agent(Base):
     """When a sweep resumes it; absent if somebody has to."""
     pause_reason: Mapped[str | None]
     incident_id: Mapped[int | None] = mapped_column(BigInteger)
-    """The incident that it went silent in, as long as that is open and the agent isn't back."""
+    """The incident that it went silent in, as long as that is open; it is back in it when it is degraded no longer."""
     unjudged_at: Mapped[datetime | None]
-    """When its row made a sweep fail; it is left out until a registration or a heartbeat changes it."""
+    """When a sweep couldn't judge it; it is left out until a registration or a heartbeat can be."""
 
 
 class Liveness(Base):
@@ -283,7 +286,19 @@ class Event(Base):
     """Something that changed."""
 
     __tablename__ = "events"
-    __table_args__ = (Index(None, "session_id", "id"), Index(None, "agent_name", "id"), Index(None, "occurred_at"))
+    __table_args__ = (
+        Index(None, "session_id", "id"),
+        Index(None, "agent_name", "id"),
+        Index(None, "occurred_at"),
+        # An agent's changes are few among its progress texts, and counted to see whether it flaps.
+        Index(
+            "ix_events_changes",
+            "session_id",
+            "occurred_at",
+            sqlite_where=text("type IN ('degraded', 'recovered')"),
+            postgresql_where=text("type IN ('degraded', 'recovered')"),
+        ),
+    )
 
     id: Mapped[int] = mapped_column(BIG_KEY, primary_key=True)
     type: Mapped[str]

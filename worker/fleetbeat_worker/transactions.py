@@ -19,6 +19,7 @@ from fleetbeat_shared.text import clean
 from fleetbeat_worker.batch import Batch, Facts, own_ids, understand
 from fleetbeat_worker.column_types import from_milliseconds, to_milliseconds
 from fleetbeat_worker.database import reading, rolled_back_by_conflict, writing
+from fleetbeat_worker.flapping import settle_recoveries
 from fleetbeat_worker.log import logger
 from fleetbeat_worker.metrics import DATABASE_RETRIES, INGESTED, RECOVERED, REJECTED, count
 from fleetbeat_worker.store.batches import (
@@ -190,6 +191,7 @@ def _apply(connection: Connection, understood: Understood, now: datetime, settin
             batch.apply(entry, message)
     for entry, error in understood.failures:
         batch.reject(entry, Reason(error.reason), error.detail)
+    settle_recoveries(connection, batch, settings)
     return batch
 
 

@@ -18,6 +18,7 @@ from fleetbeat_worker.cli.dashboard import (
     headline,
     heard_text,
     maintenance_sentence,
+    marks,
     missed_text,
     no_agents_text,
     promise_text,
@@ -82,7 +83,7 @@ def _list_text(view: FleetView, *, filtered: bool) -> RenderableType:
     table.add_column("Session", no_wrap=True)
     for agent in view.agents:
         table.add_row(
-            state_text(agent),
+            Text("\n").join([state_text(agent), *marks(agent)]),
             safe(agent.agent_name, "bold"),
             heard_text(agent.last_seen_at, view.pipeline.now),
             promise_text(agent),
@@ -188,7 +189,8 @@ def _state_fact(report: AgentReport) -> Text:
     missed = f", {missed_text(agent.missed_intervals)}" if agent.missed_intervals else ""
     as_of = report.pipeline.as_of
     held = f" (HELD as of {stamp(as_of)} UTC)" if report.pipeline.held and as_of else ""
-    return Text.assemble(state_text(agent), since, missed, held)
+    beside = [part for mark in marks(agent) for part in (", ", mark)]
+    return Text.assemble(state_text(agent), since, missed, *beside, held)
 
 
 def _pause_fact(report: AgentReport) -> Text:

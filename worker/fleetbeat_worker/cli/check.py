@@ -38,10 +38,11 @@ class Verdict:
     """The answer."""
 
     status: str
-    """ok, degraded, unknown (no live agent of that name) or pipeline."""
+    """ok, degraded, unjudged, unknown (no live agent of that name) or pipeline."""
     exit_status: int
     text: str
     degraded: tuple[str, ...] = ()
+    unjudged: tuple[str, ...] = ()
     as_of: datetime | None = None
     warning: str | None = None
     """What is well now and may not stay so, with what to do."""
@@ -63,7 +64,7 @@ def check(*, settings: Settings, agent_name: str | None, as_json: bool) -> None:
     \b
     Exit status:
       0  all is well
-      1  some agent is degraded (with --agent: or no live agent has this name)
+      1  some agent is degraded or can't be judged (with --agent: or no live agent has this name)
       3  the pipeline is behind or away, so that nothing is known; this wins over 1
 
     A Redis that may throw queued messages away gets a warning on the error output, and changes no exit status.
@@ -76,6 +77,7 @@ def check(*, settings: Settings, agent_name: str | None, as_json: bool) -> None:
                 "exit_status": verdict.exit_status,
                 "text": verdict.text,
                 "degraded": list(verdict.degraded),
+                "unjudged": list(verdict.unjudged),
                 "as_of": verdict.as_of,
                 "warning": verdict.warning,
                 "maintenance": maintenance_json(verdict.maintenance),
@@ -115,6 +117,9 @@ def judge(view: FleetView, agent_name: str | None = None) -> Verdict:
     if agent_name is not None and not view.agents:
         return Verdict("unknown", REFUSED, f"UNKNOWN: no live agent is named {clean(agent_name)}.", as_of=view.as_of)
     degraded = [agent for agent in view.agents if agent.degraded]
+    unjudged = tuple(agent.agent_name for agent in view.agents if agent.unjudged)
+    if not degraded and unjudged:
+        return Verdict("unjudged", REFUSED, _unjudged_text(unjudged), unjudged=unjudged, as_of=view.as_of)
     if not degraded:
         return Verdict("ok", DONE, f"OK: {_summary(view)}", as_of=view.as_of)
     now = view.pipeline.now
@@ -124,7 +129,16 @@ def judge(view: FleetView, agent_name: str | None = None) -> Verdict:
     text = f"DEGRADED: {len(degraded):,} of {counted(len(view.agents), 'agent')}: {listed}{more}"
     if view.maintenance is not None:
         text += f". {maintenance_sentence(view.maintenance, now)}"
-    return Verdict("degraded", REFUSED, text, names, view.as_of)
+    if unjudged:
+        text += f". {_unjudged_text(unjudged)}"
+    return Verdict("degraded", REFUSED, text, names, unjudged, view.as_of)
+
+
+def _unjudged_text(names: tuple[str, ...]) -> str:
+    listed = ", ".join(clean(name) for name in names[:NAMED])
+    more = f" and {len(names) - NAMED:,} more" if len(names) > NAMED else ""
+    why = "fleetbeat events --type unjudged says why; registering again with another promise mends it."
+    return f"UNJUDGED: {counted(len(names), 'agent')} can't be judged: {listed}{more}; {why}"
 
 
 def _name(agent: AgentView, now: datetime) -> str:

@@ -129,7 +129,7 @@ def _agents_table(view: FleetView) -> Table:
     table.add_column("Summary, error", overflow="fold", ratio=1)
     for agent in view.agents:
         table.add_row(
-            state_text(agent, view.pipeline.now),
+            Text("\n").join([state_text(agent, view.pipeline.now), *marks(agent)]),
             safe(agent.agent_name, "bold"),
             heard_text(agent.last_seen_at, view.pipeline.now),
             Text.assemble(
@@ -165,6 +165,12 @@ def state_text(agent: AgentView, now: datetime | None = None) -> Text:
     if now is not None and agent.paused_until is not None:
         text.append("\nuntil\n", style="dim").append(clock(agent.paused_until, now).replace(" ", "\n"), style="dim")
     return text
+
+
+def marks(agent: AgentView) -> list[Text]:
+    """Return what stands beside the state."""
+    words = ("stuck", "flapping", "unjudged")
+    return [Text(word, style="bold yellow") for word in words if getattr(agent, word)]
 
 
 def heard_text(last_seen_at: datetime | None, now: datetime) -> Text:

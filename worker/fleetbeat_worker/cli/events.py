@@ -28,6 +28,11 @@ if TYPE_CHECKING:
 _STYLES = {
     EventType.DEGRADED: "bold red",
     EventType.RECOVERED: "green",
+    EventType.STUCK: "yellow",
+    EventType.FLAPPING: "yellow",
+    EventType.UNJUDGED: "bold yellow",
+    EventType.INCIDENT: "bold red",
+    EventType.INCIDENT_OVER: "green",
     EventType.OUTAGE: "yellow",
     EventType.INBOX_TRIMMED: "bold yellow",
     EventType.INBOX_LOST: "bold yellow",

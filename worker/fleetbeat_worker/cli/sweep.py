@@ -37,6 +37,9 @@ def sweep(*, settings: Settings, dry_run: bool, as_json: bool) -> None:
         click.echo(f"There is maintenance since {stamp(report.maintenance_since)} UTC, so nobody is flagged.")
     if report.resumed:
         click.echo(f"The pause of {counted(len(report.resumed), 'agent')} is over.")
+    for names, what in ((report.stuck, "stuck"), (report.unjudged, "set aside, as they can't be judged")):
+        if names:
+            click.echo(f"{counted(len(names), 'agent')} {would} {what}: {', '.join(map(clean, names))}")
     if report.trimmed:
         click.echo(f"{counted(report.trimmed, 'message')} left the inbox before they were in SQL: some agent trims it.")
     if report.lost_backlog is not None:

@@ -22,8 +22,10 @@ from fleetbeat_worker.batch import (
     is_plain,
 )
 from fleetbeat_worker.column_types import Instant, from_milliseconds, to_milliseconds
+from fleetbeat_worker.doing import DOING
 from fleetbeat_worker.inbox import Entry, is_credible, is_credible_place
 from fleetbeat_worker.store import bulk
+from fleetbeat_worker.store.notifications import put
 from fleetbeat_worker.store.tasks import count_tasks_of
 from fleetbeat_worker.tables import (
     Agent,
@@ -58,10 +60,11 @@ _STRAYS: Table = StrayHeartbeat.__table__  # type: ignore[assignment]
 _EVENTS: Table = Event.__table__  # type: ignore[assignment]
 _REJECTED: Table = RejectedMessage.__table__  # type: ignore[assignment]
 
-_REPORT_COLUMNS = ("session_id", "reported_at", "reported_entry", "current_work", *REPORTED)
+_REPORT_COLUMNS = ("session_id", "reported_at", "reported_entry", "current_work", "changed_at", *REPORTED)
 _SEEN_COLUMNS = ("session_id", "state", "state_changed_at", "last_seen_at", "deadline_at")
 _PROMISE_COLUMNS = ("interval_seconds", "schedule", "time_zone", "grace_seconds", "missed_limit")
 _LIVENESS_COLUMNS = (*_SEEN_COLUMNS, "registered_at", "resumed_at", *_PROMISE_COLUMNS)
+_STANDING = ("project", "changed_at", "stuck_at", "flapping_at", "incident_id", "unjudged_at")
 _key_of = attrgetter("session_id.int")
 _seen_of = attrgetter(*_SEEN_COLUMNS)
 _liveness_of = attrgetter(
@@ -79,10 +82,14 @@ _OF_AN_AGENT = [
     _AGENTS.c.reported_entry,
     _AGENTS.c.open_tasks,
     _AGENTS.c.stale_tasks,
+    *(_AGENTS.c[name] for name in _STANDING),
+    *(_AGENTS.c[name] for name in DOING),
 ]
 
 # Built once, here: building and adapting them for each batch took a third of a small batch's time.
-_READ_PIPELINE = select(Pipeline.watermark, exists(select(Task.id)))
+_READ_PIPELINE = select(
+    Pipeline.watermark, exists(select(Task.id)), exists(select(Agent.session_id).where(Agent.unjudged_at.is_not(None)))
+)
 _READ_OUTAGES = (
     select(OutageRow.started_at, OutageRow.ended_at)
     .where(OutageRow.ended_at > bindparam("since", type_=Instant))
@@ -110,12 +117,12 @@ def open_batch(
         named |= _live_namesakes(connection, {message.agent_name for message in registrations})
     records = _lock_liveness(connection, list(ids | named))
     # Only now, under the locks: what a sweep records, or a registration changes, between would be missed otherwise.
-    watermark, has_tasks = connection.execute(_READ_PIPELINE).one()
+    watermark, has_tasks, has_unjudged = connection.execute(_READ_PIPELINE).one()
     moment = to_milliseconds(now)
     oldest = _oldest_moment(messages, moment)
     for _, message in messages:
         record = records.get(message.session_id)
-        if record is not None and (has_tasks or not is_plain(message, record, oldest)):
+        if record is not None and (has_tasks or has_unjudged or not is_plain(message, record, oldest)):
             named.add(message.session_id)
     agents = _read_agents(connection, records, named)
     # A registration counts from the agent's last sign, which may lie before an outage.
@@ -195,7 +202,7 @@ def _read_agents(
     """Return all of the sessions that are named; of the others their liveness is enough."""
     agents = {}
     for session_id, row in bulk.select(connection, _OF_AN_AGENT, [key for key in named if key in records]):
-        name, parallel, ended_at, lifecycle_entry, reported_at, reported_entry, open_tasks, stale_tasks = row
+        name, parallel, ended_at, lifecycle_entry, reported_at, reported_entry, open_tasks, stale_tasks, *more = row
         record = records[session_id]
         agents[session_id] = AgentRecord(
             session_id,
@@ -213,6 +220,8 @@ def _read_agents(
             (reported_at, reported_entry) if reported_at else None,
             open_tasks,
             stale_tasks,
+            **dict(zip(_STANDING, more, strict=False)),
+            doing=dict(zip(DOING, more[len(_STANDING) :], strict=True)),
         )
     return agents
 
@@ -233,6 +242,7 @@ def write_batch(connection: Connection, batch: Batch) -> None:
     batch.new_heartbeats = bulk.insert(connection, _HEARTBEATS, HEARTBEAT_COLUMNS, batch.heartbeats)
     bulk.insert(connection, _STRAYS, STRAY_COLUMNS, batch.strays)
     bulk.insert_rows(connection, _EVENTS, batch.events)
+    put(connection, batch.notices, batch.facts.now)
     batch.new_rejected = bulk.insert_rows(connection, _REJECTED, batch.rejected)
     if batch.idle_tasks_of:
         _reopen_tasks(connection, batch.idle_tasks_of, from_milliseconds(batch.facts.now))

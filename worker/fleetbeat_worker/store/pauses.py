@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import exists, select, update
 
-from fleetbeat_shared.liveness import Promise, State, silent_since
+from fleetbeat_shared.liveness import UNJUDGEABLE, Promise, State, silent_since
 from fleetbeat_worker.column_types import to_milliseconds
 from fleetbeat_worker.deadlines import deadline_of
 from fleetbeat_worker.store import bulk
@@ -106,7 +106,10 @@ def _resume(connection: Connection, rows: Sequence[Row[Any]], now: datetime, mis
         since = to_milliseconds(silent_since(row.registered_at, row.last_seen_at, resumed_at))
         state = State.PENDING if row.last_seen_at is None else State.OK
         at = to_milliseconds(resumed_at)
-        due = deadline_of(promise, since, missed_limit, outages)
+        try:
+            due = deadline_of(promise, since, missed_limit, outages)
+        except UNJUDGEABLE:
+            due = since  # the sweep that finds it passed sets the agent aside, and goes on with the others
         changed.append((row.session_id, state.value, at, due, at))
         detail = {"paused_at": row.paused_at.isoformat() if row.paused_at else None, "reason": row.pause_reason}
         events.append(_event(EventType.RESUMED, row, at, detail))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import bindparam, insert, select, text
 
-from fleetbeat_shared.liveness import State
+from fleetbeat_shared.liveness import Promise, State
 from fleetbeat_worker.column_types import Instant, to_milliseconds
 from fleetbeat_worker.store import bulk
 from fleetbeat_worker.tables import Agent, Event, EventType, Liveness, OutageRow
@@ -17,10 +17,29 @@ if TYPE_CHECKING:
     from datetime import datetime
     from uuid import UUID
 
-    from sqlalchemy import Connection
+    from sqlalchemy import Connection, Row, Select, Table
+
+_AGENTS: Table = Agent.__table__  # type: ignore[assignment] # a mapped class has a Table
+_LIVENESS: Table = Liveness.__table__  # type: ignore[assignment] # as above
+_EVENTS: Table = Event.__table__  # type: ignore[assignment] # as above
 
 _WATCHED = (State.PENDING.value, State.OK.value)
 """The states whose deadline counts."""
+
+
+_DUE: list[Any] = [
+    Agent.session_id,
+    Agent.agent_name,
+    Agent.project,
+    Agent.flapping_at,
+    Agent.incident_id,
+    Liveness.last_seen_at,
+    Liveness.deadline_at,
+    Liveness.registered_at,
+    Liveness.resumed_at,
+    Liveness.missed_limit,
+    *(getattr(Liveness, name) for name in ("interval_seconds", "schedule", "time_zone", "grace_seconds")),
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,14 +48,39 @@ class Due:
 
     session_id: UUID
     agent_name: str
+    project: str | None
+    flapping_at: datetime | None
+    incident_id: int | None
+    """Of the open incident that it was silent in before."""
     last_seen_at: datetime | None
     deadline_at: datetime
+    since: datetime
+    """From when on it is silent."""
+    promise: Promise
+    missed_limit: int | None
+    """Its own, if it has one."""
 
 
-def record_outage(connection: Connection, started_at: datetime, ended_at: datetime) -> int:
+def _due(row: Row[Any]) -> Due:
+    signs = (row.registered_at, row.last_seen_at, row.resumed_at)
+    return Due(
+        session_id=row.session_id,
+        agent_name=row.agent_name,
+        project=row.project,
+        flapping_at=row.flapping_at,
+        incident_id=row.incident_id,
+        last_seen_at=row.last_seen_at,
+        deadline_at=row.deadline_at,
+        since=max(moment for moment in signs if moment is not None),
+        promise=Promise(row.interval_seconds, row.schedule, row.time_zone, row.grace_seconds),
+        missed_limit=row.missed_limit,
+    )
+
+
+def record_outage(connection: Connection, started_at: datetime, ended_at: datetime) -> dict[str, Any]:
     """Record that nobody watched for a time, and move each deadline by what of it lies after the agent's last sign.
 
-    Returns how many deadlines moved.
+    Returns the facts of it, with how many deadlines moved.
     """
     if connection.dialect.name == "postgresql":
         # As everybody does: in the order of the keys, so that nobody waits in a circle.
@@ -58,7 +102,7 @@ def record_outage(connection: Connection, started_at: datetime, ended_at: dateti
         "deadlines_moved": moved,
     }
     record(connection, EventType.OUTAGE, ended_at, detail)
-    return moved
+    return detail
 
 
 def record(connection: Connection, kind: EventType, occurred_at: datetime, detail: dict[str, Any]) -> None:
@@ -66,27 +110,42 @@ def record(connection: Connection, kind: EventType, occurred_at: datetime, detai
     connection.execute(insert(Event).values(type=kind.value, occurred_at=occurred_at, detail=detail))
 
 
-def find_due(connection: Connection, watermark: datetime) -> list[Due]:
-    """Lock and return the agents whose deadline passed before the watermark.
+def find_due(connection: Connection, watermark: datetime, session_id: UUID | None = None) -> list[Due]:
+    """Lock and return the agents whose deadline passed before the watermark; `session_id`: only this one, if it is.
 
-    A row that a batch holds is left out: that batch brings a heartbeat, and the next sweep looks again.
+    A row that a batch holds is left out: that batch brings a heartbeat, and the next sweep looks again. So is one that
+    was set aside.
     """
-    query = (
-        select(Agent.session_id, Agent.agent_name, Liveness.last_seen_at, Liveness.deadline_at)
-        .join(Liveness, Liveness.session_id == Agent.session_id)
-        .where(Liveness.state.in_(_WATCHED), Liveness.deadline_at < watermark)
-        .order_by(Liveness.session_id)
-    )
-    if connection.dialect.name == "postgresql":
-        query = query.with_for_update(of=Liveness, skip_locked=True)
-    return [Due(*row) for row in connection.execute(query)]
+    query = _when_due(select(*_DUE), watermark)
+    if session_id is not None:
+        query = query.where(Liveness.session_id == session_id)
+    return [_due(row) for row in connection.execute(query)]
 
 
-def flag(connection: Connection, due: Sequence[Due], watermark: datetime, now: datetime) -> None:
-    """Mark agents as degraded, each with one event. They are locked, so nobody else can have done it."""
+def find_due_ids(connection: Connection, watermark: datetime) -> list[UUID]:
+    """Lock the agents that `find_due` returns, and return nothing of them but their sessions."""
+    return list(connection.execute(_when_due(select(Agent.session_id), watermark)).scalars())
+
+
+def _when_due(query: Select[Any], watermark: datetime) -> Select[Any]:
+    query = query.join_from(Agent, Liveness, Liveness.session_id == Agent.session_id).order_by(Liveness.session_id)
+    query = query.where(Liveness.state.in_(_WATCHED), Liveness.deadline_at < watermark, Agent.unjudged_at.is_(None))
+    return query.with_for_update(of=Liveness, skip_locked=True)  # SQLite, which has one writer, leaves that away
+
+
+def flag(
+    connection: Connection, due: Sequence[Due], watermark: datetime, now: datetime, incident_id: int | None = None
+) -> None:
+    """Mark agents as degraded, each with one event. They are locked, so nobody else can have done it.
+
+    `incident_id` is the incident that they went silent in; with None each is told by itself.
+    """
     rows = [(agent.session_id, State.DEGRADED.value, to_milliseconds(now)) for agent in due]
     columns = ("session_id", "state", "state_changed_at")
-    bulk.update(connection, Liveness.__table__, columns, rows)  # type: ignore[arg-type] # a mapped class has a Table
+    bulk.update(connection, _LIVENESS, columns, rows)
+    moved = [(agent.session_id, incident_id) for agent in due if agent.incident_id != incident_id]
+    bulk.update(connection, _AGENTS, ("session_id", "incident_id"), moved)
+    of_incident = {} if incident_id is None else {"incident_id": incident_id}
     events = [
         {
             "type": EventType.DEGRADED.value,
@@ -97,8 +156,9 @@ def flag(connection: Connection, due: Sequence[Due], watermark: datetime, now: d
                 "deadline_at": agent.deadline_at.isoformat(),
                 "last_seen_at": agent.last_seen_at.isoformat() if agent.last_seen_at else None,
                 "watermark": watermark.isoformat(),
+                **of_incident,
             },
         }
         for agent in due
     ]
-    bulk.insert_rows(connection, Event.__table__, events)  # type: ignore[arg-type] # as above
+    bulk.insert_rows(connection, _EVENTS, events)

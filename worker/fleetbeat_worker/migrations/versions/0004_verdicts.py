@@ -31,6 +31,8 @@ _COLUMNS: dict[str, dict[str, Any]] = {
     "liveness": {"missed_limit": sa.Integer, "resumed_at": Instant},
     "pipeline": {"maintenance_since": Instant, "cleared_at": Instant},
 }
+_RARE = ("unjudged_at", "flapping_at", "incident_id", "stuck_after")
+"""Columns of `agents` that few rows have, and that a sweep looks for: each is indexed where it is there."""
 _TABLES = ("notifications", "maintenance", "incidents")
 
 
@@ -39,6 +41,13 @@ def upgrade() -> None:
     for table, columns in _COLUMNS.items():
         for name, kind in columns.items():
             op.add_column(table, sa.Column(name, kind))
+    for name in _RARE:
+        there = sa.text(f"{name} IS NOT NULL")
+        op.create_index(f"ix_agents_{name}", "agents", [name], sqlite_where=there, postgresql_where=there)
+    changes = sa.text("type IN ('degraded', 'recovered')")
+    op.create_index(
+        "ix_events_changes", "events", ["session_id", "occurred_at"], sqlite_where=changes, postgresql_where=changes
+    )
     op.create_table(
         "incidents",
         sa.Column("id", BIG_KEY, primary_key=True),
@@ -97,6 +106,9 @@ def downgrade() -> None:
     for table in _TABLES:
         op.drop_table(table)
     op.drop_index("ix_agents_paused_until", "agents")
+    op.drop_index("ix_events_changes", "events")
+    for name in _RARE:
+        op.drop_index(f"ix_agents_{name}", "agents")
     for table, columns in _COLUMNS.items():
         for name in columns:
             op.drop_column(table, name)

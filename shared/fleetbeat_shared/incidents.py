@@ -1,0 +1,41 @@
+"""When many silences are one incident: a switch that failed, a proxy, a bad release.
+
+Pure functions, as in `liveness`.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+INCIDENT_AGENTS = 5
+"""With fewer agents each is told of by itself: that is no storm."""
+
+JOINING = timedelta(minutes=2)
+"""For how long silences of any number count as the same incident: what stops a fleet at one moment is found as each
+agent's deadline comes, sweep after sweep, those with long intervals last."""
+
+
+def is_incident(silent: int, live: int) -> bool:
+    """Return whether agents that went silent at once are one incident: more than half of the live ones, five at least.
+
+    `live` are those that were neither ended nor paused before, whether they were degraded already or not.
+    """
+    return silent >= INCIDENT_AGENTS and 2 * silent > live
+
+
+def joins(silent: int, live: int, started_at: datetime, now: datetime) -> bool:
+    """Return whether agents that went silent belong to an incident that is open.
+
+    They do as long as it is young, and at any time if they would be one by themselves: two that are open at once would
+    tell nobody more, and which of them an agent came back from couldn't be said.
+    """
+    return now - started_at < JOINING or is_incident(silent, live)
+
+
+def is_over(members: int, silent: int) -> bool:
+    """Return whether at least half of an incident's agents are back, or ended."""
+    return 2 * silent <= members

@@ -1,0 +1,109 @@
+"""Who changes state too often to be told of each time, and who is calm again."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from fleetbeat_shared.flapping import is_flapping
+from fleetbeat_shared.liveness import UNJUDGEABLE, Promise
+from fleetbeat_worker.column_types import from_milliseconds
+from fleetbeat_worker.notices import Who, agent_notice, promise_facts
+from fleetbeat_worker.store import changes as store
+from fleetbeat_worker.tables import EventType, NoticeKind
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+    from datetime import datetime
+    from uuid import UUID
+
+    from sqlalchemy import Connection
+
+    from fleetbeat_shared.settings import Settings
+    from fleetbeat_worker.batch import Batch
+    from fleetbeat_worker.store.notifications import Notice
+    from fleetbeat_worker.store.verdicts import Due
+
+
+class _Changed(Protocol):
+    @property
+    def session_id(self) -> UUID: ...
+    @property
+    def promise(self) -> Promise: ...
+
+
+def flapping_among(
+    connection: Connection, changed: Sequence[_Changed], now: datetime, limit: int, *, coming: int = 0
+) -> set[UUID]:
+    """Return which agents changed their state more often than `limit` allows, `coming` changes of now included.
+
+    `coming` are those that aren't written yet.
+    """
+    times = store.change_times(connection, [agent.session_id for agent in changed], now, limit - coming)
+    often = [agent for agent in changed if agent.session_id in times]
+    return {
+        agent.session_id
+        for agent in often
+        if is_flapping([*times[agent.session_id], *[now] * coming], agent.promise, now, limit)
+    }
+
+
+def settle_recoveries(connection: Connection, batch: Batch, settings: Settings) -> None:
+    """Let a batch tell of agents that begin to flap, instead of their recoveries.
+
+    Those that come back from an incident are left out: it was one change for all of them, and is told as one.
+    """
+    ids = [notice.session_id for notice in batch.notices if notice.kind is NoticeKind.RECOVERED]
+    recovered = [batch.agents[session_id] for session_id in ids if session_id is not None]
+    if not recovered:
+        return
+    now = from_milliseconds(batch.facts.now)
+    for session_id in flapping_among(connection, recovered, now, settings.flapping_changes, coming=1):
+        batch.flap(batch.agents[session_id])
+
+
+def mark_flapping(
+    connection: Connection, flagged: Sequence[Due], now: datetime, settings: Settings
+) -> tuple[list[Notice], set[UUID]]:
+    """Mark those of some agents that begin to flap, as they were just flagged; return what is told of them."""
+    ids = flapping_among(connection, flagged, now, settings.flapping_changes)
+    found = [agent for agent in flagged if agent.session_id in ids]
+    detail = {"state": "degraded", "more_changes_than": settings.flapping_changes}
+    store.mark(connection, "flapping_at", ids, now)
+    store.record_all(
+        connection, EventType.FLAPPING, now, [(agent.session_id, agent.agent_name, detail) for agent in found]
+    )
+    notices = []
+    for agent in found:
+        promised = promise_facts(agent.promise, agent.missed_limit or settings.missed_intervals)
+        who = Who(agent.session_id, agent.agent_name, agent.project)
+        facts = {**detail, "since": agent.since.isoformat(), **promised}
+        notices.append(agent_notice(NoticeKind.FLAPPING, who, now, facts))
+    return notices, ids
+
+
+def find_calm(
+    connection: Connection, now: datetime, settings: Settings, changed: Collection[UUID]
+) -> tuple[list[Notice], dict[UUID, str]]:
+    """Mark flapping agents as calm that have kept their state; return what is told of them, and who can't be judged.
+
+    `changed` are those that were flagged just now.
+    """
+    rows = [row for row in store.find_flapping(connection) if row.session_id not in changed]
+    times = store.change_times(connection, [row.session_id for row in rows], now, settings.flapping_changes)
+    calm, notices, unjudged = [], [], {}
+    for row in rows:
+        promise = Promise(row.interval_seconds, row.schedule, row.time_zone, row.grace_seconds)
+        try:
+            if is_flapping(times.get(row.session_id, ()), promise, now, settings.flapping_changes):
+                continue
+        except UNJUDGEABLE as error:
+            unjudged[row.session_id] = str(error)
+            continue
+        detail = {"state": row.state, "stuck": row.stuck_at is not None}
+        calm.append((row.session_id, row.agent_name, detail))
+        facts = {**detail, **promise_facts(promise, row.missed_limit or settings.missed_intervals)}
+        who = Who(row.session_id, row.agent_name, row.project)
+        notices.append(agent_notice(NoticeKind.CALM, who, now, facts))
+    store.mark(connection, "flapping_at", [session_id for session_id, *_ in calm], None)
+    store.record_all(connection, EventType.CALM, now, calm)
+    return notices, unjudged

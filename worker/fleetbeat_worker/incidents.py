@@ -1,0 +1,74 @@
+"""Silences of half the fleet, told as one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fleetbeat_shared.incidents import INCIDENT_AGENTS, is_incident, is_over, joins
+from fleetbeat_worker.notices import NAMED, fleet_notice
+from fleetbeat_worker.store import incidents as store
+from fleetbeat_worker.store.verdicts import record
+from fleetbeat_worker.tables import EventType, NoticeKind
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import datetime
+
+    from sqlalchemy import Connection
+
+    from fleetbeat_worker.store.notifications import Notice
+    from fleetbeat_worker.store.verdicts import Due
+
+
+def find_incident(connection: Connection, silent: Sequence[Due], now: datetime) -> tuple[int | None, list[Notice]]:
+    """Return the incident that agents which are about to be flagged belong to, and what is told of it.
+
+    Each sweep that adds to one tells of it once: a silence that nobody is told of would be worse than a second message.
+    """
+    incident = store.open_incident(connection) if silent else None
+    if incident is None and len(silent) < INCIDENT_AGENTS:
+        return None, []
+    live = store.count_live(connection)
+    span = min(agent.since for agent in silent), max(agent.since for agent in silent)
+    detail = {
+        "agents": len(silent),
+        "live_agents": live,
+        "first_silent_at": span[0].isoformat(),
+        "last_silent_at": span[1].isoformat(),
+    }
+    if incident is None:
+        if not is_incident(len(silent), live):
+            return None, []
+        incident_id = store.begin(connection, now, len(silent), live, span)
+    elif joins(len(silent), live, incident.started_at, now):
+        incident_id = incident.id
+        again = sum(agent.incident_id == incident_id for agent in silent)
+        store.extend(connection, incident, len(silent) - again, span)
+        detail["agents_before"] = incident.agents
+    else:
+        return None, []
+    record(connection, EventType.INCIDENT, now, {"incident_id": incident_id, **detail})
+    names = sorted(agent.agent_name for agent in silent)[:NAMED]
+    return incident_id, [fleet_notice(NoticeKind.INCIDENT, now, {**detail, "names": names})]
+
+
+def end_incident(connection: Connection, now: datetime) -> list[Notice]:
+    """End the incident that is open if at least half of its agents are back; return what is told of it.
+
+    It waits for batches (`store.end`), so it comes before anything else that locks agents.
+    """
+    incident = store.open_incident(connection)
+    if incident is None or not is_over(incident.agents, store.count_silent(connection, incident.id)):
+        return []
+    silent = store.end(connection, incident.id, now)
+    detail = {
+        "agents": incident.agents,
+        "live_agents": incident.live_agents,
+        "back": max(0, incident.agents - len(silent)),
+        "silent": len(silent),
+        "started_at": incident.started_at.isoformat(),
+        "first_silent_at": incident.first_silent_at.isoformat(),
+        "last_silent_at": incident.last_silent_at.isoformat(),
+    }
+    record(connection, EventType.INCIDENT_OVER, now, {"incident_id": incident.id, **detail})
+    return [fleet_notice(NoticeKind.INCIDENT_OVER, now, {**detail, "names": silent[:NAMED]})]

@@ -1,0 +1,56 @@
+"""What is told of a change: its key, and the facts that its text is made of.
+
+A key names the change itself, by its session and its moment, so that a change that is found twice is told once.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from fleetbeat_worker.column_types import to_milliseconds
+from fleetbeat_worker.store.notifications import Notice
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from datetime import datetime
+    from uuid import UUID
+
+    from fleetbeat_shared.liveness import Promise
+    from fleetbeat_worker.tables import NoticeKind
+
+NAMED = 20
+"""How many agents the notice of an incident names."""
+
+
+class Who(NamedTuple):
+    """Of which agent something is told."""
+
+    session_id: UUID
+    agent_name: str
+    project: str | None
+
+
+def agent_notice(
+    kind: NoticeKind, who: Who, changed_at: datetime, detail: Mapping[str, Any], *, number: int | None = None
+) -> Notice:
+    """Return the notice of an agent's change; `number` counts the reminders of one."""
+    key = f"{kind.value}:{who.session_id}:{to_milliseconds(changed_at)}"
+    if number is not None:
+        key += f":{number}"
+    return Notice(kind, key, dict(detail), *who)
+
+
+def fleet_notice(kind: NoticeKind, changed_at: datetime, detail: Mapping[str, Any]) -> Notice:
+    """Return the notice of a change of the whole fleet."""
+    return Notice(kind, f"{kind.value}:{to_milliseconds(changed_at)}", dict(detail))
+
+
+def promise_facts(promise: Promise, missed_limit: int) -> dict[str, Any]:
+    """Return what an agent had promised, as facts."""
+    return {
+        "interval_seconds": promise.interval_seconds,
+        "schedule": promise.schedule,
+        "time_zone": promise.time_zone,
+        "grace_seconds": promise.grace_seconds,
+        "missed_limit": missed_limit,
+    }

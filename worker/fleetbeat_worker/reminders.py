@@ -1,0 +1,50 @@
+"""Reminding people of agents that stay degraded."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from fleetbeat_shared.liveness import Promise
+from fleetbeat_worker.notices import Who, agent_notice, promise_facts
+from fleetbeat_worker.store.changes import find_degraded
+from fleetbeat_worker.tables import NoticeKind
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from sqlalchemy import Connection
+
+    from fleetbeat_shared.settings import Settings
+    from fleetbeat_worker.store.notifications import Notice
+
+
+def find_reminders(
+    connection: Connection, before: datetime | None, watermark: datetime, settings: Settings
+) -> list[Notice]:
+    """Return the reminders that came due between the last sweep's watermark, `before`, and this one's.
+
+    So they begin with what comes due after they are switched on, and one that was pruned isn't sent again.
+    """
+    if settings.notify_reminder_hours is None or before is None:
+        return []
+    every = timedelta(hours=settings.notify_reminder_hours)
+    notices = []
+    for row in find_degraded(connection, watermark - every):
+        number = (watermark - row.state_changed_at) // every
+        if row.state_changed_at + number * every <= before:
+            continue
+        signs = (row.registered_at, row.last_seen_at, row.resumed_at)
+        promise = Promise(row.interval_seconds, row.schedule, row.time_zone, row.grace_seconds)
+        facts = {
+            "since": max(moment for moment in signs if moment is not None).isoformat(),
+            "degraded_at": row.state_changed_at.isoformat(),
+            "deadline_at": row.deadline_at.isoformat(),
+            "watermark": watermark.isoformat(),
+            "number": number,
+            **promise_facts(promise, row.missed_limit or settings.missed_intervals),
+            **{name: getattr(row, name) for name in ("current_work", "progress", "summary", "error")},
+        }
+        who = Who(row.session_id, row.agent_name, row.project)
+        notices.append(agent_notice(NoticeKind.REMINDER, who, row.state_changed_at, facts, number=number))
+    return notices

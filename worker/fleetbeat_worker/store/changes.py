@@ -1,0 +1,185 @@
+"""Reading and writing what a sweep finds beside silence: who flaps, who is stuck, whom it reminds of."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import bindparam, exists, func, select, text
+
+from fleetbeat_shared.flapping import WINDOW_INTERVALS
+from fleetbeat_shared.liveness import State
+from fleetbeat_worker.column_types import Instant, to_milliseconds
+from fleetbeat_worker.store import bulk
+from fleetbeat_worker.tables import Agent, Event, EventType, Liveness, OutageRow
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator, Mapping, Sequence
+    from datetime import datetime
+    from uuid import UUID
+
+    from sqlalchemy import Connection, Row, Select, Table
+
+_AGENTS: Table = Agent.__table__  # type: ignore[assignment] # a mapped class has a Table
+_EVENTS: Table = Event.__table__  # type: ignore[assignment] # as above
+
+IDS_AT_ONCE = 1000
+"""How many sessions one query names."""
+
+_ARE_CHANGES = text("events.type IN ('degraded', 'recovered')")  # as in the index, word for word
+_PROMISE: tuple[Any, ...] = (
+    Liveness.interval_seconds,
+    Liveness.schedule,
+    Liveness.time_zone,
+    Liveness.grace_seconds,
+    Liveness.missed_limit,
+)
+_NAMED: tuple[Any, ...] = (Agent.session_id, Agent.agent_name, Agent.project)
+
+
+def _after(connection: Connection, seconds: str) -> str:
+    """Return SQL for a time to be added to a moment."""
+    return f"make_interval(secs => {seconds})" if connection.dialect.name == "postgresql" else f"1000.0 * {seconds}"
+
+
+def _some_at_once(ids: Collection[UUID]) -> Iterator[list[UUID]]:
+    listed = list(ids)
+    return (listed[start : start + IDS_AT_ONCE] for start in range(0, len(listed), IDS_AT_ONCE))
+
+
+def change_times(
+    connection: Connection, ids: Collection[UUID], now: datetime, more_than: int
+) -> dict[UUID, list[datetime]]:
+    """Return when agents became degraded or recovered, of those that did so more often than that.
+
+    Looked back upon are the last twenty intervals; with a schedule, all that is kept.
+    """
+    window = _after(connection, f"{WINDOW_INTERVALS}.0 * liveness.interval_seconds")
+    recent = text(f"(liveness.interval_seconds IS NULL OR events.occurred_at > :now - {window})")
+    recent = recent.bindparams(bindparam("now", now, type_=Instant))
+    often: list[UUID] = []
+    for some in _some_at_once(ids):
+        query = select(Event.session_id).join(Liveness, Liveness.session_id == Event.session_id)
+        query = query.where(Event.session_id.in_(some), _ARE_CHANGES, recent)
+        found = connection.execute(query.group_by(Event.session_id).having(func.count() > more_than))
+        often += [session_id for session_id in found.scalars() if session_id is not None]
+    times: dict[UUID, list[datetime]] = defaultdict(list)
+    for some in _some_at_once(often):
+        session_id: Any  # events of the fleet have none, those of agents do
+        moments = select(Event.session_id, Event.occurred_at).where(Event.session_id.in_(some), _ARE_CHANGES)
+        for session_id, occurred_at in connection.execute(moments):
+            times[session_id].append(occurred_at)
+    return times
+
+
+def find_flapping(connection: Connection) -> Sequence[Row[Any]]:
+    """Lock and return the agents that are marked as flapping, but for those that a batch holds."""
+    query = select(*[*_NAMED, *_PROMISE, Agent.stuck_at, Liveness.state])
+    query = _locked(
+        query.where(Agent.flapping_at.is_not(None), Agent.unjudged_at.is_(None), Liveness.state != State.ENDED.value)
+    )
+    return connection.execute(query).all()
+
+
+def find_stuck_candidates(connection: Connection, watermark: datetime, fleet_limit: int | None) -> Sequence[Row[Any]]:
+    """Lock and return the agents that are ok and have said nothing new for as long as they may, or nearly.
+
+    What moves the moment (an outage, say) is left to the caller. `fleet_limit`: for agents without one of their own.
+    """
+    if fleet_limit is None and not connection.execute(select(exists().where(Agent.stuck_after > 0))).scalar_one():
+        return ()
+    allowed = _after(
+        connection, "(COALESCE(agents.stuck_after, :fleet) * liveness.interval_seconds + liveness.grace_seconds)"
+    )
+    query = select(Agent.session_id).where(
+        Liveness.state == State.OK.value,
+        Liveness.interval_seconds.is_not(None),
+        Agent.stuck_at.is_(None),
+        Agent.unjudged_at.is_(None),
+        func.coalesce(Agent.stuck_after, fleet_limit or 0) > 0,
+        text(f"agents.changed_at + {allowed} < :watermark").bindparams(
+            bindparam("watermark", watermark, type_=Instant), fleet=fleet_limit or 0
+        ),
+    )
+    if fleet_limit is None:
+        query = query.where(Agent.stuck_after.is_not(None))
+    ids = connection.execute(_locked(query)).scalars().all()
+    # Anew, under the locks: a batch may have changed `agents` just before it let go of its rows.
+    doing = (Agent.progress, Agent.work_item_id, Agent.status, Agent.summary, Agent.current_work)
+    times = (Agent.changed_at, Liveness.state_changed_at, Liveness.resumed_at)
+    columns: list[Any] = [*_NAMED, *_PROMISE, Agent.stuck_after, *times, *doing]
+    again = select(*columns).join(Liveness, Liveness.session_id == Agent.session_id)
+    return [
+        row for some in _some_at_once(ids) for row in connection.execute(again.where(Agent.session_id.in_(some))).all()
+    ]
+
+
+def outages_since(connection: Connection, moment: datetime) -> list[tuple[datetime, datetime]]:
+    """Return the spans after a moment in which nobody watched, in their order."""
+    query = select(OutageRow.started_at, OutageRow.ended_at).where(OutageRow.ended_at > moment)
+    return [(row[0], row[1]) for row in connection.execute(query.order_by(OutageRow.started_at))]
+
+
+def find_degraded(connection: Connection, before: datetime) -> Sequence[Row[Any]]:
+    """Return the agents that have been degraded since before a moment and are told of by themselves."""
+    said = (Agent.current_work, Agent.progress, Agent.summary, Agent.error)
+    signs = (Liveness.registered_at, Liveness.last_seen_at, Liveness.resumed_at)
+    columns: list[Any] = [*_NAMED, *_PROMISE, *said, *signs, Liveness.state_changed_at, Liveness.deadline_at]
+    query = (
+        select(*columns)
+        .join(Liveness, Liveness.session_id == Agent.session_id)
+        .where(
+            Liveness.state == State.DEGRADED.value,
+            Liveness.state_changed_at <= before,
+            Agent.flapping_at.is_(None),
+            Agent.incident_id.is_(None),
+            Agent.unjudged_at.is_(None),
+        )
+    )
+    return connection.execute(query).all()
+
+
+def work_of(connection: Connection, ids: Collection[UUID]) -> dict[UUID, dict[str, Any]]:
+    """Return what agents last said of their work."""
+    names = ("current_work", "progress", "summary", "error")
+    query = select(Agent.session_id, *(getattr(Agent, name) for name in names))
+    return {
+        session_id: dict(zip(names, said, strict=True))
+        for some in _some_at_once(ids)
+        for session_id, *said in connection.execute(query.where(Agent.session_id.in_(some)))
+    }
+
+
+def name_of(connection: Connection, session_id: UUID) -> tuple[str, str | None]:
+    """Return an agent's name and its project."""
+    row = connection.execute(select(Agent.agent_name, Agent.project).where(Agent.session_id == session_id)).one()
+    return row[0], row[1]
+
+
+def mark(connection: Connection, column: str, ids: Collection[UUID], moment: datetime | None) -> None:
+    """Write one of the moments of `agents`, or None, for some sessions that are locked."""
+    value = None if moment is None else to_milliseconds(moment)
+    bulk.update(connection, _AGENTS, ("session_id", column), [(session_id, value) for session_id in ids])
+
+
+def record_all(
+    connection: Connection, kind: EventType, now: datetime, found: Sequence[tuple[UUID, str, Mapping[str, Any]]]
+) -> None:
+    """Record one event for each of some agents: session, name and detail."""
+    rows = [
+        {
+            "type": kind.value,
+            "occurred_at": to_milliseconds(now),
+            "session_id": session_id,
+            "agent_name": name,
+            "detail": dict(detail),
+        }
+        for session_id, name, detail in found
+    ]
+    bulk.insert_rows(connection, _EVENTS, rows)
+
+
+def _locked(query: Select[Any]) -> Select[Any]:
+    """Return a query of `agents` with their liveness, whose rows it locks unless somebody else holds them."""
+    query = query.join_from(Agent, Liveness, Liveness.session_id == Agent.session_id).order_by(Liveness.session_id)
+    return query.with_for_update(of=Liveness, skip_locked=True)

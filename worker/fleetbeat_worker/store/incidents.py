@@ -1,0 +1,85 @@
+"""Reading and writing incidents: many agents that went silent at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from sqlalchemy import func, insert, select, update
+
+from fleetbeat_shared.liveness import State
+from fleetbeat_worker.tables import Agent, Incident, Liveness
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from sqlalchemy import Connection
+
+_NOT_LIVE = (State.ENDED.value, State.PAUSED.value)
+
+
+@dataclass(frozen=True, slots=True)
+class OpenIncident:
+    """A row of `incidents` that hasn't ended."""
+
+    id: int
+    started_at: datetime
+    agents: int
+    live_agents: int
+    first_silent_at: datetime
+    last_silent_at: datetime
+
+
+def open_incident(connection: Connection) -> OpenIncident | None:
+    """Return the incident that is open; there is one at most."""
+    columns = [getattr(Incident, name) for name in OpenIncident.__slots__]
+    query = select(*columns).where(Incident.ended_at.is_(None)).order_by(Incident.id.desc()).limit(1)
+    row = connection.execute(query).one_or_none()
+    return None if row is None else OpenIncident(*row)
+
+
+def count_live(connection: Connection) -> int:
+    """Return how many agents are neither ended nor paused."""
+    query = select(func.count()).select_from(Liveness).where(Liveness.state.not_in(_NOT_LIVE))
+    return connection.execute(query).scalar_one()
+
+
+def begin(connection: Connection, now: datetime, agents: int, live_agents: int, span: tuple[datetime, datetime]) -> int:
+    """Open an incident and return its id; `span` is from the earliest to the latest of the agents' last signs."""
+    values = {"started_at": now, "agents": agents, "live_agents": live_agents}
+    statement = insert(Incident).values(**values, first_silent_at=span[0], last_silent_at=span[1])
+    return connection.execute(statement.returning(Incident.id)).scalar_one()
+
+
+def extend(connection: Connection, incident: OpenIncident, agents: int, span: tuple[datetime, datetime]) -> None:
+    """Let more agents join an incident."""
+    values = {
+        "agents": incident.agents + agents,
+        "first_silent_at": min(incident.first_silent_at, span[0]),
+        "last_silent_at": max(incident.last_silent_at, span[1]),
+    }
+    connection.execute(update(Incident).where(Incident.id == incident.id).values(values))
+
+
+def count_silent(connection: Connection, incident_id: int) -> int:
+    """Return how many of an incident's agents are silent still."""
+    query = select(func.count()).select_from(Agent).join(Liveness, Liveness.session_id == Agent.session_id)
+    query = query.where(Agent.incident_id == incident_id, Liveness.state == State.DEGRADED.value)
+    return connection.execute(query).scalar_one()
+
+
+def end(connection: Connection, incident_id: int, now: datetime) -> list[str]:
+    """Close an incident, let go of its agents, and return the names of those that are silent still, in their order.
+
+    It locks the agents in the order of their keys, as batches do, and waits for them: whoever is locked already by the
+    same transaction may make a circle of it.
+    """
+    members = select(Agent.session_id).join(Liveness, Liveness.session_id == Agent.session_id)
+    members = members.where(Agent.incident_id == incident_id).order_by(Liveness.session_id)
+    connection.execute(members.with_for_update(of=Liveness)).fetchall()
+    silent = select(Agent.agent_name).join(Liveness, Liveness.session_id == Agent.session_id)
+    silent = silent.where(Agent.incident_id == incident_id, Liveness.state == State.DEGRADED.value)
+    names = list(connection.execute(silent.order_by(Agent.agent_name)).scalars())
+    connection.execute(update(Agent).where(Agent.incident_id == incident_id).values(incident_id=None))
+    connection.execute(update(Incident).where(Incident.id == incident_id).values(ended_at=now))
+    return names
