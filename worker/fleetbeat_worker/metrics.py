@@ -143,7 +143,7 @@ AGENTS = Gauge(
 )
 LAST_SWEEP = Gauge("fleetbeat_last_sweep_timestamp_seconds", "When the last sweep was done, by Redis's clock.")
 WATERMARK = Gauge("fleetbeat_watermark_timestamp_seconds", "Up to when verdicts have been taken.")
-OUTBOX = Gauge("fleetbeat_notifications", "Notifications that aren't sent.", "state", ("waiting", "dead"))
+OUTBOX = Gauge("fleetbeat_unsent_notifications", "Notifications that aren't sent.", "state", ("waiting", "dead"))
 OLDEST_NOTICE = Gauge(
     "fleetbeat_oldest_notification_timestamp_seconds",
     "When the oldest notification was written that waits; absent if none does.",

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 LONGEST_TEXT = 300
 """How many letters of a text of an agent's are told."""
 LONGEST_NAME = 128
+LONGEST_SECONDS = 1e10
+"""What is longer than three centuries is no duration."""
 NAMED = 20
 """How many agents of an incident are named."""
 LATE_SECONDS = 60
@@ -60,9 +62,9 @@ class Facts:
         """Return a moment of the detail."""
         try:
             moment = datetime.fromisoformat(str(self.detail.get(name)))
-        except ValueError:
+            return moment.astimezone(UTC) if moment.tzinfo else None
+        except (ValueError, OverflowError):
             return None
-        return moment.astimezone(UTC) if moment.tzinfo else None
 
     def number(self, name: str) -> float | None:
         """Return a number of the detail."""
@@ -72,7 +74,7 @@ class Facts:
     def duration(self, name: str) -> str | None:
         """Return a number of seconds as people say it."""
         seconds = self.number(name)
-        return None if seconds is None else format_duration(round(seconds))
+        return None if seconds is None or abs(seconds) > LONGEST_SECONDS else format_duration(round(seconds))
 
     def count(self, name: str) -> str:
         """Return a whole number of the detail."""

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import RedisError
 
+from fleetbeat_shared.errors import SettingsError
 from fleetbeat_shared.names import NOTICES_DUE
 from fleetbeat_worker.column_types import from_milliseconds, to_milliseconds
 from fleetbeat_worker.database import reading, writing
-from fleetbeat_worker.delivery import Round, deliver
+from fleetbeat_worker.delivery import Outcome, Round, deliver
 from fleetbeat_worker.log import logger
 from fleetbeat_worker.metrics import NOTIFICATIONS, count
 from fleetbeat_worker.notice_text import Facts, compose
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     from redis import Redis
     from sqlalchemy import Engine, Row
 
-    from fleetbeat_worker.delivery import Outcome
     from fleetbeat_worker.notice_text import Message
     from fleetbeat_worker.routing import Target
 
@@ -128,9 +128,7 @@ class _Run:
             with writing(self._engine) as connection:
                 _count_unrouted(self._report, store.leave_unrouted(connection, self._clock(), unrouted))
         for outcome in deliver(self._rounds(parcels), stop):
-            parcel = parcels[outcome.notice_id]
-            parcel.open -= 1
-            self._take_down(parcel, outcome)
+            self._take_down(parcels[outcome.notice_id], outcome)
 
     def _wanted(self, row: Row[Any]) -> list[Target]:
         fleet_wide = row.kind in _FLEET_WIDE
@@ -148,9 +146,20 @@ class _Run:
                 parcel.open = len(missing)
                 for target in missing:
                     by_target[target].append((number, message))
+        rounds = (self._round(target, messages, parcels) for target, messages in by_target.items())
+        return [one for one in rounds if one is not None]
+
+    def _round(
+        self, target: Target, messages: Sequence[tuple[int, Message]], parcels: dict[int, _Parcel]
+    ) -> Round | None:
         from fleetbeat_worker.sending import Sender  # it brings Apprise
 
-        return [Round(Sender(target), messages) for target, messages in by_target.items()]
+        try:
+            return Round(Sender(target), messages)
+        except SettingsError as error:  # told when the workers started; the other targets get theirs
+            for number, _ in messages:
+                self._take_down(parcels[number], Outcome(number, target, str(error)))
+            return None
 
     def _compose(self, parcel: _Parcel) -> Message | None:
         row = parcel.row
@@ -165,6 +174,7 @@ class _Run:
             return None
 
     def _take_down(self, parcel: _Parcel, outcome: Outcome) -> None:
+        parcel.open -= 1
         if outcome.failure is not None:
             parcel.failures[outcome.target.title] = outcome.failure
         elif not outcome.tried:

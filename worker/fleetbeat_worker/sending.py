@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
+import threading
 import warnings
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -51,10 +52,20 @@ class Sender:
 
     def send(self, message: Message) -> str | None:
         """Send a message; return why it didn't arrive, without secrets, or None if it did. Raises nothing."""
-        try:
-            return self._send(message)
-        except Exception as error:  # noqa: BLE001 - any of a hundred services' plugins
-            return hide(f"{type(error).__name__}: {error}", self.target.url)
+        answer: list[str | None] = []
+
+        def ask() -> None:
+            try:
+                answer.append(self._send(message))
+            except Exception as error:  # noqa: BLE001 - any of a hundred services' plugins
+                answer.append(hide(f"{type(error).__name__}: {error}", self.target.url))
+
+        # A socket's time-out bounds each wait for it, and not their sum. A thread that hangs is left behind; it ends
+        # with the job's process, if not before.
+        thread = threading.Thread(target=ask, daemon=True)
+        thread.start()
+        thread.join(SEND_SECONDS)
+        return answer[0] if answer else f"It didn't answer within {SEND_SECONDS:g} s."
 
     def _send(self, message: Message) -> str | None:
         from apprise import Apprise, NotifyFormat
@@ -146,6 +157,6 @@ def _asset() -> AppriseAsset:
         allow_templates=False,
         pgp_autogen=False,
         pem_autogen=False,
-        service_timeout=SEND_SECONDS,
+        service_timeout=0,  # ours; Apprise would use a pool of threads, which no fork survives
         storage_mode=PersistentStoreMode.MEMORY,
     )
