@@ -184,6 +184,6 @@ def _try_all(notify_urls: str) -> list[Outcome]:
     if not targets:
         message = f"Nobody is told of anything: {VARIABLE} is not set. docs/notifications.md has examples."
         raise FleetbeatError(message)
-    message = trial(datetime.now(UTC))
-    rounds = [Round(Sender(target), [(0, message)]) for target in targets]
+    greeting = trial(datetime.now(UTC))
+    rounds = [Round(Sender(target), [(0, greeting)]) for target in targets]
     return sorted(deliver(rounds, lambda: False), key=lambda outcome: outcome.target.number)
