@@ -14,14 +14,14 @@ import click
 from fleetbeat_producer.cli import main as fleetbeat_agent
 from fleetbeat_shared.settings import PREFIX, Settings
 from fleetbeat_worker.cli import main as fleetbeat
-from fleetbeat_worker.metrics import COUNTED, GAUGES, Histogram
+from fleetbeat_worker.metrics import COUNTED, GAUGES, Counter, Histogram
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from pydantic.fields import FieldInfo
 
-    from fleetbeat_worker.metrics import Counter, Gauge
+    from fleetbeat_worker.metrics import Gauge
 
 DOCS = Path(__file__).parent
 SCRIPTS = {"fleetbeat": fleetbeat, "fleetbeat-agent": fleetbeat_agent}
@@ -96,7 +96,10 @@ def _metrics_table(metrics: Iterable[Counter | Histogram | Gauge]) -> str:
 def _labels(metric: Counter | Histogram | Gauge) -> str:
     if isinstance(metric, Histogram) or metric.label is None:
         return ""
-    return f"`{metric.label}`: {', '.join(metric.values)}"
+    first = f"`{metric.label}`: {', '.join(metric.values)}"
+    if not isinstance(metric, Counter) or metric.second_label is None:
+        return first
+    return f"{first}; `{metric.second_label}`: {', '.join(metric.second_values)}"
 
 
 def _with_table(page: str, name: str, table: str) -> str:

@@ -20,8 +20,8 @@ ACCOUNT = "fleetbeat:account"
 """A hash: what the workers took out of the inbox, counted."""
 
 QUEUE = "fleetbeat"
-"""The RQ queue of the jobs `ingest`, `sweep` and `prune`. One queue only: with several, RQ pops in a way that loses a
-job when the worker dies."""
+"""The RQ queue of the jobs `ingest`, `sweep`, `notify` and `prune`. One queue only: with several, RQ pops in a way that
+loses a job when the worker dies."""
 
 DISPATCHER_LOCK = "fleetbeat:dispatcher"
 """Held by the elected dispatcher."""
@@ -31,6 +31,9 @@ STORED = "fleetbeat:stored"
 
 OLD_ROWS = "fleetbeat:old-rows"
 """There while a prune job left old rows for the next one."""
+
+NOTICES_DUE = "fleetbeat:notices-due"
+"""When the next notification is due, in milliseconds since 1970; absent if none waits."""
 
 POOLS = "fleetbeat:pools"
 """A hash: the pools of workers that run, each as JSON under its id."""

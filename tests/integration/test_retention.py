@@ -22,12 +22,16 @@ from fleetbeat_worker.database import open_engine, reading, writing
 from fleetbeat_worker.partitions import make_partitions, partition_name
 from fleetbeat_worker.prune import Cutoffs, PruneReport, find_old, prune
 from fleetbeat_worker.store import old_days
+from fleetbeat_worker.store.notifications import Notice, put
 from fleetbeat_worker.store.sizes import file_size, table_sizes
 from fleetbeat_worker.tables import (
     Agent,
     Base,
     Event,
     Liveness,
+    NoticeKind,
+    NoticeState,
+    Notification,
     OutageRow,
     Pipeline,
     RejectedMessage,
@@ -157,6 +161,21 @@ def partitions(engine: Engine) -> set[str]:
         return set(connection.execute(query).scalars())
 
 
+def test_notifications_go_when_they_are_done_with(swept: Engine) -> None:
+    """Sent, dead and unrouted notifications go by their own age; one that waits stays, however old it is."""
+    for age in (21, 19):
+        for notice_state in NoticeState:
+            with writing(swept) as connection:
+                notice = Notice(NoticeKind.OUTAGE, f"{notice_state.value} {age}", {})
+                put(connection, [notice], to_milliseconds(days(age)))
+                of_it = update(Notification).where(Notification.key == notice.key)
+                connection.execute(of_it.values(state=notice_state.value))
+    settings = SETTINGS.model_copy(update={"notification_days": 20})
+    assert prune_all(swept, settings).removed["notifications"] == 3
+    left = keys(swept, Notification.key)
+    assert left == {"waiting 21", *(f"{notice_state.value} 19" for notice_state in NoticeState)}
+
+
 def test_old_rows_go_and_young_ones_stay(swept: Engine) -> None:
     """Each table loses what is older than its own age, and nothing else; a second run finds nothing to do."""
     put_heartbeats(swept, *(days(30.01 + number) for number in range(250)))
@@ -169,7 +188,14 @@ def test_old_rows_go_and_young_ones_stay(swept: Engine) -> None:
     put_session(swept, "old", ended_at=days(41))
     ended, live = put_session(swept, "ended", ended_at=days(39)), put_session(swept, "live", last_seen_at=days(300))
     report = prune_all(swept)
-    assert report.removed == {"heartbeats": 250, "events": 2, "rejected_messages": 1, "agents": 1, "outages": 0}
+    assert report.removed == {
+        "heartbeats": 250,
+        "events": 2,
+        "rejected_messages": 1,
+        "notifications": 0,
+        "agents": 1,
+        "outages": 0,
+    }
     assert report.finished
     assert stored_ids(swept) == sorted(young)
     assert [row.occurred_at for row in events(swept)] == [days(29)]

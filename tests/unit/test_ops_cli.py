@@ -25,7 +25,9 @@ if TYPE_CHECKING:
     from fakeredis import FakeRedis
     from sqlalchemy import Engine
 
-READERS = ["agents", "check", "dashboard", "db", "events", "maintenance", "queue", "rejected", "tasks"]
+READERS = [
+    *("agents", "check", "dashboard", "db", "events", "maintenance", "notifications", "queue", "rejected", "tasks")
+]
 
 
 @pytest.fixture
@@ -80,13 +82,15 @@ def test_every_command_has_an_example_and_json(path: tuple[str, ...]) -> None:
 
 
 def test_help_lists_everything_and_imports_nothing() -> None:
-    """The list of commands, and the dashboard's module, come without the libraries that only others need."""
+    """The list of commands, the dashboard and ingest come without the libraries that only others need."""
     code = (
         "import sys; from click.testing import CliRunner; from fleetbeat_worker.cli import main\n"
         "print(CliRunner().invoke(main, ['--help']).output)\n"
         "assert not {'rq', 'alembic', 'sqlalchemy', 'rich'} & set(sys.modules)\n"
         "import fleetbeat_worker.cli.dashboard\n"
         "assert not {'rq', 'alembic', 'croniter'} & set(sys.modules)\n"
+        "import fleetbeat_worker.jobs\n"
+        "assert not {'apprise', 'requests'} & set(sys.modules)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     for name, (_, text) in COMMANDS.items():

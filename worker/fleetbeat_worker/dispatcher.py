@@ -26,6 +26,7 @@ from fleetbeat_worker.eviction import eviction_warning
 from fleetbeat_worker.inbox import Demand, Inbox, is_missing
 from fleetbeat_worker.ingest import DATABASE_IS_BACK, Ingest
 from fleetbeat_worker.log import Complaint, logger
+from fleetbeat_worker.notify import are_due
 from fleetbeat_worker.queue_state import read_workers
 from fleetbeat_worker.sweep import sweep
 
@@ -51,6 +52,9 @@ PRUNE_SECONDS = 60.0
 PRUNE_AGAIN_SECONDS = 2.0
 """How soon a job goes on where the last one left old rows: a worker that is never idle has half a second for each."""
 PRUNE_TIMEOUT_SECONDS = 300
+NOTIFY_AGAIN_SECONDS = 2.0
+"""How soon another job sends notifications: what isn't sent by one is sent by the next."""
+NOTIFY_TIMEOUT_SECONDS = 100
 INGEST_TIMEOUT_SECONDS = 600
 """Beyond its slice: a job can wait long for a lock, but not for ever."""
 IDLE_WORKER_SECONDS = 25.0
@@ -77,6 +81,7 @@ class Dispatcher:
         self._old_rows = False
         self._look_for_old_rows_at = 0.0
         self._scale_at = 0.0
+        self._notify_at = 0.0
         self._redis_trouble = Complaint("redis", "dispatcher")
         self._full = Complaint("full", "dispatcher")
         self._database_trouble = Complaint("database", "dispatcher")
@@ -107,6 +112,7 @@ class Dispatcher:
             self._sweep_at = time.monotonic() + self._settings.sweep_seconds
         demand = self._demand()
         self._enqueue_prune(demand)
+        self._enqueue_notify()
         self._enqueue_ingest(demand)
         until_sweep = max(0.0, self._sweep_at - time.monotonic())
         if demand.readers or demand.undelivered or demand.pending:
@@ -163,6 +169,15 @@ class Dispatcher:
         self._pruned_at = now
         if not self._waiting("prune") and not self._started("prune"):
             self._enqueue(jobs.prune, f"prune-{time.time_ns() // 1_000_000}", PRUNE_TIMEOUT_SECONDS)
+
+    def _enqueue_notify(self) -> None:
+        now = time.monotonic()
+        if now < self._notify_at:
+            return
+        self._notify_at = now + RENEW_SECONDS
+        if are_due(self._client) and not self._waiting("notify") and not self._started("notify"):
+            self._enqueue(jobs.notify, f"notify-{time.time_ns() // 1_000_000}", NOTIFY_TIMEOUT_SECONDS)
+            self._notify_at = now + NOTIFY_AGAIN_SECONDS
 
     def _enqueue_ingest(self, demand: Demand) -> None:
         wanted = 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import accumulate
+from itertools import accumulate, product
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry
@@ -51,10 +51,10 @@ class _Snapshot(Collector):
 
 
 def _counter(counter: Counter, numbers: Sequence[float]) -> Metric:
-    labels = [counter.label] if counter.label else []
+    labels = [label for label in (counter.label, counter.second_label) if label]
     family = CounterMetricFamily(counter.name, counter.meaning, labels=labels)
-    for value, number in zip(counter.values, numbers, strict=True):
-        family.add_metric([value] if labels else [], number)
+    for values, number in zip(product(counter.values, counter.second_values), numbers, strict=True):
+        family.add_metric(values[: len(labels)], number)
     return family
 
 

@@ -23,6 +23,7 @@ from fleetbeat_shared.settings import Settings
 from fleetbeat_worker.database import open_engine
 from fleetbeat_worker.ingest import Ingest
 from fleetbeat_worker.log import Complaint
+from fleetbeat_worker.notify import announce, notify as run_notify, redis_now
 from fleetbeat_worker.prune import Cutoffs, prune as run_prune
 from fleetbeat_worker.sweep import sweep as run_sweep
 
@@ -42,6 +43,12 @@ PRUNE_UNDISTURBED_SECONDS = 0.5
 """For how long it lets others wait: a worker that is never idle would prune nothing otherwise."""
 OLD_ROWS_SECONDS = 600
 """How long it is known that old rows are left, if no job runs any more."""
+
+
+NOTIFY_SECONDS = 60.0
+"""How long one job sends at most. Those that it didn't come to are sent by the next one."""
+NOTIFY_UNDISTURBED_SECONDS = 2.0
+"""For how long it lets others wait, and as long again as what it sends at this moment takes."""
 
 
 class RefusedJob(FleetbeatError):
@@ -67,6 +74,7 @@ def sweep() -> None:
         complaint = Complaint("database", "sweep")
         try:
             run_sweep(client, engine, settings)
+            announce(client, engine)
         except DatabaseUnavailable as error:
             complaint.trouble(f"Verdicts wait: {error}")
         else:
@@ -83,7 +91,7 @@ def withdraw(client: Redis) -> None:
     """Take our waiting jobs out of the queue: whoever starts workers next enqueues others. Raises redis-py's errors."""
     queue = Queue(QUEUE, connection=client, serializer="json")
     for job_id in waiting_ids(client):
-        if job_id.startswith((b"ingest-", b"sweep-", b"prune-")):
+        if job_id.startswith((b"ingest-", b"sweep-", b"notify-", b"prune-")):
             queue.remove(job_id.decode())
             client.delete(Job.key_for(job_id.decode()))
 
@@ -114,12 +122,38 @@ def prune() -> None:
             complaint.over("The database can be used again; old rows go.")
 
 
+def notify() -> None:
+    """Send the notifications that are due, for a while, and until other work waits; the next one goes on."""
+    with _tools() as (settings, client, engine), _asked_to_stop() as asked:
+        complaint = Complaint("database", "notify")
+        started = time.monotonic()
+
+        def stop() -> bool:
+            worked = time.monotonic() - started
+            return asked() or worked >= NOTIFY_SECONDS or bool(worked >= NOTIFY_UNDISTURBED_SECONDS and _waits(client))
+
+        try:
+            run_notify(engine, settings.notify_urls, lambda: redis_now(client), stop)
+            announce(client, engine)
+        except DatabaseUnavailable as error:
+            complaint.trouble(f"Notifications wait: {error}")
+        else:
+            complaint.over("The database can be used again; notifications go on.")
+
+
+def _waits(client: Redis) -> bool:
+    try:
+        return bool(waiting_ids(client))
+    except RedisError:
+        return False  # then nobody can be waited for
+
+
 def refuse(why: str) -> None:
     """Stand in for a job that isn't ours, so that it fails where people look for failed jobs."""
     raise RefusedJob(why)
 
 
-OURS = {f"{function.__module__}.{function.__name__}" for function in (ingest, sweep, prune)}
+OURS = {f"{function.__module__}.{function.__name__}" for function in (ingest, sweep, notify, prune)}
 """What a job may name."""
 
 

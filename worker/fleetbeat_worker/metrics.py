@@ -14,21 +14,28 @@ from itertools import accumulate
 from fleetbeat_shared.liveness import State
 from fleetbeat_shared.messages import Reason
 from fleetbeat_worker.counters import Counters
+from fleetbeat_worker.tables import NoticeKind
 
 
 @dataclass(frozen=True, slots=True)
 class Counter:
-    """Something that is counted, by the values of one label or without any."""
+    """Something that is counted, by the values of one label, of two, or without any."""
 
     name: str
     meaning: str
     label: str | None = None
     values: tuple[str, ...] = ("",)
+    second_label: str | None = None
+    second_values: tuple[str, ...] = ("",)
 
     @property
     def width(self) -> int:
-        """How many numbers it takes."""
-        return len(self.values)
+        """How many numbers it takes: one for each value, or for each pair."""
+        return len(self.values) * len(self.second_values)
+
+    def place(self, value: str, second_value: str) -> int:
+        """Return which of them counts these values."""
+        return self.values.index(value) * len(self.second_values) + self.second_values.index(second_value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +99,14 @@ SWEEP_SECONDS = Histogram(
 )
 DEGRADED = Counter("fleetbeat_degraded_total", "How often an agent was flagged as degraded.")
 RECOVERED = Counter("fleetbeat_recovered_total", "How often a degraded agent was heard of again.")
+NOTIFICATIONS = Counter(
+    "fleetbeat_notifications_total",
+    "What came of notifications: sent, to be tried again after a failure, given up after a day, or for nobody.",
+    "kind",
+    tuple(kind.value for kind in NoticeKind),
+    "outcome",
+    ("sent", "retried", "dead", "unrouted"),
+)
 RESTARTS = Counter("fleetbeat_process_restarts_total", "Processes of the pool that ended and were started again.")
 
 COUNTED: tuple[Counter | Histogram, ...] = (
@@ -106,6 +121,7 @@ COUNTED: tuple[Counter | Histogram, ...] = (
     SWEEP_SECONDS,
     DEGRADED,
     RECOVERED,
+    NOTIFICATIONS,
     RESTARTS,
 )
 """What each pool counts for itself."""
@@ -127,8 +143,13 @@ AGENTS = Gauge(
 )
 LAST_SWEEP = Gauge("fleetbeat_last_sweep_timestamp_seconds", "When the last sweep was done, by Redis's clock.")
 WATERMARK = Gauge("fleetbeat_watermark_timestamp_seconds", "Up to when verdicts have been taken.")
+OUTBOX = Gauge("fleetbeat_unsent_notifications", "Notifications that aren't sent.", "state", ("waiting", "dead"))
+OLDEST_NOTICE = Gauge(
+    "fleetbeat_oldest_notification_timestamp_seconds",
+    "When the oldest notification was written that waits; absent if none does.",
+)
 
-GAUGES = (UP, BACKLOG, LAG_SECONDS, PENDING, LOST, JOBS, WORKERS, AGENTS, LAST_SWEEP, WATERMARK)
+GAUGES = (UP, BACKLOG, LAG_SECONDS, PENDING, LOST, JOBS, WORKERS, AGENTS, LAST_SWEEP, WATERMARK, OUTBOX, OLDEST_NOTICE)
 """What holds for the whole fleet, whichever pool is asked."""
 
 _ENDS = list(accumulate(metric.width for metric in COUNTED))
@@ -145,11 +166,11 @@ def keep_counters() -> Counters:
     return counters
 
 
-def count(counter: Counter, amount: float = 1, value: str = "") -> None:
-    """Add to a counter, under a value of its label. From the main thread only."""
+def count(counter: Counter, amount: float = 1, value: str = "", second_value: str = "") -> None:
+    """Add to a counter, under the values of its labels. From the main thread only."""
     counters = _counters.get()
     if counters is not None and amount:
-        counters.add(PLACES[counter.name] + counter.values.index(value), amount)
+        counters.add(PLACES[counter.name] + counter.place(value, second_value), amount)
 
 
 def observe(histogram: Histogram, measure: float) -> None:

@@ -48,6 +48,8 @@ class Cutoffs:
     history: datetime
     """Of heartbeats, events and outages."""
     rejected: datetime
+    notifications: datetime
+    """Of those that are done with; one that waits stays."""
     ended_sessions: datetime
     """Never later than `history`: a session stays as long as its heartbeats, which came before its end."""
 
@@ -66,9 +68,14 @@ class Cutoffs:
         if watermark is None:
             return None
         as_of = min(watermark, now)
-        days = (settings.retention_days, settings.rejected_days, settings.ended_session_days)
-        history, rejected, sessions = (as_of - (older_than or timedelta(days=number)) for number in days)
-        return cls(as_of, history, rejected, min(history, sessions))
+        days = (
+            settings.retention_days,
+            settings.rejected_days,
+            settings.notification_days,
+            settings.ended_session_days,
+        )
+        history, rejected, told, sessions = (as_of - (older_than or timedelta(days=number)) for number in days)
+        return cls(as_of, history, rejected, told, min(history, sessions))
 
     def steps(self) -> Iterator[tuple[Kind, datetime]]:
         """Yield what is removed row by row, in this order, each with its cutoff."""
@@ -77,6 +84,7 @@ class Cutoffs:
         yield retention.EVENTS, self.history
         yield retention.OUTAGES, self.history
         yield retention.REJECTED, self.rejected
+        yield retention.NOTIFICATIONS, self.notifications
         yield retention.SESSIONS, self.ended_sessions
 
 
@@ -85,7 +93,9 @@ class PruneReport:
     """What was removed, or what would be."""
 
     removed: dict[str, int] = field(
-        default_factory=lambda: dict.fromkeys(("heartbeats", "events", "rejected_messages", "agents", "outages"), 0)
+        default_factory=lambda: dict.fromkeys(
+            ("heartbeats", "events", "rejected_messages", "notifications", "agents", "outages"), 0
+        )
     )
     """Rows by table, without those in dropped partitions."""
     partitions: list[str] = field(default_factory=list)

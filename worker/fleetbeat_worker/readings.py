@@ -18,6 +18,7 @@ from fleetbeat_worker.database import open_engine, reading
 from fleetbeat_worker.log import logger
 from fleetbeat_worker.queue_state import read_queue
 from fleetbeat_worker.store.agents import count_states
+from fleetbeat_worker.store.notifications import read_outbox
 from fleetbeat_worker.store.pipeline import stored_pipeline
 
 if TYPE_CHECKING:
@@ -108,12 +109,17 @@ def read_sql(settings: Settings) -> Readings:
         with reading(engine) as connection:
             pipeline = stored_pipeline(connection)
             agents = count_states(connection)
+            outbox = read_outbox(connection)
     finally:
         engine.dispose()
-    readings: Readings = {metrics.AGENTS.name: {state: float(number) for state, number in agents.items()}}
+    readings: Readings = {
+        metrics.AGENTS.name: {state: float(number) for state, number in agents.items()},
+        metrics.OUTBOX.name: {"waiting": float(outbox.waiting), "dead": float(outbox.dead)},
+    }
     moments: dict[str, datetime | None] = {
         metrics.LAST_SWEEP.name: pipeline.last_sweep_at,
         metrics.WATERMARK.name: pipeline.watermark,
+        metrics.OLDEST_NOTICE.name: outbox.oldest_at,
     }
     for name, moment in moments.items():
         if moment is not None:

@@ -437,6 +437,8 @@ class Notification(Base):
     """One of `NoticeKind`."""
     created_at: Mapped[datetime]
     """Redis's time."""
+    expires_at: Mapped[datetime]
+    """A try that fails after this moment is the last one; a day after it was written, or asked for again."""
     session_id: Mapped[UUID | None]
     """Absent where the whole fleet is meant."""
     agent_name: Mapped[str | None]

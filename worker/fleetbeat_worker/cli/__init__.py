@@ -25,15 +25,16 @@ COMMANDS = {
     "check": ("check:check", "Say in one line and an exit status whether all is well."),
     "queue": ("queue:queue", "Show the inbox, the RQ jobs and the workers."),
     "rejected": ("rejected:rejected", "Look at messages that were set aside, and requeue them."),
+    "notifications": ("notifications:notifications", "Look at what people were told, and try whether telling works."),
     "worker": ("worker:worker", "Run workers and the dispatcher."),
-    "workers": ("workers:workers", "List the workers of all machines, and change how many there are."),
+    "workers": ("workers:workers", "List the workers on all machines, and scale their pools."),
     "sweep": ("sweep:sweep", "Look for silent agents now."),
     "acl": ("acl:acl", "Print the least rights that agents and workers need in Redis."),
     "db": ("db:db", "Upgrade, check, measure and prune the database."),
 }
 """Name to `module:attribute` in this package and a short help text, in the order of `--help`."""
 
-_EXTRAS = {"sqlalchemy", "alembic", "rq", "rich"}
+_EXTRAS = {"sqlalchemy", "alembic", "rq", "rich", "apprise"}
 
 
 class _Commands(click.Group):

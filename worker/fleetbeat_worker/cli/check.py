@@ -17,13 +17,17 @@ from fleetbeat_worker.cli.dashboard import maintenance_sentence
 from fleetbeat_worker.cli.exit_codes import BEHIND, DONE, REFUSED
 from fleetbeat_worker.cli.options import common_options, example, json_option, open_database, open_redis
 from fleetbeat_worker.cli.output import ago, counted, print_json
+from fleetbeat_worker.database import reading
 from fleetbeat_worker.eviction import eviction_warning
 from fleetbeat_worker.fleet import Selection, maintenance_json, read_fleet
+from fleetbeat_worker.routing import parse_targets
+from fleetbeat_worker.store.notifications import read_outbox
 
 if TYPE_CHECKING:
     from datetime import datetime
 
     from redis import Redis
+    from sqlalchemy import Engine
 
     from fleetbeat_shared.maintenance import Window
     from fleetbeat_shared.settings import Settings
@@ -67,7 +71,8 @@ def check(*, settings: Settings, agent_name: str | None, as_json: bool) -> None:
       1  some agent is degraded or can't be judged (with --agent: or no live agent has this name)
       3  the pipeline is behind or away, so that nothing is known; this wins over 1
 
-    A Redis that may throw queued messages away gets a warning on the error output, and changes no exit status.
+    A Redis that may throw queued messages away, and notifications that could not be sent for a day, get a warning on
+    the error output, and change no exit status.
     """  # noqa: D301 - \b is click's mark for lines that stay as they are
     verdict = _ask(settings, normalise_name(agent_name) if agent_name is not None else None)
     if as_json:
@@ -91,15 +96,17 @@ def check(*, settings: Settings, agent_name: str | None, as_json: bool) -> None:
 
 
 def _ask(settings: Settings, agent_name: str | None) -> Verdict:
+    parse_targets(settings.notify_urls)
     try:
         with open_database(settings) as engine, open_redis(settings) as client:
             view = read_fleet(settings, engine, client, Selection(agent_name=agent_name, count_missed=False))
-            warning = _warning(settings, client)
+            warnings = [_warning(settings, client), _untold(engine)]
     except SettingsError:
         raise
     except FleetbeatError as error:
         return Verdict("pipeline", BEHIND, f"PIPELINE: {clean(str(error))}")
-    return replace(judge(view, agent_name), warning=warning, maintenance=view.maintenance)
+    said = " ".join(filter(None, warnings)) or None
+    return replace(judge(view, agent_name), warning=said, maintenance=view.maintenance)
 
 
 def _warning(settings: Settings, client: Redis) -> str | None:
@@ -108,6 +115,14 @@ def _warning(settings: Settings, client: Redis) -> str | None:
             return eviction_warning(client)
     except RedisUnavailable:
         return None  # the verdict says so
+
+
+def _untold(engine: Engine) -> str | None:
+    with reading(engine) as connection:
+        dead = read_outbox(connection).dead
+    if not dead:
+        return None
+    return f"{counted(dead, 'notification')} could not be sent for a day: fleetbeat notifications list --state dead"
 
 
 def judge(view: FleetView, agent_name: str | None = None) -> Verdict:

@@ -10,9 +10,12 @@ from rich.text import Text
 
 from fleetbeat_shared.connection import redis_errors
 from fleetbeat_shared.durations import format_duration
-from fleetbeat_worker.cli.options import common_options, example, json_option, open_redis
+from fleetbeat_shared.errors import FleetbeatError, SettingsError
+from fleetbeat_worker.cli.options import common_options, example, json_option, open_database, open_redis
 from fleetbeat_worker.cli.output import ago, console, counted, plain_table, print_json, safe
+from fleetbeat_worker.database import reading
 from fleetbeat_worker.queue_state import read_queue
+from fleetbeat_worker.store.notifications import read_outbox
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -20,22 +23,39 @@ if TYPE_CHECKING:
 
     from fleetbeat_shared.settings import Settings
     from fleetbeat_worker.queue_state import QueueState
+    from fleetbeat_worker.store.notifications import Outbox
 
 
 @click.command(epilog=example("fleetbeat queue", "fleetbeat queue --json | jq .backlog"))
 @json_option
 @common_options
 def queue(*, settings: Settings, as_json: bool) -> None:
-    """Show the backlog, its oldest message, who holds how much of it, how fast it grows or shrinks, and who works."""
+    """Show the backlog, its oldest message, who holds how much of it, how fast it grows or shrinks, and who works.
+
+    Notifications that wait or are dead are in the database; without it they are not shown.
+    """
     with open_redis(settings) as client, redis_errors(settings.redis_url):
         state = read_queue(client)
+    outbox = _outbox(settings)
     if as_json:
-        print_json(state.to_json())
+        counts = None if outbox is None else {"waiting": outbox.waiting, "dead": outbox.dead}
+        print_json({**state.to_json(), "notifications": counts})
     else:
-        console().print(_text(state))
+        console().print(_text(state, outbox))
 
 
-def _text(state: QueueState) -> RenderableType:
+def _outbox(settings: Settings) -> Outbox | None:
+    """Return how full the outbox is; None if the database isn't there to tell."""
+    try:
+        with open_database(settings) as engine, reading(engine) as connection:
+            return read_outbox(connection)
+    except SettingsError:
+        raise
+    except FleetbeatError:
+        return None
+
+
+def _text(state: QueueState, outbox: Outbox | None) -> RenderableType:
     horizon = state.horizon
     lag = "unknown" if state.lag_seconds is None else format_duration(state.lag_seconds)
     parts: list[RenderableType] = [
@@ -54,6 +74,10 @@ def _text(state: QueueState) -> RenderableType:
         removed = f"{counted(state.lost, 'message')} removed unread; some agent trims the inbox: "
         hint = "fleetbeat events --type inbox_trimmed"
         parts.append(Text.assemble(("Lost     ", "bold"), (f"{removed}{hint}", "bold yellow")))
+    if outbox is not None and (outbox.waiting or outbox.dead):
+        dead = f"{outbox.dead:,} dead: fleetbeat notifications list --state dead" if outbox.dead else "none dead"
+        told = (f"{outbox.waiting:,} waiting, ", (dead, "bold yellow" if outbox.dead else ""))
+        parts.append(Text.assemble(("Notices  ", "bold"), *told))
     if not state.workers:
         hint = "fleetbeat workers scale 1" if state.pools else "fleetbeat worker"
         parts.append(Text.assemble(("Workers  ", "bold"), (f"none is running: {hint}", "bold yellow")))

@@ -11,7 +11,7 @@ import click
 
 from fleetbeat_shared.settings import DEFAULT_REDIS_PORT, Settings
 from fleetbeat_worker.cli.options import asked_to_stop, example, pool_options
-from fleetbeat_worker.cli.worker import LOOK_SECONDS, open_exporter, prepare_database
+from fleetbeat_worker.cli.worker import LOOK_SECONDS, check_notify_urls, open_exporter, prepare_database
 from fleetbeat_worker.embedded import DataDirectory, EmbeddedValkey, end_predecessor
 from fleetbeat_worker.log import set_up
 from fleetbeat_worker.pool import Pool
@@ -58,6 +58,7 @@ def up(*, data_dir: Path | None, port: int, workers: int, bounds: Bounds) -> Non
 
 
 def _run(settings: Settings, server: EmbeddedValkey, pool: Pool, asked: Callable[[], bool]) -> None:
+    check_notify_urls(settings)
     settings.export(os.environ)  # for the jobs, which read their settings where they run
     server.start()
     try:

@@ -16,6 +16,7 @@ from fleetbeat_worker.cli.options import asked_to_stop, common_options, example,
 from fleetbeat_worker.database import open_engine
 from fleetbeat_worker.inbox import Inbox
 from fleetbeat_worker.log import Complaint, logger, set_up
+from fleetbeat_worker.notify import notify, redis_now
 from fleetbeat_worker.pool import Pool
 from fleetbeat_worker.queue_state import count_workers
 from fleetbeat_worker.sweep import sweep
@@ -40,7 +41,7 @@ BURST_LOOK_SECONDS = 0.1
     )
 )
 @pool_options
-@click.option("--burst", is_flag=True, help="Store what is in the inbox now, sweep once, and exit.")
+@click.option("--burst", is_flag=True, help="Store what is in the inbox now, sweep once, send what is due, and exit.")
 @common_options
 @metrics_options
 def worker(*, settings: Settings, workers: int, bounds: Bounds, burst: bool) -> None:
@@ -52,6 +53,7 @@ def worker(*, settings: Settings, workers: int, bounds: Bounds, burst: bool) -> 
     set_up(settings.log_level)
     # A URL that is none of Redis's ends us here, with its name; each child would fail at it again and again.
     connect(settings.redis_url, timeout_seconds=jobs.WORKER_TIMEOUT_SECONDS).close()
+    check_notify_urls(settings)
     settings.export(os.environ)  # for the jobs, which read their settings where they run
     asked = asked_to_stop()
     exporter = open_exporter(settings)
@@ -60,6 +62,14 @@ def worker(*, settings: Settings, workers: int, bounds: Bounds, burst: bool) -> 
         logger.info("Workers run", extra={"workers": workers, "redis": place(settings.redis_url)})
         run_pool(settings, Pool(settings, workers, bounds, exporter), burst=burst, asked=asked)
         logger.info("Workers ended")
+
+
+def check_notify_urls(settings: Settings) -> None:
+    """Make sure that notifications can be sent where the settings say. Raises SettingsError."""
+    if settings.notify_urls.strip():
+        from fleetbeat_worker.sending import check_targets  # it brings Apprise, for who sends something
+
+        check_targets(settings.notify_urls)
 
 
 def open_exporter(settings: Settings) -> Exporter | None:
@@ -125,12 +135,14 @@ def _drained(settings: Settings) -> Callable[[], bool]:
 
 
 def _end_burst(settings: Settings) -> None:
-    """Sweep, and leave no job behind that the dispatcher enqueued in its last moments."""
+    """Sweep, tell people, and leave no job behind that the dispatcher enqueued in its last moments."""
     engine = open_engine(settings.sql_url)
     try:
         client = connect(settings.redis_url, timeout_seconds=jobs.WORKER_TIMEOUT_SECONDS)
         with closing(client), redis_errors(settings.redis_url):
             sweep(client, engine, settings)
+            while notify(engine, settings.notify_urls, lambda: redis_now(client)).sent:
+                pass  # a portion at a time
             if not count_workers(client):
                 jobs.withdraw(client)
     finally:

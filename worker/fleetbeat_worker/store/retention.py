@@ -17,6 +17,8 @@ from fleetbeat_worker.tables import (
     Agent,
     Event,
     Liveness,
+    NoticeState,
+    Notification,
     OutageRow,
     RejectedMessage,
     StoredHeartbeat,
@@ -37,6 +39,7 @@ _STRAYS: Table = StrayHeartbeat.__table__  # type: ignore[assignment] # as above
 _EVENTS: Table = Event.__table__  # type: ignore[assignment] # as above
 _REJECTED: Table = RejectedMessage.__table__  # type: ignore[assignment] # as above
 _OUTAGES: Table = OutageRow.__table__  # type: ignore[assignment] # as above
+_NOTIFICATIONS: Table = Notification.__table__  # type: ignore[assignment] # as above
 _AGENTS: Table = Agent.__table__  # type: ignore[assignment] # as above
 _LIVENESS: Table = Liveness.__table__  # type: ignore[assignment] # as above
 
@@ -201,4 +204,5 @@ HEARTBEATS = Kind("heartbeats", _due_heartbeats, _find_heartbeats, _remove_heart
 EVENTS = _by_time(_EVENTS.c.occurred_at)
 REJECTED = _by_time(_REJECTED.c.received_at)
 OUTAGES = _by_time(_OUTAGES.c.ended_at, _needed_by_nobody)
+NOTIFICATIONS = _by_time(_NOTIFICATIONS.c.created_at, lambda _: _NOTIFICATIONS.c.state != NoticeState.WAITING.value)
 SESSIONS = _by_time(_AGENTS.c.ended_at, _has_no_young_delegate, remove=_remove_sessions)

@@ -12,6 +12,7 @@ from fleetbeat_worker.tables import (
     Base,
     Event,
     Liveness,
+    Notification,
     OutageRow,
     RejectedMessage,
     StoredHeartbeat,
@@ -35,6 +36,7 @@ _TIMES: dict[str, Any] = {
     "tasks": Task.created_at,
     "rejected_messages": RejectedMessage.received_at,
     "outages": OutageRow.started_at,
+    "notifications": Notification.created_at,
 }
 """By which time a row is old or new."""
 

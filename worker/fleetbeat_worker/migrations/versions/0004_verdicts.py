@@ -83,6 +83,7 @@ def _create_notifications() -> None:
         sa.Column("key", sa.Text, nullable=False, unique=True),
         sa.Column("kind", sa.Text, nullable=False),
         sa.Column("created_at", Instant, nullable=False),
+        sa.Column("expires_at", Instant, nullable=False),
         sa.Column("session_id", Identifier),
         sa.Column("agent_name", sa.Text),
         sa.Column("project", sa.Text),

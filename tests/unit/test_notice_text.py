@@ -1,0 +1,154 @@
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from hypothesis import given, strategies as st
+
+from fleetbeat_worker.notice_text import Facts, Message, Mood, compose
+from fleetbeat_worker.tables import NoticeKind
+
+NOON = datetime(2026, 11, 26, 12, 0, tzinfo=UTC)
+AGENT = {
+    "since": "2026-11-26T11:57:55.123+00:00",
+    "deadline_at": "2026-11-26T11:59:00+00:00",
+    "watermark": "2026-11-26T12:00:00+00:00",
+    "interval_seconds": 30.0,
+    "grace_seconds": 5.0,
+    "missed_limit": 2,
+    "current_work": "index the archive",
+    "progress": "page 7 of 9",
+    "error": "disk full",
+    "silent_seconds": 125.0,
+    "changed_at": "2026-11-26T11:00:00+00:00",
+}
+INCIDENT = {
+    "agents": 412,
+    "live_agents": 800,
+    "first_silent_at": "2026-11-26T12:00:05+00:00",
+    "last_silent_at": "2026-11-26T12:00:20.900+00:00",
+    "names": [f"agent-{number}" for number in range(20)],
+    "back": 400,
+}
+
+
+def message(kind: NoticeKind, detail: dict[str, Any], name: str | None = "torv", late: float = 0) -> Message:
+    facts = Facts(kind, "the-key", name, "billing" if name else None, NOON, detail)
+    return compose(facts, NOON + timedelta(seconds=late))
+
+
+def test_a_degraded_agent_in_full() -> None:
+    """The message says who, since when, for how long, what it was doing, what it promised, and what tells more."""
+    told = message(NoticeKind.DEGRADED, AGENT)
+    assert told.title == "torv is degraded: silent since 2026-11-26 11:57:55 UTC"
+    assert told.mood is Mood.BAD
+    assert told.body.splitlines() == [
+        "Nothing was heard of it for 2m 5s.",
+        "It should beat every 30s; it may miss 2, and has 5s of grace. Its time was up at 2026-11-26 11:59:00 UTC.",
+        "Project: billing",
+        "Current work: index the archive",
+        "Last progress: page 7 of 9",
+        "Error: disk full",
+        "",
+        "Look: fleetbeat explain torv",
+        "Key: the-key",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("kind", "title"),
+    [
+        (NoticeKind.RECOVERED, "torv is back after 2m 5s of silence"),
+        (NoticeKind.REMINDER, "torv is still degraded, silent for 2m 5s"),
+        (NoticeKind.STUCK, "torv is stuck: nothing new since 2026-11-26 11:00:00 UTC"),
+        (NoticeKind.UNSTUCK, "torv goes on"),
+        (NoticeKind.FLAPPING, "torv is flapping"),
+        (NoticeKind.CALM, "torv is calm again"),
+        (NoticeKind.UNJUDGED, "torv can't be judged"),
+    ],
+)
+def test_titles_of_an_agents_changes(kind: NoticeKind, title: str) -> None:
+    """Each change of an agent has a title that says it, and the command that explains it."""
+    told = message(kind, AGENT)
+    assert told.title == title
+    assert "Look: fleetbeat explain torv" in told.body
+
+
+def test_an_incident() -> None:
+    """Many agents are told as one, with how many, of how many, when, and who."""
+    told = message(NoticeKind.INCIDENT, INCIDENT, None)
+    assert told.title == "412 of 800 agents went silent between 12:00:05 and 12:00:20"
+    assert "agent-19, and 392 more" in told.body
+    over = message(NoticeKind.INCIDENT_OVER, INCIDENT, None)
+    assert over.title == "400 of 412 agents that went silent together are back"
+    assert over.mood is Mood.GOOD
+
+
+def test_an_outage() -> None:
+    """An outage says from when to when, and that nobody is flagged for it."""
+    detail = {
+        "started_at": "2026-11-26T10:00:00+00:00",
+        "ended_at": "2026-11-26T11:00:00+00:00",
+        "seconds": 3600.0,
+        "deadlines_moved": 1200,
+    }
+    told = message(NoticeKind.OUTAGE, detail, None)
+    assert told.title == "Nobody watched the fleet for 1h"
+    assert "From 2026-11-26 10:00:00 UTC to 2026-11-26 11:00:00 UTC no sweep ran" in told.body
+    assert "1,200 deadlines were moved" in told.body
+
+
+def test_a_message_that_comes_late_says_so() -> None:
+    """What is sent an hour after the fact may be over by then; a try or two later it says nothing."""
+    assert "told 1h late" in message(NoticeKind.DEGRADED, AGENT, late=3600).body
+    assert "late" not in message(NoticeKind.DEGRADED, AGENT, late=30).body
+
+
+def test_a_schedule() -> None:
+    """An agent on a schedule is told by that."""
+    detail = {"schedule": "0 6 * * *", "time_zone": "Europe/Berlin", "missed_limit": 2}
+    assert "by the schedule 0 6 * * * (Europe/Berlin); it may miss 2." in message(NoticeKind.DEGRADED, detail).body
+
+
+@pytest.mark.parametrize("call", ["@everyone", "@here", "@channel", "<!channel>", "<@U123>", "@all"])
+def test_agents_call_nobody(call: str) -> None:
+    """What calls everybody in a chat is broken in an agent's name and texts."""
+    told = message(NoticeKind.DEGRADED, {"progress": f"done {call} now"}, f"bot {call}")
+    assert call not in told.title
+    assert call not in told.body.partition("Look:")[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "quoted"),
+    [("$(reboot)", "'$(reboot)'"), ("--help", "-- --help"), ("a b", "'a b'"), ("a';x", "'a'\"'\"';x'")],
+)
+def test_the_command_can_be_pasted(name: str, quoted: str) -> None:
+    """An agent's name in the command is quoted: no shell makes anything of it."""
+    assert f"Look: fleetbeat explain {quoted}\n" in message(NoticeKind.DEGRADED, {}, name).body
+
+
+def test_long_texts_are_cut() -> None:
+    """A text of an agent's is cut visibly."""
+    assert "x… (+700)" in message(NoticeKind.DEGRADED, {"summary": "x" * 1000}).body
+
+
+_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3),
+    max_leaves=4,
+)
+
+
+@given(
+    kind=st.sampled_from(list(NoticeKind)),
+    detail=st.dictionaries(st.sampled_from([*AGENT, *INCIDENT, "schedule", "seconds", "deadlines_moved"]), _JSON),
+    name=st.none() | st.text(max_size=20),
+)
+def test_any_detail_has_a_text(kind: NoticeKind, detail: dict[str, Any], name: str | None) -> None:
+    """Whatever the detail holds, there is a one-line title, and no line of the body but ours begins with Key."""
+    told = message(kind, detail, name)
+    assert told.title
+    assert "\n" not in told.title
+    keys = [line for line in told.body.splitlines() if line.startswith("Key:")]
+    assert keys == ["Key: the-key"]

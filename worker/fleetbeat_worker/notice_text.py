@@ -1,0 +1,283 @@
+"""What a notification says: a title and a body, made of the facts that were laid down with the change.
+
+Pure. Whatever came from an agent is one line, without anything that acts on a terminal, that calls people in a chat, or
+that is longer than a reader takes.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+
+from fleetbeat_shared.durations import format_duration
+from fleetbeat_shared.text import clean
+from fleetbeat_worker.tables import NoticeKind
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+LONGEST_TEXT = 300
+"""How many letters of a text of an agent's are told."""
+LONGEST_NAME = 128
+LONGEST_SECONDS = 1e10
+"""What is longer than three centuries is no duration."""
+NAMED = 20
+"""How many agents of an incident are named."""
+LATE_SECONDS = 60
+"""After this time a message says that it comes late."""
+
+_CALLS = re.compile(r"@(?=everyone|here|channel|all\b|room\b)|<(?=[!@#])", re.IGNORECASE)
+"""What calls everybody in Slack, Discord or Matrix."""
+
+
+class Mood(StrEnum):
+    """How a message looks where a receiver has colours or signs for it."""
+
+    BAD = "warning"
+    GOOD = "success"
+    PLAIN = "info"
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """A notification as it was laid down."""
+
+    kind: NoticeKind
+    key: str
+    agent_name: str | None
+    project: str | None
+    created_at: datetime
+    detail: Mapping[str, Any]
+
+    @property
+    def who(self) -> str:
+        """The agent's name, made harmless."""
+        return _told(self.agent_name, LONGEST_NAME) or "an agent"
+
+    def moment(self, name: str) -> datetime | None:
+        """Return a moment of the detail."""
+        try:
+            moment = datetime.fromisoformat(str(self.detail.get(name)))
+            return moment.astimezone(UTC) if moment.tzinfo else None
+        except (ValueError, OverflowError):
+            return None
+
+    def number(self, name: str) -> float | None:
+        """Return a number of the detail."""
+        value = self.detail.get(name)
+        return value if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+    def duration(self, name: str) -> str | None:
+        """Return a number of seconds as people say it."""
+        seconds = self.number(name)
+        return None if seconds is None or abs(seconds) > LONGEST_SECONDS else format_duration(round(seconds))
+
+    def count(self, name: str) -> str:
+        """Return a whole number of the detail."""
+        number = self.number(name)
+        return "some" if number is None else f"{int(number):,}"
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """What is sent."""
+
+    title: str
+    """One line."""
+    body: str
+    mood: Mood
+    key: str
+    """The same at each repetition."""
+    kind: str
+    """One of `NoticeKind`, or `test`."""
+    agent_name: str | None
+    project: str | None
+
+
+def compose(facts: Facts, now: datetime) -> Message:
+    """Return the message for a notification that is sent now."""
+    title, mood, lines = _KINDS[facts.kind](facts)
+    late = (now - facts.created_at).total_seconds()
+    parts = [line for line in lines if line]
+    if late >= LATE_SECONDS:
+        parts.append(f"This is told {format_duration(round(late))} late, and may be over: see how it stands now.")
+    parts += ["", f"Look: {_command(facts)}", f"Key: {clean(facts.key)}"]
+    return Message(
+        title=title,
+        body="\n".join(parts),
+        mood=mood,
+        key=facts.key,
+        kind=facts.kind.value,
+        agent_name=facts.agent_name,
+        project=facts.project,
+    )
+
+
+def trial(now: datetime) -> Message:
+    """Return a message that says that messages arrive."""
+    key = f"test:{int(now.timestamp() * 1000)}"
+    body = f"Messages of Fleetbeat arrive here. This one was asked for by fleetbeat notifications test.\n\nKey: {key}"
+    return Message("Fleetbeat: a test", body, Mood.PLAIN, key, "test", None, None)
+
+
+def _told(text: object, limit: int = LONGEST_TEXT) -> str:
+    """Return a text of an agent's as it may be told."""
+    harmless = _CALLS.sub(lambda found: f"{found[0]} ", clean(text)) if isinstance(text, str) else ""
+    return harmless if len(harmless) <= limit else f"{harmless[:limit].rstrip()}… (+{len(harmless) - limit})"
+
+
+def _at(moment: datetime | None) -> str:
+    return "an unknown time" if moment is None else f"{moment:%Y-%m-%d %H:%M:%S} UTC"
+
+
+def _command(facts: Facts) -> str:
+    """Return what tells more; a name is quoted, so that no shell makes anything of it."""
+    if facts.agent_name is None:
+        return "fleetbeat events --limit 20" if facts.kind is NoticeKind.OUTAGE else "fleetbeat dashboard"
+    name = clean(facts.agent_name)
+    return f"fleetbeat explain {'-- ' if name.startswith('-') else ''}{shlex.quote(name)}"
+
+
+def _doing(facts: Facts) -> Iterator[str]:
+    """Yield what an agent was doing, as far as it said."""
+    names = {
+        "current_work": "Current work",
+        "work_item_id": "Work item",
+        "status": "Status",
+        "progress": "Last progress",
+        "summary": "Summary",
+        "error": "Error",
+    }
+    yield f"Project: {_told(facts.project, LONGEST_NAME)}" if facts.project else ""
+    for name, title in names.items():
+        text = _told(facts.detail.get(name))
+        yield f"{title}: {text}" if text else ""
+
+
+def _promise(facts: Facts) -> str:
+    """Return what the agent promised, and when that was broken."""
+    schedule = _told(facts.detail.get("schedule"))
+    every = facts.duration("interval_seconds")
+    zone = _told(facts.detail.get("time_zone"))
+    if schedule:
+        promised = f"It should beat by the schedule {schedule}" + (f" ({zone})" if zone else "")
+    elif every:
+        promised = f"It should beat every {every}"
+    else:
+        return ""
+    missed, grace = facts.number("missed_limit"), facts.duration("grace_seconds")
+    allowed = f"; it may miss {int(missed):,}" if missed is not None else ""
+    allowed += f", and has {grace} of grace" if missed is not None and grace else ""
+    deadline = facts.moment("deadline_at")
+    return f"{promised}{allowed}." + (f" Its time was up at {_at(deadline)}." if deadline else "")
+
+
+_Told = tuple[str, Mood, list[str]]
+
+
+def _degraded(facts: Facts) -> _Told:
+    since = facts.moment("since")
+    silent = _silence(facts, since)
+    title = f"{facts.who} is degraded: silent since {_at(since)}"
+    return (
+        title,
+        Mood.BAD,
+        [f"Nothing was heard of it for {silent}." if silent else "", _promise(facts), *_doing(facts)],
+    )
+
+
+def _reminder(facts: Facts) -> _Told:
+    since = facts.moment("since")
+    silent = _silence(facts, since)
+    title = f"{facts.who} is still degraded" + (f", silent for {silent}" if silent else "")
+    return title, Mood.BAD, [f"It is silent since {_at(since)}.", _promise(facts), *_doing(facts)]
+
+
+def _silence(facts: Facts, since: datetime | None) -> str | None:
+    """Return how long it had been silent when that was found."""
+    if since is None:
+        return None
+    return format_duration(round(max(0.0, (facts.created_at - since).total_seconds())))
+
+
+def _recovered(facts: Facts) -> _Told:
+    silent = facts.duration("silent_seconds")
+    title = f"{facts.who} is back" + (f" after {silent} of silence" if silent else "")
+    return title, Mood.GOOD, [*_doing(facts)]
+
+
+def _stuck(facts: Facts) -> _Told:
+    title = f"{facts.who} is stuck: nothing new since {_at(facts.moment('changed_at'))}"
+    return title, Mood.BAD, ["It beats, but what it does doesn't change.", *_doing(facts)]
+
+
+def _unstuck(facts: Facts) -> _Told:
+    return f"{facts.who} goes on", Mood.GOOD, ["It does something else again.", *_doing(facts)]
+
+
+def _flapping(facts: Facts) -> _Told:
+    what = "It changes its state again and again. Its single changes are told no longer until it is calm."
+    return f"{facts.who} is flapping", Mood.BAD, [what, *_doing(facts)]
+
+
+def _calm(facts: Facts) -> _Told:
+    return f"{facts.who} is calm again", Mood.GOOD, ["Its changes are told again.", *_doing(facts)]
+
+
+def _incident(facts: Facts) -> _Told:
+    first, last = facts.moment("first_silent_at"), facts.moment("last_silent_at")
+    agents, live = facts.count("agents"), facts.count("live_agents")
+    if first is not None and last is not None:
+        span = f"between {first:%H:%M:%S} and {last:%H:%M:%S}"
+        day = f"On {first:%Y-%m-%d} (UTC). " if first.date() == last.date() else f"{_at(first)} to {_at(last)}. "
+    else:
+        span, day = "at once", ""
+    why = "So many at once point at what they share: a machine, a network, an account. They are told as one."
+    return f"{agents} of {live} agents went silent {span}", Mood.BAD, [f"{day}{why}", _names(facts)]
+
+
+def _incident_over(facts: Facts) -> _Told:
+    title = f"{facts.count('back')} of {facts.count('agents')} agents that went silent together are back"
+    return title, Mood.GOOD, [f"They went silent from {_at(facts.moment('first_silent_at'))} on.", _names(facts)]
+
+
+def _names(facts: Facts) -> str:
+    names = facts.detail.get("names")
+    if not isinstance(names, list) or not names:
+        return ""
+    shown = [_told(name, LONGEST_NAME) for name in names[:NAMED]]
+    more = int(facts.number("agents") or len(names)) - len(shown)
+    return f"Agents: {', '.join(shown)}" + (f", and {more:,} more" if more > 0 else "")
+
+
+def _outage(facts: Facts) -> _Told:
+    title = f"Nobody watched the fleet for {facts.duration('seconds') or 'some time'}"
+    moved = facts.number("deadlines_moved")
+    span = f"From {_at(facts.moment('started_at'))} to {_at(facts.moment('ended_at'))}"
+    why = f"{span} no sweep ran: the workers or Redis were away, or the machine slept."
+    spared = f"; {int(moved):,} deadlines were moved" if moved is not None else ""
+    return title, Mood.BAD, [why, f"No agent is flagged for that time{spared}."]
+
+
+def _unjudged(facts: Facts) -> _Told:
+    what = "Its row in the database can't be judged. It is left out until it changes; a new registration mends most."
+    return f"{facts.who} can't be judged", Mood.BAD, [what, *_doing(facts)]
+
+
+_KINDS: dict[NoticeKind, Callable[[Facts], _Told]] = {
+    NoticeKind.DEGRADED: _degraded,
+    NoticeKind.RECOVERED: _recovered,
+    NoticeKind.REMINDER: _reminder,
+    NoticeKind.STUCK: _stuck,
+    NoticeKind.UNSTUCK: _unstuck,
+    NoticeKind.FLAPPING: _flapping,
+    NoticeKind.CALM: _calm,
+    NoticeKind.INCIDENT: _incident,
+    NoticeKind.INCIDENT_OVER: _incident_over,
+    NoticeKind.OUTAGE: _outage,
+    NoticeKind.UNJUDGED: _unjudged,
+}
