@@ -303,7 +303,7 @@ class Batch:
         promised = message.model_dump(
             mode="json",
             exclude_none=True,
-            include={"interval_seconds", "schedule", "time_zone", "project", "work", "parent_id"},
+            include={"interval_seconds", "schedule", "time_zone", "grace_seconds", "project", "work", "parent_id"},
         )
         self._event(EventType.REGISTERED, received_at, agent, message_id=message.id, detail=promised)
         if not message.parallel:

@@ -120,9 +120,9 @@ def read_fleet(settings: Settings, engine: Engine, client: Redis, selection: Sel
     Raises DatabaseUnavailable.
     """
     selection = selection or Selection()
-    readings = _read_redis(settings, client)
+    readings = read_redis(settings, client)
     with reading(engine) as connection:
-        pipeline = _read_pipeline(settings, connection, *readings)
+        pipeline = read_pipeline(settings, connection, *readings)
         rows = sessions(
             connection,
             live=bool(selection.states & LIVE_STATES),
@@ -164,12 +164,12 @@ def read_agent(
 
     Raises DatabaseUnavailable.
     """
-    readings = _read_redis(settings, client)
+    readings = read_redis(settings, client)
     with reading(engine) as connection:
         row = session(connection, asked) if isinstance(asked, UUID) else newest_session(connection, asked)
         if row is None:
             return None
-        pipeline = _read_pipeline(settings, connection, *readings)
+        pipeline = read_pipeline(settings, connection, *readings)
         counted = count_tasks(connection, _stale_before(settings, pipeline), row.agent_name)
         tasks = counted.get(row.agent_name, TaskCounts())
         events = latest_events(connection, event_limit, session_id=row.session_id)
@@ -178,7 +178,8 @@ def read_agent(
     return AgentReport(pipeline, _view(row, state, judge.missed(row, state), tasks), tasks, events)
 
 
-def _read_redis(settings: Settings, client: Redis) -> tuple[Horizon | None, int | None, str | None]:
+def read_redis(settings: Settings, client: Redis) -> tuple[Horizon | None, int | None, str | None]:
+    """Return how far SQL can know and how many workers there are, or why Redis can't tell."""
     from fleetbeat_worker.inbox import Inbox
     from fleetbeat_worker.queue_state import count_workers
 
@@ -189,9 +190,10 @@ def _read_redis(settings: Settings, client: Redis) -> tuple[Horizon | None, int 
         return None, None, str(error)
 
 
-def _read_pipeline(
+def read_pipeline(
     settings: Settings, connection: Connection, horizon: Horizon | None, workers: int | None, away: str | None
 ) -> PipelineView:
+    """Return how far the pipeline is; what comes after the connection is what `read_redis` returns."""
     return view_pipeline(
         settings,
         stored_pipeline(connection),

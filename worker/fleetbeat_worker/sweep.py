@@ -127,7 +127,7 @@ def _decide(
         record_outage(connection, last.last_sweep_at, horizon.now)
     due = find_due(connection, watermark) if watermark is not None else []
     if watermark is not None:
-        flag(connection, due, watermark, horizon.now)
+        flag(connection, due, watermark, horizon.now, horizon.backlog)
     now = replace(last, watermark=watermark, last_sweep_at=horizon.now)
     if periodic:
         now = replace(now, sweep_seconds=settings.sweep_seconds)

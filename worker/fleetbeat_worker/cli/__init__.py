@@ -20,6 +20,8 @@ COMMANDS = {
     "dashboard": ("dashboard:dashboard", "Show every agent and the pipeline."),
     "agents": ("agents:agents", "List agents, or show one in full."),
     "events": ("events:events", "Show what changed, newest last."),
+    "explain": ("explain:explain", "Say why an agent is judged as it is, now or at a time of before."),
+    "backtest": ("backtest:backtest", "Say who would have been flagged under other settings."),
     "tasks": ("tasks:tasks", "Keep the work items of agents."),
     "check": ("check:check", "Say in one line and an exit status whether all is well."),
     "queue": ("queue:queue", "Show the inbox, the RQ jobs and the workers."),

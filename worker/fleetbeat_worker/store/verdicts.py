@@ -82,8 +82,11 @@ def find_due(connection: Connection, watermark: datetime) -> list[Due]:
     return [Due(*row) for row in connection.execute(query)]
 
 
-def flag(connection: Connection, due: Sequence[Due], watermark: datetime, now: datetime) -> None:
-    """Mark agents as degraded, each with one event. They are locked, so nobody else can have done it."""
+def flag(connection: Connection, due: Sequence[Due], watermark: datetime, now: datetime, backlog: int) -> None:
+    """Mark agents as degraded, each with one event. They are locked, so nobody else can have done it.
+
+    `backlog`: how many messages waited in the inbox, for who asks later how the pipeline was.
+    """
     rows = [(agent.session_id, State.DEGRADED.value, to_milliseconds(now)) for agent in due]
     columns = ("session_id", "state", "state_changed_at")
     bulk.update(connection, Liveness.__table__, columns, rows)  # type: ignore[arg-type] # a mapped class has a Table
@@ -97,6 +100,8 @@ def flag(connection: Connection, due: Sequence[Due], watermark: datetime, now: d
                 "deadline_at": agent.deadline_at.isoformat(),
                 "last_seen_at": agent.last_seen_at.isoformat() if agent.last_seen_at else None,
                 "watermark": watermark.isoformat(),
+                "swept_at": now.isoformat(),
+                "backlog": backlog,
             },
         }
         for agent in due
