@@ -17,6 +17,7 @@ from fleetbeat_shared.errors import RedisUnavailable
 from fleetbeat_shared.liveness import MISSED_COUNTED, Promise, State, missed_intervals, shown_state
 from fleetbeat_worker.database import reading
 from fleetbeat_worker.pipeline_view import PipelineView, view_pipeline
+from fleetbeat_worker.record import Record, read_record
 from fleetbeat_worker.store.agents import newest_session, session, sessions
 from fleetbeat_worker.store.events import latest_events
 from fleetbeat_worker.store.pipeline import stored_pipeline
@@ -155,6 +156,8 @@ class AgentReport:
     """As counted, whatever the agent reported."""
     events: Sequence[Row[Any]]
     """The session's last events, the newest last: rows of `events`."""
+    record: Record
+    """Of all sessions of the name, or of the one session that was asked for."""
 
 
 def read_agent(
@@ -173,9 +176,10 @@ def read_agent(
         counted = count_tasks(connection, _stale_before(settings, pipeline), row.agent_name)
         tasks = counted.get(row.agent_name, TaskCounts())
         events = latest_events(connection, event_limit, session_id=row.session_id)
+        record = read_record(connection, asked, pipeline.as_of or pipeline.now, event_limit)
     judge = _Judge(pipeline.as_of, settings.missed_intervals)
     state = judge.state(row)
-    return AgentReport(pipeline, _view(row, state, judge.missed(row, state), tasks), tasks, events)
+    return AgentReport(pipeline, _view(row, state, judge.missed(row, state), tasks), tasks, events, record)
 
 
 def read_redis(settings: Settings, client: Redis) -> tuple[Horizon | None, int | None, str | None]:

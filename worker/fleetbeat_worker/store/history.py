@@ -69,14 +69,14 @@ def changes(
     connection: Connection, session_ids: Collection[UUID], types: Collection[EventType] = OF_A_SESSION
 ) -> Sequence[Row[Any]]:
     """Return what changed for some sessions, in the order in which it did: rows of `events`."""
-    query = select(Event.id, Event.type, Event.occurred_at, Event.session_id, Event.detail)
+    query = select(Event.__table__)
     query = query.where(Event.session_id.in_(session_ids), Event.type.in_([kind.value for kind in types]))
     return connection.execute(query.order_by(Event.id)).all()
 
 
 def fleet_changes(connection: Connection, types: Collection[EventType]) -> Sequence[Row[Any]]:
     """Return what changed for the whole fleet, as `changes` does."""
-    query = select(Event.id, Event.type, Event.occurred_at, Event.session_id, Event.detail)
+    query = select(Event.__table__)
     query = query.where(Event.session_id.is_(None), Event.type.in_([kind.value for kind in types]))
     return connection.execute(query.order_by(Event.id)).all()
 
