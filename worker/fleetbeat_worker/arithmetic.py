@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from fleetbeat_shared.durations import format_duration
+from fleetbeat_shared.durations import format_duration, parse_duration
 from fleetbeat_shared.liveness import extend_over_outages
 from fleetbeat_shared.schedules import slots_after
 from fleetbeat_worker.column_types import from_milliseconds, to_milliseconds
@@ -60,21 +60,21 @@ class Arithmetic:
     def lines(self) -> list[str]:
         """Return it as people write a sum."""
         promise = self.promise
-        grace = f"{format_duration(promise.grace_seconds)} grace"
+        grace = f"{amount(promise.grace_seconds)} grace"
         first = f"{self.start.why} {exact(self.start.at)}"
         if promise.interval_seconds is not None:
-            first += f" + {self.missed_limit} x {format_duration(promise.interval_seconds)} + {grace}"
+            first += f" + {self.missed_limit} x {amount(promise.interval_seconds)} + {grace}"
         else:
             slots = ", ".join(f"{slot:%Y-%m-%d %H:%M}" for slot in self.slots)
             first += f"; slots after it: {slots}; + {grace}"
         lines = [f"{first} = {exact(self.base_at)}"]
         lines += [
-            f"+ {format_duration(move.seconds)} for the outage from {exact(move.started_at)} to {exact(move.ended_at)}"
+            f"+ {amount(move.seconds)} for the outage from {exact(move.started_at)} to {exact(move.ended_at)}"
             for move in self.moves
         ]
         if self.other_seconds:
             sign = "+" if self.other_seconds > 0 else "-"
-            lines.append(f"{sign} {format_duration(abs(self.other_seconds))} for what isn't stored any more")
+            lines.append(f"{sign} {amount(abs(self.other_seconds))} for what isn't stored any more")
         return lines if len(lines) == 1 else [*lines, f"= {exact(self.deadline_at)}"]
 
     def to_json(self) -> dict[str, Any]:
@@ -137,6 +137,12 @@ def _slots(promise: Promise, since: datetime, missed_limit: int) -> tuple[dateti
         return ()
     after = since + timedelta(seconds=promise.grace_seconds)
     return tuple(islice(slots_after(promise.schedule, promise.time_zone or "UTC", after), missed_limit))
+
+
+def amount(seconds: float) -> str:
+    """Return a duration without loss: in words if two units are enough, else in seconds: `6m`, `68.25s`."""
+    words = format_duration(seconds)
+    return words if parse_duration(words) == seconds else f"{seconds:.3f}".rstrip("0").rstrip(".") + "s"
 
 
 def exact(moment: datetime) -> str:

@@ -12,7 +12,8 @@ from rich.text import Text
 
 from fleetbeat_shared.durations import format_duration
 from fleetbeat_shared.identifiers import normalise_name
-from fleetbeat_worker.backtest import Trial, backtest as run_backtest
+from fleetbeat_worker.backtest import backtest as run_backtest
+from fleetbeat_worker.backtest_report import Trial
 from fleetbeat_worker.cli.moments import DurationType
 from fleetbeat_worker.cli.options import common_options, example, json_option, open_database
 from fleetbeat_worker.cli.output import console, counted, plain_table, print_json, safe, stamp
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from fleetbeat_shared.settings import Settings
-    from fleetbeat_worker.backtest import BacktestReport, Total
+    from fleetbeat_worker.backtest_report import BacktestReport, Total
 
 MOST_AGENTS = 50
 """How many agents the text lists, those with most flags first; `--json` has all."""

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from fleetbeat_shared.durations import format_duration
 from fleetbeat_shared.identifiers import normalise_name
-from fleetbeat_worker.arithmetic import exact
+from fleetbeat_worker.arithmetic import amount, exact
 from fleetbeat_worker.cli.dashboard import STYLES, missed_text
 from fleetbeat_worker.cli.moments import MomentType
 from fleetbeat_worker.cli.options import common_options, example, json_option, open_database, open_redis
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from fleetbeat_shared.settings import Settings
     from fleetbeat_shared.silences import Span
     from fleetbeat_worker.case import Beat
-    from fleetbeat_worker.explain import Explanation
+    from fleetbeat_worker.explanation import Explanation
 
 CLOCK_SECONDS = 5.0
 """By how much an agent's clock may be off before the table of heartbeats says so."""
@@ -121,9 +121,9 @@ def _as_of(found: Explanation) -> Text:
 
 def _promise(found: Explanation) -> Text:
     sum_of = found.arithmetic
-    limit = f"{format_duration(sum_of.promise.grace_seconds)} grace; degraded when {sum_of.missed_limit} are missed"
+    limit = f"{amount(sum_of.promise.grace_seconds)} grace; degraded when {sum_of.missed_limit} are missed"
     if sum_of.promise.interval_seconds is not None:
-        return Text(f"every {format_duration(sum_of.promise.interval_seconds)}, {limit}")
+        return Text(f"every {amount(sum_of.promise.interval_seconds)}, {limit}")
     return Text.assemble("at ", safe(sum_of.promise.schedule), " ", safe(sum_of.promise.time_zone), f", {limit}")
 
 
