@@ -47,7 +47,7 @@ def look(
     """Read the fleet some seconds after noon."""
     now = NOON + seconds(now_seconds)
     horizon = Horizon(now=now, watermark=now - seconds(lag_seconds), backlog=1 if lag_seconds else 0)
-    monkeypatch.setattr(fleet, "_read_redis", lambda *_: (horizon, 2, None))
+    monkeypatch.setattr(fleet, "read_redis", lambda *_: (horizon, 2, None))
     return read_fleet(Settings(), engine, None, Selection(**selection))
 
 

@@ -66,6 +66,7 @@ _TOLD = {
     "interval_seconds",
     "schedule",
     "time_zone",
+    "grace_seconds",
     "missed_intervals",
     "stuck_after",
     "project",

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
     from fleetbeat_shared.settings import Settings
+    from fleetbeat_worker.inbox import Horizon
     from fleetbeat_worker.store.notifications import Notice
     from fleetbeat_worker.store.pipeline import StoredPipeline
 
@@ -53,18 +54,18 @@ class Changes:
         return [notice.agent_name or "" for notice in self.told if notice.kind is kind]
 
 
-def make_changes(  # noqa: PLR0913, PLR0917 - what is known of the time
+def make_changes(
     connection: Connection,
     last: StoredPipeline,
     outage: tuple[datetime, datetime] | None,
-    watermark: datetime | None,
-    now: datetime,
+    horizon: Horizon,
     settings: Settings,
 ) -> tuple[Changes, StoredPipeline]:
     """Move deadlines over an outage, flag who is silent, find what else changed, and lay down what is told of it.
 
-    `last` is what the last sweep knew of the pipeline, `now` Redis's time. Return also what is known now.
+    `last` is what the last sweep knew of the pipeline, `horizon` how far this one knows. Return also what is known now.
     """
+    watermark, now = horizon.watermark, horizon.now
     notices = []
     degraded = []
     if outage is not None:
@@ -78,7 +79,7 @@ def make_changes(  # noqa: PLR0913, PLR0917 - what is known of the time
         if maintenance.cleared_at is not None:
             judged.due = spare(connection, judged.due, maintenance.cleared_at, watermark, settings.missed_intervals)
         degraded = [agent.agent_name for agent in judged.due]
-        notices += flag_silent(connection, judged.due, watermark, now, settings)
+        notices += flag_silent(connection, judged.due, watermark, now, horizon.backlog, settings)
         notices += find_reminders(connection, last.watermark, watermark, settings)
         calm, unjudged = find_calm(connection, now, settings, {agent.session_id for agent in judged.due})
         notices += calm

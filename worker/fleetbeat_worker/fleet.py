@@ -19,6 +19,7 @@ from fleetbeat_worker.database import reading
 from fleetbeat_worker.judging import Judge
 from fleetbeat_worker.maintenance import read_maintenance
 from fleetbeat_worker.pipeline_view import PipelineView, view_pipeline
+from fleetbeat_worker.record import Record, read_record
 from fleetbeat_worker.store.agents import newest_session, session, sessions
 from fleetbeat_worker.store.batches import read_outages
 from fleetbeat_worker.store.events import latest_events
@@ -147,9 +148,9 @@ def read_fleet(settings: Settings, engine: Engine, client: Redis, selection: Sel
     Raises DatabaseUnavailable.
     """
     selection = selection or Selection()
-    readings = _read_redis(settings, client)
+    readings = read_redis(settings, client)
     with reading(engine) as connection:
-        pipeline = _read_pipeline(settings, connection, *readings)
+        pipeline = read_pipeline(settings, connection, *readings)
         rows = sessions(
             connection,
             live=bool(selection.states & LIVE_STATES),
@@ -183,6 +184,8 @@ class AgentReport:
     """As counted, whatever the agent reported."""
     events: Sequence[Row[Any]]
     """The session's last events, the newest last: rows of `events`."""
+    record: Record
+    """Of all sessions of the name, or of the one session that was asked for."""
     maintenance: Window | None = None
 
 
@@ -193,21 +196,23 @@ def read_agent(
 
     Raises DatabaseUnavailable.
     """
-    readings = _read_redis(settings, client)
+    readings = read_redis(settings, client)
     with reading(engine) as connection:
         row = session(connection, asked) if isinstance(asked, UUID) else newest_session(connection, asked)
         if row is None:
             return None
-        pipeline = _read_pipeline(settings, connection, *readings)
+        pipeline = read_pipeline(settings, connection, *readings)
         counted = count_tasks(connection, _stale_before(settings, pipeline), row.agent_name)
         tasks = counted.get(row.agent_name, TaskCounts())
         events = latest_events(connection, event_limit, session_id=row.session_id)
         judge = _read_judge(connection, pipeline, settings.missed_intervals)
+        record = read_record(connection, asked, pipeline.as_of or pipeline.now, event_limit)
     view = _view(row, judge.state(row), judge, tasks)
-    return AgentReport(pipeline, view, tasks, events, judge.maintenance.running)
+    return AgentReport(pipeline, view, tasks, events, record, judge.maintenance.running)
 
 
-def _read_redis(settings: Settings, client: Redis) -> tuple[Horizon | None, int | None, str | None]:
+def read_redis(settings: Settings, client: Redis) -> tuple[Horizon | None, int | None, str | None]:
+    """Return how far SQL can know and how many workers there are, or why Redis can't tell."""
     from fleetbeat_worker.inbox import Inbox
     from fleetbeat_worker.queue_state import count_workers
 
@@ -218,9 +223,10 @@ def _read_redis(settings: Settings, client: Redis) -> tuple[Horizon | None, int 
         return None, None, str(error)
 
 
-def _read_pipeline(
+def read_pipeline(
     settings: Settings, connection: Connection, horizon: Horizon | None, workers: int | None, away: str | None
 ) -> PipelineView:
+    """Return how far the pipeline is; what comes after the connection is what `read_redis` returns."""
     return view_pipeline(
         settings,
         stored_pipeline(connection),

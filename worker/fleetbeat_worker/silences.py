@@ -83,12 +83,12 @@ def _fault(promise: Promise, now: datetime) -> str | None:
     return None
 
 
-def flag_silent(
-    connection: Connection, due: Sequence[Due], watermark: datetime, now: datetime, settings: Settings
+def flag_silent(  # noqa: PLR0913, PLR0917 - what the flags tell
+    connection: Connection, due: Sequence[Due], watermark: datetime, now: datetime, backlog: int, settings: Settings
 ) -> list[Notice]:
-    """Flag agents, and return what is told of it."""
+    """Flag agents, and return what is told of it; `backlog` is how many messages waited in the inbox."""
     incident_id, notices = find_incident(connection, due, now)
-    flag(connection, due, watermark, now, incident_id)
+    flag(connection, due, watermark, now, backlog=backlog, incident_id=incident_id)
     if incident_id is not None:
         return notices
     steady = [agent for agent in due if agent.flapping_at is None]

@@ -133,7 +133,7 @@ def _decide(
     interval = settings.sweep_seconds if periodic else max(settings.sweep_seconds, last.sweep_seconds or 0)
     gap = outage_between(last.last_sweep_at, horizon.now, interval)
     outage = (last.last_sweep_at, horizon.now) if gap is not None and last.last_sweep_at is not None else None
-    changes, last = make_changes(connection, last, outage, watermark, horizon.now, settings)
+    changes, last = make_changes(connection, last, outage, replace(horizon, watermark=watermark), settings)
     now = replace(last, watermark=watermark, last_sweep_at=horizon.now)
     if periodic:
         now = replace(now, sweep_seconds=settings.sweep_seconds)

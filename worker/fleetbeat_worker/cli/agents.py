@@ -28,6 +28,7 @@ from fleetbeat_worker.cli.events import event_json, events_table
 from fleetbeat_worker.cli.options import States, common_options, example, json_option, open_database, open_redis
 from fleetbeat_worker.cli.output import ago, console, facts_table, plain_table, print_json, safe, stamp
 from fleetbeat_worker.cli.pauses import pause, resume
+from fleetbeat_worker.cli.record import record_text, uptime_text
 from fleetbeat_worker.fleet import LIVE_STATES, AgentReport, Selection, maintenance_json, read_agent, read_fleet
 
 if TYPE_CHECKING:
@@ -124,6 +125,9 @@ def show_agent(*, settings: Settings, name_or_session: str, event_limit: int, as
                 "agent": report.agent.to_json(),
                 "tasks": {"open": report.tasks.open, "stale": report.tasks.stale},
                 "events": [event_json(event) for event in report.events],
+                "uptime": {period: found.to_json() for period, found in report.record.uptime.items()},
+                "silences": [silence.to_json() for silence in report.record.silences],
+                "state_changes": [event_json(event) for event in report.record.state_changes],
             }
         )
     else:
@@ -146,7 +150,7 @@ def _report_text(report: AgentReport) -> RenderableType:
     parts.append(facts_table({name: value for name, value in _facts(report).items() if value}))
     if report.events:
         parts += [Text(), events_table(report.events, report.pipeline.now, with_agent=False)]
-    return Group(*parts)
+    return Group(*parts, *record_text(report))
 
 
 def _facts(report: AgentReport) -> dict[str, Text]:
@@ -165,6 +169,7 @@ def _facts(report: AgentReport) -> dict[str, Text]:
         "last heard": moment(agent.last_seen_at) or Text("never"),
         "promise": _promise_fact(report),
         "deadline": Text() if agent.ended_at or agent.paused_at else moment(agent.deadline_at),
+        "uptime": uptime_text(report.record),
         "current work": safe(agent.current_work),
         "work item": safe(agent.work_item_id),
         "progress": safe(agent.progress),

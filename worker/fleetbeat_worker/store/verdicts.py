@@ -133,12 +133,19 @@ def _when_due(query: Select[Any], watermark: datetime) -> Select[Any]:
     return query.with_for_update(of=Liveness, skip_locked=True)  # SQLite, which has one writer, leaves that away
 
 
-def flag(
-    connection: Connection, due: Sequence[Due], watermark: datetime, now: datetime, incident_id: int | None = None
+def flag(  # noqa: PLR0913 - what the events say
+    connection: Connection,
+    due: Sequence[Due],
+    watermark: datetime,
+    now: datetime,
+    *,
+    backlog: int,
+    incident_id: int | None = None,
 ) -> None:
     """Mark agents as degraded, each with one event. They are locked, so nobody else can have done it.
 
-    `incident_id` is the incident that they went silent in; with None each is told by itself.
+    `backlog`: how many messages waited in the inbox, for who asks later how the pipeline was. `incident_id` is the
+    incident that they went silent in; with None each is told by itself.
     """
     rows = [(agent.session_id, State.DEGRADED.value, to_milliseconds(now)) for agent in due]
     columns = ("session_id", "state", "state_changed_at")
@@ -157,6 +164,8 @@ def flag(
                 "last_seen_at": agent.last_seen_at.isoformat() if agent.last_seen_at else None,
                 "watermark": watermark.isoformat(),
                 **of_incident,
+                "swept_at": now.isoformat(),
+                "backlog": backlog,
             },
         }
         for agent in due

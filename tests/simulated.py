@@ -1,0 +1,72 @@
+"""A fleet on a simulated clock, through the real batches and the real sweep."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+from fleetbeat_shared.messages import Deregister, Heartbeat, Register
+from fleetbeat_shared.settings import Settings
+from fleetbeat_worker import sweep as sweeping
+from fleetbeat_worker.account import Account
+from fleetbeat_worker.column_types import to_milliseconds
+from fleetbeat_worker.database import writing
+from fleetbeat_worker.inbox import Entry, Horizon
+from fleetbeat_worker.transactions import store_entries
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
+NOON = datetime(2026, 1, 31, 12, 0, tzinfo=UTC)
+
+
+def at(number: float) -> datetime:
+    """Return a moment, in seconds after noon."""
+    return NOON + timedelta(seconds=number)
+
+
+class Simulation:
+    """Sends messages and sweeps at given seconds after noon; `settings` are those of its workers."""
+
+    def __init__(self, engine: Engine, **settings: Any) -> None:
+        self.engine = engine
+        self.settings = Settings(**settings)
+        self._messages = 0
+
+    def register(self, name: str, when: float, session_id: UUID | None = None, **promise: Any) -> UUID:
+        """Register an agent, every 10 s with 1 s of grace unless something else is promised; return its session."""
+        promise = promise or {"interval_seconds": 10.0, "grace_seconds": 1.0}
+        session_id = session_id or self._new_id(when)
+        self._store(
+            Register(id=self._new_id(when), session_id=session_id, sent_at=at(when), agent_name=name, **promise),
+            when,
+        )
+        return session_id
+
+    def beat(self, session_id: UUID, when: float, *, waited: float = 0.0, clock_off: float = 0.0, **said: Any) -> None:
+        """Let a heartbeat arrive that waited for some seconds, of an agent whose clock is off by some."""
+        made = when - waited + clock_off
+        buffered = {"buffered_seconds": waited} if waited else {}
+        message = Heartbeat(id=self._new_id(made), session_id=session_id, sent_at=at(made), **buffered, **said)
+        self._store(message, when)
+
+    def end(self, session_id: UUID, when: float, **said: Any) -> None:
+        """Let an agent say goodbye."""
+        self._store(Deregister(id=self._new_id(when), session_id=session_id, sent_at=at(when), **said), when)
+
+    def sweep(self, when: float, *, watermark: float | None = None, backlog: int = 0) -> sweeping.SweepReport:
+        """Sweep, with workers that are behind if a watermark is given."""
+        horizon = Horizon(at(when), at(when if watermark is None else watermark), backlog)
+        with writing(self.engine) as connection:
+            return sweeping._decide(  # noqa: SLF001 - a sweep without Redis, at a time of ours
+                connection, horizon, Account(at(when), None, 0), self.settings, periodic=True
+            )
+
+    def _store(self, message: Register | Heartbeat | Deregister, when: float) -> None:
+        entry = Entry(f"{to_milliseconds(at(when))}-{self._messages}", message.to_wire())
+        store_entries(self.engine, [entry], at(when), self.settings)
+
+    def _new_id(self, when: float) -> UUID:
+        self._messages += 1
+        return UUID(int=to_milliseconds(at(when)) << 80 | 0x7 << 76 | 0b10 << 62 | self._messages)

@@ -1,0 +1,120 @@
+"""What is stored of one session, for who asks why it is judged as it is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from fleetbeat_shared.errors import FleetbeatError, UnknownSession
+from fleetbeat_worker.arithmetic import exact
+from fleetbeat_worker.column_types import from_milliseconds, to_milliseconds
+from fleetbeat_worker.history import WINDOWS, Change, changes_of, live_spans
+from fleetbeat_worker.store import history as store
+
+if TYPE_CHECKING:
+    from datetime import datetime
+    from uuid import UUID
+
+    from sqlalchemy import Connection, Row
+
+    from fleetbeat_shared.silences import Span
+
+HEARTBEATS_SHOWN = 10
+HEARTBEATS_READ = 500
+"""So many of the last ones are looked at for the newest sign: one that waited long may arrive after newer ones."""
+
+FIRST_LOOK = timedelta(hours=1)
+"""How far back heartbeats are looked for at first; then eight times as far, and so on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Beat:
+    """A heartbeat as it is explained."""
+
+    id: UUID
+    sent_at: datetime
+    """The agent's clock."""
+    received_at: datetime
+    seen_at: datetime
+    counted: bool
+    """Whether it was newer than those that had arrived before it: else it moved nothing."""
+
+    @property
+    def waited_seconds(self) -> float:
+        """How long it waited before it could be sent."""
+        return (self.received_at - self.seen_at).total_seconds()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the heartbeat as `--json` prints it."""
+        return {
+            "id": self.id,
+            "sent_at": self.sent_at,
+            "received_at": self.received_at,
+            "seen_at": self.seen_at,
+            "waited_seconds": round(self.waited_seconds, 3),
+            "moved_last_seen": self.counted,
+        }
+
+
+@dataclass(slots=True)
+class Case:
+    """What is stored of a session."""
+
+    row: Row[Any]
+    """Of `store.history.sessions_named`."""
+    changes: list[Change]
+    """All of them, in their order."""
+    windows: list[Change]
+    """When maintenance began and ended."""
+    outages: list[Span]
+    beats: list[Beat] = field(default_factory=list)
+    """The last heartbeats by the moment in question, the newest last."""
+
+    def life(self, moment: int) -> Span | None:
+        """Return when the session was last opened by a moment, and until when it was live; None if it wasn't yet."""
+        spans = live_spans(self.row, self.changes, max(moment, to_milliseconds(self.row.registered_at)))
+        return max((span for span in spans if span[0] <= moment), default=None)
+
+    def read_heartbeats(self, connection: Connection, until: datetime) -> None:
+        """Look for the last heartbeats received until a moment, farther and farther back."""
+        opened = min([from_milliseconds(change.at) for change in self.changes] + [self.row.registered_at])
+        around = until
+        if self.row.last_seen_at is not None and self.row.last_seen_at < until:
+            around = self.row.last_seen_at  # nothing newer is stored
+        span = FIRST_LOOK
+        while True:
+            since = around - span
+            found = store.heartbeats_of(connection, self.row.session_id, since, until, HEARTBEATS_READ)
+            if len(found) > HEARTBEATS_SHOWN or since < opened - timedelta(days=1):
+                break
+            span *= 8
+        newest: datetime | None = None
+        for row in found:
+            counted = newest is None or row.seen_at > newest
+            newest = row.seen_at if counted else newest
+            self.beats.append(Beat(row.id, row.sent_at, row.received_at, row.seen_at, counted))
+
+
+def read_case(connection: Connection, asked: str | UUID, moment: datetime) -> Case:
+    """Return what is stored of a session, or of that session of a name that was live at a moment, or the last before.
+
+    Raises UnknownSession; FleetbeatError when it wasn't registered by then.
+    """
+    rows = store.sessions_of(connection, asked)
+    if not rows:
+        message = f"No agent or session {str(asked)!r} was ever registered; see: fleetbeat agents list --all"
+        raise UnknownSession(message)
+    by_session: dict[UUID, list[Row[Any]]] = {row.session_id: [] for row in rows}
+    for event in store.changes(connection, list(by_session)):
+        by_session[event.session_id].append(event)
+    windows = changes_of(store.fleet_changes(connection, WINDOWS))
+    outages = store.outages(connection)
+    cases = [Case(row, changes_of(by_session[row.session_id]), windows, outages) for row in rows]
+    at = to_milliseconds(moment)
+    lives = [(life[1] >= at, life[0], number) for number, case in enumerate(cases) if (life := case.life(at))]
+    if not lives:
+        first = min([from_milliseconds(c.at) for case in cases for c in case.changes] + [r.registered_at for r in rows])
+        message = f"{asked} was not registered yet at {exact(moment)} UTC; it was at {exact(first)} UTC."
+        raise FleetbeatError(message)
+    return cases[max(lives)[2]]

@@ -1,0 +1,169 @@
+"""`fleetbeat backtest`: who would have been flagged under other settings."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.console import Group
+from rich.text import Text
+
+from fleetbeat_shared.durations import format_duration
+from fleetbeat_shared.identifiers import normalise_name
+from fleetbeat_worker.backtest import backtest as run_backtest
+from fleetbeat_worker.backtest_report import Trial
+from fleetbeat_worker.cli.moments import DurationType
+from fleetbeat_worker.cli.options import common_options, example, json_option, open_database
+from fleetbeat_worker.cli.output import console, counted, plain_table, print_json, safe, stamp
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from datetime import datetime, timedelta
+
+    from rich.console import RenderableType
+    from rich.table import Table
+
+    from fleetbeat_shared.settings import Settings
+    from fleetbeat_worker.backtest_report import BacktestReport, Total
+
+MOST_AGENTS = 50
+"""How many agents the text lists, those with most flags first; `--json` has all."""
+
+
+@click.command(
+    epilog=example(
+        "fleetbeat backtest --missed 3",
+        "fleetbeat backtest --grace 30s --since 24h --agent 'crawler-*'",
+    )
+)
+@click.option("--missed", type=click.IntRange(1, 100), help="How many intervals an agent may miss.")
+@click.option("--grace", type=DurationType(zero=True), help="How much later than promised a heartbeat may come.")
+@click.option("--interval", type=DurationType(), help="The interval of those that promised one.")
+@click.option("--since", type=DurationType(), default="7d", show_default=True, help="How far back.")
+@click.option("--agent", "agent_glob", metavar="GLOB", help="Only agents with such names: 'crawler-*'.")
+@click.option(
+    "--limit",
+    type=click.IntRange(0, 1_000_000),
+    default=20,
+    show_default=True,
+    help="How many silences to list, the latest.",
+)
+@json_option
+@common_options
+def backtest(  # noqa: PLR0913 - one parameter per option
+    *,
+    settings: Settings,
+    missed: int | None,
+    grace: timedelta | None,
+    interval: timedelta | None,
+    since: timedelta,
+    agent_glob: str | None,
+    limit: int,
+    as_json: bool,
+) -> None:
+    """Say who would have been flagged under other settings, beside who was.
+
+    The stored heartbeats are judged again, by the same rules. What isn't given stays as it is for each agent, so that
+    without options it tells what the settings of today would have done.
+    """
+    trial = Trial(
+        missed,
+        None if grace is None else grace.total_seconds(),
+        None if interval is None else interval.total_seconds(),
+    )
+    pattern = normalise_name(agent_glob) if agent_glob is not None else None
+    with open_database(settings) as engine, _progress(shown=not as_json) as advance:
+        report = run_backtest(engine, settings, trial, since=since, agent_glob=pattern, limit=limit, advance=advance)
+    if as_json:
+        print_json(_report_json(report))
+    else:
+        console().print(_report_text(report))
+
+
+@contextmanager
+def _progress(*, shown: bool) -> Iterator[Callable[[int, int], None]]:
+    """Show a bar on stderr if that is a terminal; yield what moves it."""
+    if not shown or not sys.stderr.isatty():
+        yield lambda _done, _of: None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("Judging sessions", total=None)
+        yield lambda done, of: progress.update(task, completed=done, total=of)
+
+
+def _report_json(report: BacktestReport) -> dict[str, Any]:
+    return {
+        "since": report.since,
+        "until": report.until,
+        "is_cut": report.is_cut,
+        "sessions": report.sessions,
+        "heartbeats": report.heartbeats,
+        "would_be": report.would.to_json(),
+        "was": report.was.to_json(),
+        "agents": [
+            {"agent_name": name, "would_be": would.to_json(), "was": was.to_json()}
+            for name, (would, was) in sorted(report.by_agent.items())
+        ],
+        "silences": [finding.to_json() for finding in report.findings],
+    }
+
+
+def _report_text(report: BacktestReport) -> RenderableType:
+    judged = f"{counted(report.heartbeats, 'heartbeat')} of {counted(report.sessions, 'session')}"
+    parts: list[RenderableType] = [Text(f"{judged}, from {stamp(report.since)} to {stamp(report.until)} UTC.")]
+    if report.is_cut:
+        parts.append(Text("What was before isn't stored (any more).", style="yellow"))
+    if not report.by_agent:
+        return Group(*parts, Text("Nobody would have been flagged, and nobody was."))
+    parts += [Text(), _agents_table(report)]
+    hidden = len(report.by_agent) - MOST_AGENTS
+    if hidden > 0:
+        parts.append(Text(f"… and {counted(hidden, 'more agent')}: --json has all.", style="dim"))
+    if report.findings:
+        parts += [Text(), _silences_table(report)]
+        left = max(report.would.flags, report.was.flags) - len(report.findings)
+        if left > 0:
+            parts.append(Text("Older silences: raise --limit.", style="dim"))
+    return Group(*parts)
+
+
+def _agents_table(report: BacktestReport) -> Table:
+    table = plain_table()
+    table.add_column("Agent", overflow="fold", max_width=40)
+    for header in ("Would be\nflagged", "\nfor", "Was\nflagged", "\nfor"):
+        table.add_column(header, no_wrap=True, justify="right")
+    ordered = sorted(report.by_agent.items(), key=lambda item: (-max(total.flags for total in item[1]), item[0]))
+    for name, (would, was) in ordered[:MOST_AGENTS]:
+        table.add_row(safe(name, "bold"), *_cells(would), *_cells(was))
+    table.add_row(Text("all"), *_cells(report.would), *_cells(report.was), style="bold")
+    return table
+
+
+def _cells(total: Total) -> tuple[str, str]:
+    return f"{total.flags:,}", format_duration(round(total.seconds)) if total.flags else ""
+
+
+def _silences_table(report: BacktestReport) -> Table:
+    table = plain_table()
+    table.add_column("Silent since (UTC)", no_wrap=True)
+    table.add_column("Agent", overflow="fold", max_width=24)
+    for header in ("Would be flagged", "Was flagged", "Until"):
+        table.add_column(header, no_wrap=True)
+    for finding in report.findings:
+        table.add_row(
+            stamp(finding.silent_since),
+            safe(finding.agent_name, "bold"),
+            _after(finding.silent_since, finding.would_at, "no"),
+            _after(finding.silent_since, finding.was_at, "no"),
+            _after(finding.silent_since, finding.ended_at, "still silent"),
+        )
+    return table
+
+
+def _after(since: datetime, moment: datetime | None, otherwise: str) -> str:
+    return otherwise if moment is None else f"after {format_duration((moment - since).total_seconds())}"

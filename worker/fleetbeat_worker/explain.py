@@ -1,0 +1,238 @@
+"""Why an agent is judged as it is: the verdict of now or of a moment before, and every fact behind it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from fleetbeat_shared.errors import FleetbeatError
+from fleetbeat_shared.liveness import State, missed_intervals, shown_state
+from fleetbeat_worker.arithmetic import Arithmetic, Start, exact, work_out
+from fleetbeat_worker.case import HEARTBEATS_SHOWN, Case, read_case
+from fleetbeat_worker.column_types import from_milliseconds, to_milliseconds
+from fleetbeat_worker.database import reading
+from fleetbeat_worker.explanation import Explanation, Flag
+from fleetbeat_worker.fleet import read_pipeline, read_redis
+from fleetbeat_worker.history import (
+    WINDOWS,
+    Change,
+    paused_spans,
+    promise_of,
+    promise_told,
+    spans_of,
+    told_silences,
+)
+from fleetbeat_worker.tables import EventType
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import datetime
+    from uuid import UUID
+
+    from redis import Redis
+    from sqlalchemy import Engine
+
+    from fleetbeat_shared.settings import Settings
+    from fleetbeat_shared.silences import Span
+    from fleetbeat_worker.pipeline_view import PipelineView
+
+
+def explain(
+    settings: Settings, engine: Engine, client: Redis, asked: str | UUID, at: datetime | None = None
+) -> Explanation:
+    """Explain the verdict on a session, or on that session of a name that is (or was) the one to judge.
+
+    `at`: a moment of before, explained by what is stored of it.
+
+    Raises DatabaseUnavailable; UnknownSession; FleetbeatError for a moment that lies ahead or before the registration.
+    """
+    readings = read_redis(settings, client)
+    with reading(engine) as connection:
+        pipeline = read_pipeline(settings, connection, *readings)
+        if at is not None and at > pipeline.now:
+            message = f"{exact(at)} UTC lies ahead; only what was and what is can be explained."
+            raise FleetbeatError(message)
+        case = read_case(connection, asked, at or pipeline.now)
+        as_of = pipeline.as_of or pipeline.now
+        if at is not None:
+            unwatched = _unwatched(case.outages, at)
+            # As it was shown then: of the moment after which nobody watched.
+            as_of = from_milliseconds(unwatched[0]) if unwatched else min(at, as_of)
+        case.read_heartbeats(connection, pipeline.now if at is None else as_of)
+    return _Judge(settings, case, pipeline, at, as_of).explanation()
+
+
+def _unwatched(outages: Sequence[Span], moment: datetime) -> Span | None:
+    """Return the outage that a moment lies in."""
+    at = to_milliseconds(moment)
+    return next((span for span in outages if span[0] < at < span[1]), None)
+
+
+@dataclass(slots=True)
+class _Judge:
+    """Judges a case: as of now by the session's row, as of before by what is stored of that time."""
+
+    settings: Settings
+    case: Case
+    pipeline: PipelineView
+    at: datetime | None
+    as_of: datetime
+    notes: list[str] = field(default_factory=list)
+
+    def explanation(self) -> Explanation:
+        """Return the verdict with its facts."""
+        now = to_milliseconds(self.as_of)
+        past = [change for change in self.case.changes if change.at <= now] if self.at else self.case.changes
+        windows = [change for change in self.case.windows if change.at <= now]
+        arithmetic = self._arithmetic(past, windows, now)
+        stored, since = self._state_now() if self.at is None else self._state_then(past, arithmetic, now)
+        missed = missed_intervals(
+            arithmetic.promise, arithmetic.start.at, arithmetic.deadline_at, self.as_of, arithmetic.missed_limit
+        )
+        state = shown_state(stored, missed)
+        beats = tuple(self.case.beats[-HEARTBEATS_SHOWN:])
+        shown_from = to_milliseconds(min([beat.received_at for beat in beats] + [arithmetic.start.at]))
+        text, next_at = self._next(state, arithmetic, in_maintenance=_is_open(windows, WINDOWS))
+        self._tell_what_is_gone(past)
+        return Explanation(
+            agent_name=self.case.row.agent_name,
+            session_id=self.case.row.session_id,
+            state=state,
+            state_since=arithmetic.late_at if state is State.LATE else since,
+            asked_at=self.at,
+            as_of=self.as_of,
+            held=self._held(),
+            pipeline=self.pipeline if self.at is None else None,
+            missed=0 if state in {State.ENDED, State.PAUSED} else missed,
+            arithmetic=arithmetic,
+            flag=_last_flag(past) if state is State.DEGRADED else None,
+            heartbeats=beats,
+            pauses=_since(paused_spans(self.case.row, past, now), shown_from),
+            maintenance=_since(spans_of(windows, *WINDOWS, now), shown_from),
+            outages=_since([span for span in self.case.outages if span[1] <= now], shown_from),
+            next=text,
+            next_at=next_at,
+            notes=tuple(self.notes),
+        )
+
+    def _arithmetic(self, past: Sequence[Change], windows: Sequence[Change], now: int) -> Arithmetic:
+        row = self.case.row
+        promise, limit = promise_of(row), row.missed_limit
+        seen_at, opened_at, resumed_at = row.last_seen_at, row.registered_at, row.resumed_at
+        if self.at is not None:
+            seen_at = max((beat.seen_at for beat in self.case.beats), default=None)
+            life = self.case.life(now)
+            opened_at = from_milliseconds(life[0]) if life else row.registered_at
+            resumed_at = _last(past, EventType.RESUMED)
+            told = [change.detail for change in past if change.kind is EventType.REGISTERED]
+            if told:
+                promise, limit = promise_told(told[-1], promise), told[-1].get("missed_intervals", limit)
+        starts = [
+            Start(moment, why)
+            for moment, why in (
+                (opened_at, "registration"),
+                (resumed_at, "end of the pause"),
+                (_last(windows, EventType.MAINTENANCE_OVER), "end of maintenance"),
+                (seen_at, "last heartbeat"),
+            )
+            if moment is not None
+        ]
+        start = max(reversed(starts), key=lambda start: start.at)
+        # What SQL has decides; but a sweep gives an agent the time after maintenance only when it is due.
+        stored = row.deadline_at if self.at is None and start.why != "end of maintenance" else None
+        outages = [span for span in self.case.outages if span[1] <= now]
+        return work_out(start, promise, limit or self.settings.missed_intervals, outages, stored)
+
+    def _state_now(self) -> tuple[State, datetime]:
+        return State(self.case.row.state), self.case.row.state_changed_at
+
+    def _state_then(self, past: Sequence[Change], arithmetic: Arithmetic, now: int) -> tuple[State, datetime | None]:
+        """Return the state of before, as the events tell it, and since when."""
+        life = self.case.life(now)
+        if life is not None and life[1] < now:
+            return State.ENDED, from_milliseconds(life[1])
+        flag = _last_flag(past)
+        silences = told_silences(self.case.row, past)
+        if silences and silences[-1].ended_at is None and silences[-1].flagged_at <= now:
+            return State.DEGRADED, flag.flagged_at if flag else from_milliseconds(silences[-1].flagged_at)
+        if _is_open(past, (EventType.PAUSED, EventType.RESUMED)):
+            return State.PAUSED, _last(past, EventType.PAUSED)
+        if arithmetic.deadline_at < self.as_of:
+            self._tell_of_delay(arithmetic.deadline_at)
+        if arithmetic.start.why == "registration":
+            return State.PENDING, arithmetic.start.at
+        return State.OK, _last(past, EventType.RECOVERED) or _last(past, EventType.RESUMED)
+
+    def _tell_of_delay(self, deadline_at: datetime) -> None:
+        text = "Its deadline had passed, and no sweep had flagged it yet"
+        later = (change for change in self.case.changes if change.at > to_milliseconds(self.as_of))
+        flag = next((change for change in later if change.kind is EventType.DEGRADED), None)
+        if flag is not None and flag.detail.get("deadline_at") == deadline_at.isoformat():
+            text += f"; one did at {exact(from_milliseconds(flag.at))}"
+        self.notes.append(text + ".")
+
+    def _held(self) -> bool:
+        if self.at is None:
+            return self.pipeline.held
+        unwatched = _unwatched(self.case.outages, self.at)
+        if unwatched is not None:
+            start, end = (exact(from_milliseconds(moment)) for moment in unwatched)
+            self.notes.append(f"Nobody watched from {start} to {end}, so nothing was judged at that time.")
+        elif self.as_of < self.at:
+            self.notes.append(f"Nothing is known of after {exact(self.as_of)}: the pipeline is behind.")
+        return self.as_of < self.at
+
+    def _next(self, state: State, arithmetic: Arithmetic, *, in_maintenance: bool) -> tuple[str, datetime | None]:
+        """Return what would change the verdict next, and when."""
+        if state is State.ENDED:
+            return "nothing is expected of it; a new registration opens it again", None
+        if state is State.PAUSED:
+            until = self.case.row.paused_until if self.at is None else None
+            when = f"at {exact(until)}" if until else "when somebody does it (fleetbeat agents resume)"
+            return f"resumed {when}; its clock starts anew then", until
+        if state is State.DEGRADED:
+            return "ok again with the next heartbeat that is recent enough", None
+        if in_maintenance:
+            return "nothing until maintenance ends; its clock starts anew then", None
+        return self._next_missed(state, arithmetic)
+
+    def _next_missed(self, state: State, arithmetic: Arithmetic) -> tuple[str, datetime | None]:
+        due = arithmetic.deadline_at
+        if due < self.as_of:
+            return f"degraded at the next sweep: its deadline was {exact(due)}", due
+        text = f"degraded at {exact(due)} unless a heartbeat comes"
+        if state is State.OK and self.as_of < arithmetic.late_at < due:
+            return f"late at {exact(arithmetic.late_at)}, {text}", arithmetic.late_at
+        return text, due
+
+    def _tell_what_is_gone(self, past: Sequence[Change]) -> None:
+        days = self.settings.retention_days
+        if not any(change.kind is EventType.REGISTERED for change in past):
+            self.notes.append(
+                f"The event of its registration isn't stored (events are kept for {days} days), "
+                "so its promise is taken to be the one of now."
+            )
+        seen_at = self.case.row.last_seen_at
+        gone_before = self.pipeline.now - timedelta(days=days)
+        if not self.case.beats and seen_at is not None and (seen_at <= self.as_of or self.as_of < gone_before):
+            self.notes.append(f"No heartbeat of that time is stored (they are kept for {days} days).")
+
+
+def _last_flag(changes: Sequence[Change]) -> Flag | None:
+    flags = [change for change in changes if change.kind is EventType.DEGRADED]
+    return Flag(from_milliseconds(flags[-1].at), flags[-1].detail) if flags else None
+
+
+def _last(changes: Sequence[Change], kind: EventType) -> datetime | None:
+    return max((from_milliseconds(change.at) for change in changes if change.kind is kind), default=None)
+
+
+def _is_open(changes: Sequence[Change], kinds: tuple[EventType, EventType]) -> bool:
+    """Return whether the last change of two kinds, of which one opens and the other closes, is the one that opens."""
+    found = [change.kind for change in changes if change.kind in kinds]
+    return bool(found) and found[-1] is kinds[0]
+
+
+def _since(spans: Sequence[Span], moment: int) -> tuple[Span, ...]:
+    return tuple(span for span in spans if span[1] >= moment)

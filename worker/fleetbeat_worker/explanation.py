@@ -1,0 +1,88 @@
+"""An explanation: a verdict with the facts behind it, as `fleetbeat explain` shows them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from fleetbeat_worker.column_types import from_milliseconds
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import datetime
+    from uuid import UUID
+
+    from fleetbeat_shared.liveness import State
+    from fleetbeat_shared.silences import Span
+    from fleetbeat_worker.arithmetic import Arithmetic
+    from fleetbeat_worker.case import Beat
+    from fleetbeat_worker.pipeline_view import PipelineView
+
+
+@dataclass(frozen=True, slots=True)
+class Flag:
+    """The sweep that flagged the agent, as its event tells."""
+
+    flagged_at: datetime
+    detail: dict[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the flag as `--json` prints it."""
+        return {"flagged_at": self.flagged_at, **self.detail}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Explanation:
+    """A verdict and the facts behind it."""
+
+    agent_name: str
+    session_id: UUID
+    state: State
+    state_since: datetime | None
+    """None where nothing stored tells."""
+    asked_at: datetime | None
+    """The moment of before that was asked for; None: now."""
+    as_of: datetime
+    held: bool
+    pipeline: PipelineView | None
+    """How the pipeline is; None for a moment of before, of which nobody wrote that down."""
+    missed: int
+    arithmetic: Arithmetic
+    flag: Flag | None
+    heartbeats: tuple[Beat, ...]
+    pauses: tuple[Span, ...]
+    maintenance: tuple[Span, ...]
+    outages: tuple[Span, ...]
+    next: str
+    """What would change the verdict next, and when."""
+    next_at: datetime | None
+    notes: tuple[str, ...] = ()
+    """What can't be known, and why."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the explanation as `--json` prints it."""
+        return {
+            "agent_name": self.agent_name,
+            "session_id": self.session_id,
+            "asked_at": self.asked_at,
+            "as_of": self.as_of,
+            "verdict": {
+                "state": self.state,
+                "since": self.state_since,
+                "confidence": "held" if self.held else "current",
+                "missed_intervals": self.missed,
+            },
+            "deadline": self.arithmetic.to_json(),
+            "flagged_by": self.flag.to_json() if self.flag else None,
+            "next": {"text": self.next, "at": self.next_at},
+            "heartbeats": [beat.to_json() for beat in self.heartbeats],
+            "pauses": _spans_json(self.pauses),
+            "maintenance": _spans_json(self.maintenance),
+            "outages": _spans_json(self.outages),
+            "pipeline": self.pipeline.to_json() if self.pipeline else None,
+            "notes": list(self.notes),
+        }
+
+
+def _spans_json(spans: Sequence[Span]) -> list[dict[str, datetime]]:
+    return [{"started_at": from_milliseconds(start), "ended_at": from_milliseconds(end)} for start, end in spans]

@@ -1,0 +1,172 @@
+"""What became of sessions, from what is stored: when they were live, paused and degraded, and what they had promised.
+
+Pure: rows of `store.history` come in. Every moment is an integer of milliseconds since 1970.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from functools import lru_cache
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from fleetbeat_shared.liveness import (
+    Promise,
+    State,
+    allowed_silence_seconds,
+    deadline,
+    default_grace_seconds,
+    extend_over_outages,
+)
+from fleetbeat_shared.silences import Silence
+from fleetbeat_worker.column_types import from_milliseconds, to_milliseconds
+from fleetbeat_worker.tables import EventType
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from sqlalchemy import Row
+
+    from fleetbeat_shared.silences import Span
+
+WINDOWS = (EventType.MAINTENANCE, EventType.MAINTENANCE_OVER)
+"""How maintenance begins and ends."""
+
+_BREAKS_A_SILENCE = frozenset({EventType.RECOVERED, EventType.DEREGISTERED, EventType.PAUSED})
+
+
+class DeadlineRule:
+    """When a session with a promise becomes degraded; the rules themselves are in `fleetbeat_shared.liveness`."""
+
+    def __init__(self, promise: Promise, missed_limit: int, outages: Sequence[Span]) -> None:
+        allowed = allowed_silence_seconds(promise, missed_limit)
+        self._allowed = None if allowed is None else round(allowed * 1000)
+        self._promise = promise
+        self._missed_limit = missed_limit
+        self._outages = outages
+        self._ends = [ended_at for _, ended_at in outages]
+        self.least = self._allowed or 0
+
+    def base(self, since: int) -> int:
+        """Return the deadline as if there had been no outage."""
+        if self._allowed is not None:
+            return since + self._allowed
+        return _scheduled(self._promise, since, self._missed_limit)
+
+    def __call__(self, since: int) -> int:
+        """Return the deadline of a session that is silent since a moment."""
+        first = bisect_right(self._ends, since)
+        return extend_over_outages(self.base(since), since, islice(self._outages, first, None))
+
+
+def _scheduled(promise: Promise, since: int, missed_limit: int) -> int:
+    # Slots are at whole minutes, so all of one minute have the same next one: finding it takes croniter 0.1 ms.
+    grace = timedelta(seconds=promise.grace_seconds)
+    moment = (from_milliseconds(since) + grace).replace(second=0, microsecond=0)
+    return _scheduled_after(promise, moment, missed_limit)
+
+
+@lru_cache(maxsize=16_384)
+def _scheduled_after(promise: Promise, moment: datetime, missed_limit: int) -> int:
+    grace = timedelta(seconds=promise.grace_seconds)
+    return to_milliseconds(deadline(promise, moment - grace, missed_limit))
+
+
+def promise_of(row: Row[Any]) -> Promise:
+    """Return what a session promised last, of its row in `liveness`."""
+    return Promise(row.interval_seconds, row.schedule, row.time_zone, row.grace_seconds)
+
+
+def promise_told(detail: dict[str, Any], now: Promise) -> Promise:
+    """Return what the event of a registration says was promised; `now` is what the session promised last.
+
+    Events of older versions don't say the grace: it is taken to be today's, if the promise is.
+    """
+    told = Promise(detail.get("interval_seconds"), detail.get("schedule"), detail.get("time_zone"), now.grace_seconds)
+    if told.schedule is not None and told.time_zone is None:
+        told = replace(told, time_zone="UTC")
+    grace = detail.get("grace_seconds")
+    if grace is None and told != now:
+        grace = default_grace_seconds(told.interval_seconds)
+    return told if grace is None else replace(told, grace_seconds=grace)
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """Something that changed for a session."""
+
+    at: int
+    kind: EventType
+    detail: dict[str, Any] = field(default_factory=dict)
+
+
+def changes_of(rows: Iterable[Row[Any]]) -> list[Change]:
+    """Return rows of `events` as changes, in their order."""
+    return [Change(to_milliseconds(row.occurred_at), EventType(row.type), row.detail or {}) for row in rows]
+
+
+def told_silences(session: Row[Any], changes: Iterable[Change]) -> list[Silence]:
+    """Return when a session was degraded, as events tell it.
+
+    `session`: its row, for what no event tells any more.
+    """
+    found: list[Silence] = []
+    registered_at = to_milliseconds(session.registered_at)
+    for change in changes:
+        if change.kind is EventType.REGISTERED:
+            registered_at = change.at
+        elif change.kind is EventType.DEGRADED:
+            deadline_at = _moment(change.detail, "deadline_at", change.at)
+            since = _moment(change.detail, "since", _moment(change.detail, "last_seen_at", registered_at))
+            found.append(Silence(min(since, deadline_at), deadline_at))
+        elif change.kind in _BREAKS_A_SILENCE and found and found[-1].ended_at is None:
+            found[-1].ended_at = max(change.at, found[-1].flagged_at)
+    if not found and session.state == State.DEGRADED:
+        flagged_at = to_milliseconds(session.state_changed_at)
+        seen_at = session.last_seen_at or session.registered_at
+        found.append(Silence(min(flagged_at, to_milliseconds(seen_at)), flagged_at))
+    return found
+
+
+def spans_of(changes: Iterable[Change], opens: EventType, closes: EventType, until: int) -> list[Span]:
+    """Return the times between changes of two kinds, the last until a moment if it isn't over."""
+    spans: list[Span] = []
+    opened: int | None = None
+    for change in changes:
+        if change.kind is opens and opened is None:
+            opened = change.at
+        elif change.kind is closes and opened is not None:
+            spans.append((opened, change.at))
+            opened = None
+    return spans if opened is None else [*spans, (opened, until)]
+
+
+def live_spans(session: Row[Any], changes: Sequence[Change], until: int) -> list[Span]:
+    """Return when a session was registered and hadn't ended."""
+    spans = spans_of(changes, EventType.REGISTERED, EventType.DEREGISTERED, until)
+    lifecycle = [change for change in changes if change.kind in {EventType.REGISTERED, EventType.DEREGISTERED}]
+    if not lifecycle or lifecycle[0].kind is EventType.DEREGISTERED:  # its registration is no longer told
+        first_end = lifecycle[0].at if lifecycle else to_milliseconds(session.ended_at) if session.ended_at else until
+        # The row has the last opening, which may be after that end.
+        spans.insert(0, (min(to_milliseconds(session.registered_at), first_end), first_end))
+    return spans
+
+
+def paused_spans(session: Row[Any], changes: Sequence[Change], until: int) -> list[Span]:
+    """Return when a session was paused."""
+    spans = spans_of(changes, EventType.PAUSED, EventType.RESUMED, until)
+    if session.paused_at is not None and not any(end == until for _, end in spans):
+        spans.append((to_milliseconds(session.paused_at), until))
+    # A goodbye ends a pause, whether or not anybody resumed it.
+    ends = [change.at for change in changes if change.kind is EventType.DEREGISTERED]
+    return [(start, min([end, *(at for at in ends if at >= start)])) for start, end in spans]
+
+
+def _moment(detail: dict[str, Any], name: str, otherwise: int) -> int:
+    """Return a moment that an event tells, or another if it doesn't."""
+    try:
+        return to_milliseconds(datetime.fromisoformat(detail[name]))
+    except (KeyError, TypeError, ValueError):
+        return otherwise

@@ -1,0 +1,153 @@
+"""An agent's record: for which share of the time it was up, its silences, and what changed for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+from fleetbeat_shared.silences import clip, length, merge, subtract, uptime
+from fleetbeat_worker.column_types import from_milliseconds, to_milliseconds
+from fleetbeat_worker.history import WINDOWS, changes_of, live_spans, paused_spans, spans_of, told_silences
+from fleetbeat_worker.store import history as store
+from fleetbeat_worker.tables import EventType
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from datetime import datetime
+    from uuid import UUID
+
+    from sqlalchemy import Connection, Row
+
+    from fleetbeat_shared.silences import Silence, Span
+    from fleetbeat_worker.history import Change
+
+PERIODS = {"24h": timedelta(hours=24), "7d": timedelta(days=7), "30d": timedelta(days=30)}
+SILENCES_SHOWN = 10
+
+OF_A_STATE = (
+    *store.OF_A_SESSION,
+    EventType.STUCK,
+    EventType.UNSTUCK,
+    EventType.FLAPPING,
+    EventType.CALM,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Uptime:
+    """How long an agent was up in the last time."""
+
+    share: float | None
+    """Of the time that counts; None if there is none."""
+    counted_seconds: float
+    """How much time counts: in which it was registered, watched and not paused."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the uptime as `--json` prints it."""
+        share = None if self.share is None else round(self.share, 6)
+        return {"share": share, "counted_seconds": round(self.counted_seconds, 3)}
+
+
+@dataclass(frozen=True, slots=True)
+class SilenceView:
+    """A time in which an agent was silent for longer than it may be."""
+
+    session_id: UUID
+    silent_since: datetime
+    degraded_at: datetime
+    ended_at: datetime | None
+    """When it was heard again, ended or paused; None if it still is silent."""
+    seconds: float
+    """From `silent_since` to the end, or to now."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the silence as `--json` prints it."""
+        return {
+            "session_id": self.session_id,
+            "silent_since": self.silent_since,
+            "degraded_at": self.degraded_at,
+            "ended_at": self.ended_at,
+            "seconds": self.seconds,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What is known of an agent's past."""
+
+    uptime: dict[str, Uptime]
+    """By the names of `PERIODS`."""
+    silences: tuple[SilenceView, ...]
+    """The last ones, the newest last."""
+    state_changes: tuple[Row[Any], ...]
+    """The last events that aren't heartbeats, the newest last: rows of `store.history.changes`."""
+
+
+def read_record(connection: Connection, asked: str | UUID, as_of: datetime, change_limit: int) -> Record:
+    """Return the record of all sessions of a name, or of one session, as far as events tell it."""
+    now = to_milliseconds(as_of)
+    sessions = store.sessions_of(connection, asked)
+    events: dict[UUID, list[Row[Any]]] = {row.session_id: [] for row in sessions}
+    every = store.changes(connection, list(events), OF_A_STATE)
+    for event in every:
+        events[event.session_id].append(event)
+    changes = {key: changes_of(rows) for key, rows in events.items()}
+    windows = spans_of(changes_of(store.fleet_changes(connection, WINDOWS)), *WINDOWS, now)
+    unwatched = merge([*store.outages(connection), *windows])
+    silences = [
+        (silence, row.session_id) for row in sessions for silence in told_silences(row, changes[row.session_id])
+    ]
+    silences.sort(key=lambda found: found[0].flagged_at)
+    return Record(
+        _uptimes(sessions, changes, unwatched, now),
+        tuple(_view(silence, session_id, now) for silence, session_id in silences[-SILENCES_SHOWN:]),
+        tuple(every[-change_limit:] if change_limit else ()),
+    )
+
+
+def _uptimes(
+    sessions: Sequence[Row[Any]], changes: dict[UUID, list[Change]], unwatched: Sequence[Span], now: int
+) -> dict[str, Uptime]:
+    expected: list[Span] = []
+    up: list[Span] = []
+    for row in sessions:
+        own = changes[row.session_id]
+        judged = subtract(live_spans(row, own, now), paused_spans(row, own, now))
+        expected += judged
+        # A name is up while one of its sessions is.
+        up += subtract(judged, [(one.flagged_at, one.ended_at or now) for one in told_silences(row, own)])
+    expected += _failures(changes.values(), now)
+    counted = subtract(expected, unwatched)
+    found: dict[str, Uptime] = {}
+    for name, period in PERIODS.items():
+        within = (now - period // timedelta(milliseconds=1), now)
+        found[name] = Uptime(uptime(counted, up, within), length(clip(counted, within)) / 1000)
+    return found
+
+
+def _failures(changes: Iterable[Sequence[Change]], now: int) -> list[Span]:
+    """Return the times after an end with an error, until the name was registered again: it should have been up."""
+    lifecycle = [change for change in chain.from_iterable(changes) if change.kind in _LIFECYCLE]
+    lifecycle.sort(key=lambda change: change.at)
+    spans: list[Span] = []
+    for number, change in enumerate(lifecycle):
+        failed = change.detail.get("error") or change.detail.get("exit_status")
+        if change.kind is EventType.DEREGISTERED and failed:
+            later = (other.at for other in lifecycle[number:] if other.kind is EventType.REGISTERED)
+            spans.append((change.at, next(later, now)))
+    return spans
+
+
+_LIFECYCLE = frozenset({EventType.REGISTERED, EventType.DEREGISTERED})
+
+
+def _view(silence: Silence, session_id: UUID, now: int) -> SilenceView:
+    return SilenceView(
+        session_id,
+        from_milliseconds(silence.since),
+        from_milliseconds(silence.flagged_at),
+        None if silence.ended_at is None else from_milliseconds(silence.ended_at),
+        max(0, (silence.ended_at or now) - silence.since) / 1000,
+    )

@@ -1,0 +1,155 @@
+"""Reading what became of sessions: their heartbeats in order, and what changed.
+
+Heartbeats have no index by session: it would cost each of them another write, and only people who ask why need it. They
+are found by their ids, which hold the time at which they were made, and sorted by the database, which needs no memory
+of ours for it.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import func, select
+
+from fleetbeat_worker.column_types import Identifier, Instant, to_milliseconds
+from fleetbeat_worker.partitions import id_at
+from fleetbeat_worker.tables import Agent, Event, EventType, Liveness, OutageRow, StoredHeartbeat, StrayHeartbeat
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator, Sequence
+    from datetime import datetime
+    from uuid import UUID
+
+    from sqlalchemy import Connection, Row
+
+    from fleetbeat_shared.silences import Span
+
+Sign = tuple[bytes, int, int]
+"""A heartbeat: the session's 16 bytes, when it was received and when it was seen (milliseconds since 1970)."""
+
+OF_A_SESSION = (
+    EventType.REGISTERED,
+    EventType.DEGRADED,
+    EventType.RECOVERED,
+    EventType.DEREGISTERED,
+    EventType.PAUSED,
+    EventType.RESUMED,
+)
+"""What decides whether a session is judged, and how."""
+
+_DAY = timedelta(days=1)
+"""An id's time is not further than this from the receipt; if it is, the heartbeat is listed as a stray."""
+_ROWS_AT_ONCE = 5000
+_SESSION_COLUMNS = [
+    *(Agent.session_id, Agent.agent_name, Agent.ended_at, Agent.paused_at, Agent.paused_until),
+    *(column for column in Liveness.__table__.columns if not column.primary_key),
+]
+_SESSIONS = select(*_SESSION_COLUMNS).join(Liveness, Liveness.session_id == Agent.session_id)
+
+
+def sessions_after(connection: Connection, after: UUID | None, limit: int) -> Sequence[Row[Any]]:
+    """Return the next sessions in the order of their ids, with what they promised and what is known of them."""
+    query = _SESSIONS.order_by(Agent.session_id).limit(limit)
+    return connection.execute(query if after is None else query.where(Agent.session_id > after)).all()
+
+
+def sessions_of(connection: Connection, asked: str | UUID) -> Sequence[Row[Any]]:
+    """Return all sessions that a name ever had, or the one with an id, as `sessions_after` does."""
+    wanted = Agent.agent_name == asked if isinstance(asked, str) else Agent.session_id == asked
+    return connection.execute(_SESSIONS.where(wanted)).all()
+
+
+def count_sessions(connection: Connection) -> int:
+    """Return how many sessions are known."""
+    return connection.execute(select(func.count()).select_from(Liveness)).scalar_one()
+
+
+def changes(
+    connection: Connection, session_ids: Collection[UUID], types: Collection[EventType] = OF_A_SESSION
+) -> Sequence[Row[Any]]:
+    """Return what changed for some sessions, in the order in which it did: rows of `events`."""
+    query = select(Event.__table__)
+    query = query.where(Event.session_id.in_(session_ids), Event.type.in_([kind.value for kind in types]))
+    return connection.execute(query.order_by(Event.id)).all()
+
+
+def fleet_changes(connection: Connection, types: Collection[EventType]) -> Sequence[Row[Any]]:
+    """Return what changed for the whole fleet, as `changes` does."""
+    query = select(Event.__table__)
+    query = query.where(Event.session_id.is_(None), Event.type.in_([kind.value for kind in types]))
+    return connection.execute(query.order_by(Event.id)).all()
+
+
+def outages(connection: Connection) -> list[Span]:
+    """Return all spans in which nobody watched, in their order."""
+    rows = connection.execute(select(OutageRow.started_at, OutageRow.ended_at).order_by(OutageRow.started_at))
+    return [(to_milliseconds(started_at), to_milliseconds(ended_at)) for started_at, ended_at in rows]
+
+
+def oldest(connection: Connection, since: datetime) -> datetime | None:
+    """Return when the first thing happened that is still stored, of what was received since a moment.
+
+    Heartbeats and events are removed at the same age, so between that age and this moment nothing happened.
+    """
+    beat = select(StoredHeartbeat.received_at).where(
+        StoredHeartbeat.id >= id_at(since - _DAY), StoredHeartbeat.received_at >= since
+    )
+    oldest_beat = connection.execute(beat.order_by(StoredHeartbeat.id).limit(1)).scalar()
+    oldest_event = connection.execute(select(func.min(Event.occurred_at))).scalar()
+    return min((moment for moment in (oldest_beat, oldest_event) if moment is not None), default=None)
+
+
+def signs(connection: Connection, since: datetime, until: datetime, only: Collection[UUID] = ()) -> Iterator[Sign]:
+    """Yield the heartbeats received in a time (its end too), by session in the order of the ids, then by receipt.
+
+    `only`: those of some sessions; without it, of all.
+    """
+    on_postgresql = connection.dialect.name == "postgresql"
+    session, received, seen = "h.session_id", "h.received_at", "h.seen_at"
+    if on_postgresql:
+        session = f"uuid_send({session})"
+        received, seen = (f"CAST(EXTRACT(epoch FROM {name}) * 1000 AS bigint)" for name in (received, seen))
+    mark = "%s" if on_postgresql else "?"
+    among = f" AND h.session_id IN ({', '.join([mark] * len(only))})" if only else ""
+    # All names are ours; what comes from outside is bound.
+    columns = f"SELECT {session} AS s, {received} AS r, {seen} AS n FROM"
+    query = (
+        f"{columns} heartbeats h WHERE h.id >= {mark} AND h.received_at BETWEEN {mark} AND {mark}{among} "
+        f"UNION ALL {columns} stray_heartbeats t JOIN heartbeats h ON h.id = t.id "
+        f"WHERE h.id < {mark} AND t.received_at BETWEEN {mark} AND {mark}{among} ORDER BY s, r, n"
+    )
+    dialect = connection.dialect
+    low = Identifier().process_bind_param(id_at(since - _DAY), dialect)
+    times = [Instant().process_bind_param(moment, dialect) for moment in (since, until)]
+    asked = [Identifier().process_bind_param(key, dialect) for key in only]
+    parameters = (low, *times, *asked) * 2
+    options = {"stream_results": True, "max_row_buffer": _ROWS_AT_ONCE}
+    result = connection.exec_driver_sql(query, parameters, execution_options=options)
+    for rows in result.partitions(_ROWS_AT_ONCE):
+        yield from rows
+
+
+def heartbeats_of(
+    connection: Connection, session_id: UUID, since: datetime, until: datetime, limit: int
+) -> Sequence[Row[Any]]:
+    """Return a session's last heartbeats received until a moment, the newest last: rows of `heartbeats`.
+
+    Those whose id was made after `since` are found, and those of wrong clocks that were received after it.
+    """
+    beat, stray = StoredHeartbeat, StrayHeartbeat
+    latest = until + min(_DAY, max(until - since, timedelta(minutes=1)))
+    strays = select(stray.id).where(stray.received_at.between(since, until))
+    in_time = beat.id.between(id_at(since), id_at(latest))
+    found = [
+        row
+        for where in (in_time, beat.id.in_(strays))
+        for row in connection.execute(
+            select(beat.__table__)
+            .where(where, beat.session_id == session_id, beat.received_at <= until)
+            .order_by(beat.received_at.desc(), beat.seen_at.desc())
+            .limit(limit)
+        )
+    ]
+    by_id = {row.id: row for row in found}
+    return sorted(by_id.values(), key=lambda row: (row.received_at, row.seen_at))[-limit:]
