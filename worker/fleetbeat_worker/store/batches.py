@@ -123,7 +123,8 @@ def open_batch(
     if has_tasks:
         names = {agent.agent_name for agent in agents.values()} | {message.agent_name for message in registrations}
         tasks = count_tasks_of(connection, names, now - timedelta(seconds=settings.stale_task_seconds))
-    known = None if watermark is None else to_milliseconds(watermark)
+    # A clock that was turned back has not come to the watermark again: what is heard now is no older than that.
+    known = None if watermark is None else min(to_milliseconds(watermark), moment)
     applied = _settle_order(connection, messages, agents, moment)
     facts = Facts(moment, known, outages, settings.missed_intervals, tasks, applied)
     return Batch(facts, agents, {key: record for key, record in records.items() if key not in agents})
