@@ -221,7 +221,7 @@ class Life:
 def _degraded(changes: Sequence[Change], looks: int) -> list[tuple[int, int]]:
     """Return from which sweep to before which an agent was degraded."""
     spans: list[tuple[int, int]] = []
-    since = None
+    since: int | None = None
     for change in [*changes, Change(looks, is_degraded=False)]:
         if change.is_degraded:
             since = change.looks if since is None else since

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 from simulate_oracle import Change
 
 from fleetbeat_shared.liveness import State
+from fleetbeat_shared.messages import Reason
 from fleetbeat_shared.settings import Settings
 from fleetbeat_worker.account import Account
 from fleetbeat_worker.batch import Batch, Facts
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
 
     from fleetbeat_shared.messages import Deregister, Heartbeat, Register
     from fleetbeat_worker.batch import AgentRecord
+
+OVERTAKEN = 90_000
+"""How long after its arrival, in milliseconds, a message may be put right here; SQL counts from when it was refused."""
 
 _WATCHED = (State.PENDING, State.OK)
 
@@ -146,7 +150,8 @@ class MemoryStore:
         self._outages: list[tuple[int, int]] = []
         self._watermark: int | None = None
         self._swept_at: int | None = None
-        self._waiting: list[tuple[Entry, Register | Heartbeat | Deregister]] = []
+        self._waiting: list[tuple[Entry, Register | Heartbeat | Deregister, bool]] = []
+        """What has no open session; and whether that was known, and had ended."""
         self._due: list[tuple[int, UUID]] = []
         """Deadlines, the next one first; a deadline that moved on is here twice."""
 
@@ -156,8 +161,14 @@ class MemoryStore:
 
     def put_right(self, now: int) -> list[str]:
         """Apply what waits for a session that is known by now."""
-        ready = [(entry, message) for entry, message in self._waiting if message.session_id in self._agents]
-        self._waiting = [each for each in self._waiting if each[1].session_id not in self._agents]
+        ready, waiting = [], []
+        for entry, message, had_ended in self._waiting:
+            agent = self._agents.get(message.session_id)
+            if agent and not (had_ended and (agent.ended_at or entry.milliseconds < agent.registered_at)):
+                ready.append((entry, message))
+            elif now - entry.milliseconds < OVERTAKEN:
+                waiting.append((entry, message, had_ended))
+        self._waiting = waiting
         return self._apply(now, ready) if ready else []
 
     def _apply(self, now: int, messages: Sequence[tuple[Entry, Register | Heartbeat | Deregister]]) -> list[str]:
@@ -165,8 +176,12 @@ class MemoryStore:
         batch = Batch(facts, agents=self._agents)
         for entry, message in messages:
             batch.apply(entry, message)
-        waiting = {row["entry_id"] for row in batch.rejected if row["awaits_session_id"]}
-        self._waiting += [each for each in messages if each[0].id in waiting]
+        waiting = {row["entry_id"]: row["reason"] for row in batch.rejected if row["awaits_session_id"]}
+        self._waiting += [
+            (entry, message, waiting[entry.id] == Reason.SESSION_ENDED)
+            for entry, message in messages
+            if entry.id in waiting
+        ]
         for session_id in {message.session_id for _, message in messages} & self._agents.keys():
             heappush(self._due, (self._agents[session_id].deadline_at, session_id))
         return _freed(batch)

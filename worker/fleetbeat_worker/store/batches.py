@@ -7,10 +7,10 @@ from functools import lru_cache
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import bindparam, delete, exists, insert, select, text, update
+from sqlalchemy import and_, bindparam, delete, exists, insert, or_, select, text, update
 
 from fleetbeat_shared.liveness import Promise, State
-from fleetbeat_shared.messages import Heartbeat, Register
+from fleetbeat_shared.messages import Heartbeat, Reason, Register
 from fleetbeat_worker.batch import (
     HEARTBEAT_COLUMNS,
     REPORTED,
@@ -309,12 +309,21 @@ def rejected_among(connection: Connection, entries: Collection[Entry]) -> set[st
 def find_overtaken(connection: Connection, since: datetime, limit: int) -> list[int]:
     """Return the oldest rejected messages, set aside after `since`, whose awaited session is known by now.
 
+    Or open anew, if it had ended: then those that arrived after the registration that opened it.
+
     Not older ones, so that what was set aside long ago isn't dug up by a registration of much later.
     """
     query = (
         select(RejectedMessage.id)
         .join(Agent, Agent.session_id == RejectedMessage.awaits_session_id)
+        .join(Liveness, Liveness.session_id == Agent.session_id)
         .where(RejectedMessage.rejected_at > since)
+        .where(
+            or_(
+                RejectedMessage.reason != Reason.SESSION_ENDED.value,
+                and_(Agent.ended_at.is_(None), RejectedMessage.received_at >= Liveness.registered_at),
+            )
+        )
         .order_by(RejectedMessage.received_at, RejectedMessage.id)
         .limit(limit)
     )
