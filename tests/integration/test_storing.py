@@ -311,6 +311,27 @@ def test_an_old_rejected_message_is_not_dug_up(redis: Redis, database: Engine, q
     assert (count_heartbeats(database), reasons(database)) == (0, ["unknown_session"])
 
 
+def test_a_heartbeat_that_overtakes_the_registration_that_reopens(
+    redis: Redis, database: Engine, quick: Settings
+) -> None:
+    """A heartbeat that is read before the registration that opens its ended session anew is stored once that is."""
+    (session,) = enrol(redis, database, quick, "torv")
+    send_spread(redis, deregister(session), heartbeat(session))
+    drain(redis, database, quick)
+    too_late = rejected(database)[0]
+    inbox = Inbox(redis)
+    send_spread(redis, register("torv", session), heartbeat(session))
+    (again,) = inbox.read("slow", 1, 0.1)
+    drain(redis, database, quick)
+    assert reasons(database) == ["session_ended", "session_ended"]
+    assert count_heartbeats(database) == 0
+    store_entries(database, [again], redis_time(redis), quick)
+    assert sweep(redis, database, quick).degraded == []
+    assert [row.entry_id for row in rejected(database)] == [too_late.entry_id]
+    assert count_heartbeats(database) == 1
+    assert state(database, session) == "ok"
+
+
 def test_a_replayed_registration_reopens_nothing(redis: Redis, database: Engine, quick: Settings) -> None:
     """A registration delivered again after its session ended leaves it ended, also in a batch of its own."""
     inbox = Inbox(redis)

@@ -9,10 +9,11 @@ from redis.exceptions import ResponseError
 from sqlalchemy import select, text
 
 from fleetbeat_shared.names import INBOX
+from fleetbeat_worker.account import Account
 from fleetbeat_worker.database import open_engine, reading, writing
-from fleetbeat_worker.inbox import Inbox
+from fleetbeat_worker.inbox import Horizon, Inbox
 from fleetbeat_worker.partitions import partition_name
-from fleetbeat_worker.sweep import sweep
+from fleetbeat_worker.sweep import decide, sweep
 from fleetbeat_worker.tables import OutageRow, Pipeline
 from helpers import (
     agent,
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
 
     from fleetbeat_shared.settings import Settings
+    from fleetbeat_worker.sweep import SweepReport
 
 LONG_AGO = 20.0
 """A time that is no outage yet: thirty seconds would be one."""
@@ -371,6 +373,55 @@ def test_a_clock_that_was_turned_back_flags_nobody(
     assert look() == []
     assert pipeline(database).watermark == before.watermark
     assert state(database, session) == "ok"
+
+
+def test_an_agent_that_begins_after_the_clock_was_turned_back(
+    database: Engine, redis: Redis, quick: Settings, look: Callable[[], list[str]]
+) -> None:
+    """Who registers while Redis's clock hasn't come to the watermark again isn't overdue by it, and its beats count."""
+    look()
+    let_pass(database, -3600)
+    silent, well = enrol(redis, database, quick, "silent", "well")
+    send(redis, heartbeat(well))
+    drain(redis, database, quick)
+    assert look() == []
+    assert [state(database, session) for session in (silent, well)] == ["pending", "ok"]
+
+
+def decide_as_of(database: Engine, settings: Settings, now: datetime) -> SweepReport:
+    """Decide by an empty inbox that was looked at then."""
+    horizon = Horizon(now, now, 0)
+    with writing(database) as connection:
+        return decide(connection, horizon, Account(now, None, 0), settings, periodic=True)
+
+
+def test_a_sweep_that_was_overtaken_opens_no_gap(database: Engine, redis: Redis, quick: Settings) -> None:
+    """A sweep that looked at Redis, slept, and decides after later ones turns the time of the last look not back."""
+    now = redis_time(redis)
+    for ago in (60, 40, 20):
+        decide_as_of(database, quick, now - seconds(ago))
+    decide_as_of(database, quick, now - seconds(50))
+    assert decide_as_of(database, quick, now).outage_seconds is None
+    assert outages(database) == []
+
+
+def test_an_outage_moves_no_deadline_that_had_passed(
+    database: Engine, redis: Redis, quick: Settings, look: Callable[[], list[str]]
+) -> None:
+    """Who was silent for all its time while somebody watched is flagged as soon as the backlog of before is through."""
+    (session,) = enrol(redis, database, quick, "torv", interval_seconds=5.0)
+    look()
+    let_pass(database, 12)
+    begin_anew(redis)
+    due_at = agent(database, session).deadline_at
+    send(redis, b"anything", at=due_at - seconds(0.5))
+    assert look() == []
+    let_pass(database, 600)
+    begin_anew(redis)
+    send(redis, b"anything", at=agent(database, session).deadline_at + seconds(1))
+    report = sweep(redis, database, quick)
+    assert report.outage_seconds is not None
+    assert report.degraded == ["torv"]
 
 
 def test_ids_of_the_future_hold_all_verdicts_until_they_are_gone(

@@ -390,7 +390,7 @@ def test_heartbeats_around_an_end() -> None:
     apply(batch, heartbeat(agent.session_id), 90, sequence=1)
     assert len(batch.heartbeats) == 1
     assert refused(batch) == ["session_ended"]
-    assert batch.rejected[0]["awaits_session_id"] is None
+    assert batch.rejected[0]["awaits_session_id"] == agent.session_id
     assert (only(batch).state, only(batch).last_seen_at) == (State.ENDED, NOON + seconds(89))
 
 
@@ -436,6 +436,40 @@ def test_an_end_that_was_overtaken_by_a_registration_is_ignored() -> None:
     apply(batch, register("torv", agent.session_id), 100)
     apply(batch, deregister(agent.session_id), 90)
     assert only(batch).state is not State.ENDED
+
+
+@pytest.mark.parametrize("in_order", [True, False])
+def test_an_end_that_was_overtaken_takes_the_old_silence_with_it(in_order: bool) -> None:  # noqa: FBT001 - a parameter of the test
+    """A session that ended and was opened anew is pending from there, whichever of the two messages is read first."""
+    agent = registered()
+    agent.state, agent.last_seen_at = State.DEGRADED, NOON + seconds(1)
+    batch = new_batch(agent)
+    end, again = deregister(agent.session_id), register("torv", agent.session_id)
+    steps = [(end, 90), (again, 100)]
+    for message, after in steps if in_order else steps[::-1]:
+        apply(batch, message, after)
+    found = only(batch)
+    assert (found.state, found.ended_at, found.registered_at) == (State.PENDING, None, NOON + seconds(100))
+    assert (found.last_seen_at, found.deadline_at) == (NOON + seconds(1), NOON + seconds(161.5))
+    assert sorted(kinds(batch)) == ["deregistered", "registered"]
+    replay = new_batch(found)
+    apply(replay, end, 90)
+    assert (replay.events, only(replay).seen) == ([], False)
+
+
+def test_an_end_that_was_overtaken_revokes_no_newer_heartbeat() -> None:
+    """A heartbeat of after the registration counts, also when the end of before comes last."""
+    agent = registered()
+    batch = new_batch(agent)
+    apply(batch, register("torv", agent.session_id), 100)
+    apply(batch, heartbeat(agent.session_id), 105)
+    apply(batch, deregister(agent.session_id), 90)
+    found = only(batch)
+    assert (found.state, found.registered_at, found.deadline_at) == (
+        State.OK,
+        NOON + seconds(100),
+        NOON + seconds(166.5),
+    )
 
 
 def live_sessions(batch: Batch, name: str) -> set[UUID]:

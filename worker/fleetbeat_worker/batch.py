@@ -26,6 +26,7 @@ from fleetbeat_shared.replies import Reply
 from fleetbeat_worker.column_types import from_milliseconds, to_milliseconds
 from fleetbeat_worker.deadlines import deadline_of
 from fleetbeat_worker.doing import changed_at
+from fleetbeat_worker.inbox import place_milliseconds
 from fleetbeat_worker.notices import Who, agent_notice, promise_facts
 from fleetbeat_worker.tables import EventType, NoticeKind
 
@@ -219,7 +220,8 @@ class Batch:
         received_at, position = entry.arrival(self.facts.now)
         if agent is not None and agent.ended_at is not None and position > agent.lifecycle_entry:
             detail = f"the session of {agent.agent_name} ended at {from_milliseconds(agent.ended_at).isoformat()}"
-            self.reject(entry, Reason.SESSION_ENDED, detail, message)
+            # It may have overtaken a registration that opens the session anew.
+            self.reject(entry, Reason.SESSION_ENDED, detail, message, awaits=message.session_id)
             return
         seen_at = received_at
         if message.buffered_seconds:
@@ -423,8 +425,12 @@ class Batch:
             detail = f"no session {message.session_id} is registered"
             self.reject(entry, Reason.UNKNOWN_SESSION, detail, message, awaits=message.session_id)
             return
-        if position <= agent.lifecycle_entry or message.id in self.facts.applied:
-            return  # a replay, or overtaken by a newer registration
+        if message.id in self.facts.applied:
+            return  # a replay
+        if position <= agent.lifecycle_entry:
+            if agent.ended_at is None and received_at > agent.registered_at:
+                self._end_overtaken(agent, message, received_at)
+            return  # else a replay: the registration that came after it has opened the session anew
         if agent.ended_at is not None:
             # It ended before, but a registration between the two that comes late must open it for nobody.
             agent.lifecycle_entry = position
@@ -434,6 +440,19 @@ class Batch:
         said = {name: value for name, value in said.items() if value is not None}
         agent.set(**said)
         self._end(agent, received_at, position, said, message_id=message.id)
+
+    def _end_overtaken(self, agent: AgentRecord, message: Deregister, ended_at: int) -> None:
+        """Let a session end before the registration that overtook the end, and that opened it anew.
+
+        What was missed before the end counts no longer.
+        """
+        detail = {"lived_seconds": (ended_at - agent.registered_at) / 1000}
+        self._event(EventType.DEREGISTERED, ended_at, agent, message_id=message.id, detail=detail)
+        agent.registered_at = place_milliseconds(agent.lifecycle_entry)
+        agent.seen = agent.promised = True
+        if agent.last_seen_at is None or agent.last_seen_at <= agent.registered_at:
+            self._change_state(agent, State.PENDING, agent.registered_at)
+        agent.deadline_at = self._deadline(agent.promise, agent.since)
 
     def _end(
         self, agent: AgentRecord, ended_at: int, position: int, detail: Row, message_id: UUID | None = None

@@ -88,7 +88,12 @@ def is_credible(received_at: int, now: int) -> bool:
 
 def is_credible_place(place: int, now: int) -> bool:
     """Return whether a place in the stream's order is one that Redis's clock can have given by `now`."""
-    return is_credible(place >> _SEQUENCE_BITS, now)
+    return is_credible(place_milliseconds(place), now)
+
+
+def place_milliseconds(place: int) -> int:
+    """Return when what has a place in the stream's order was received, in milliseconds since 1970."""
+    return place >> _SEQUENCE_BITS
 
 
 @dataclass(frozen=True, slots=True)

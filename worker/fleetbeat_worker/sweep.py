@@ -43,6 +43,9 @@ OUTAGE_SECONDS = 30.0
 OUTAGE_SWEEPS = 3
 """A gap between two sweeps is an outage when it is longer than both: 30 s, and three times the sweep's interval."""
 
+OVERTAKEN_SECONDS = 600.0
+"""A sweep that looked at Redis before another one and decides after it has overslept by less than this."""
+
 FORGOTTEN_CONSUMER_SECONDS = 600.0
 """After this time, a consumer that a dead worker left behind is removed."""
 
@@ -114,7 +117,7 @@ def _sweep(client: Redis, engine: Engine, settings: Settings, *, periodic: bool,
     account = inbox.account()  # before the time of this sweep, so that it is newer than those of earlier ones
     horizon = inbox.horizon()
     with writing(engine) as connection:
-        report = _decide(connection, horizon, account, settings, periodic=periodic)
+        report = decide(connection, horizon, account, settings, periodic=periodic)
         if dry_run:
             connection.rollback()
     if not dry_run:
@@ -124,17 +127,20 @@ def _sweep(client: Redis, engine: Engine, settings: Settings, *, periodic: bool,
     return report
 
 
-def _decide(
+def decide(
     connection: Connection, horizon: Horizon, account: Account, settings: Settings, *, periodic: bool
 ) -> SweepReport:
+    """Flag who is silent as of the watermark, by what was seen of Redis; all of it in one transaction."""
     last = stored_pipeline(connection, lock=True)
     known = [moment for moment in (horizon.watermark, last.watermark) if moment is not None]
     watermark = max(known, default=None)
     interval = settings.sweep_seconds if periodic else max(settings.sweep_seconds, last.sweep_seconds or 0)
     gap = outage_between(last.last_sweep_at, horizon.now, interval)
     outage = (last.last_sweep_at, horizon.now) if gap is not None and last.last_sweep_at is not None else None
-    changes, last = make_changes(connection, last, outage, replace(horizon, watermark=watermark), settings)
-    now = replace(last, watermark=watermark, last_sweep_at=horizon.now)
+    # A clock that was turned back has not come to the watermark again: what counts from now on isn't overdue by it.
+    as_of = horizon.watermark if watermark is not None and watermark > horizon.now else watermark
+    changes, stored = make_changes(connection, last, outage, replace(horizon, watermark=as_of), settings)
+    now = replace(stored, watermark=watermark, last_sweep_at=_last_look(last.last_sweep_at, horizon.now))
     if periodic:
         now = replace(now, sweep_seconds=settings.sweep_seconds)
     trimmed, lost_backlog = 0, None
@@ -156,6 +162,15 @@ def _decide(
         resumed=changes.resumed,
         maintenance_since=changes.maintenance_since,
     )
+
+
+def _last_look(before: datetime | None, now: datetime) -> datetime:
+    """Return when somebody last looked: by this sweep, or by one that overtook it, which must not open a gap.
+
+    An earlier look that lies further in the future than a sweep can take was made before the clock was turned back.
+    """
+    overtaken = before is not None and timedelta() < before - now < timedelta(seconds=OVERTAKEN_SECONDS)
+    return before if before is not None and overtaken else now
 
 
 def losses(last: StoredPipeline, account: Account) -> tuple[int, int | None]:

@@ -358,7 +358,8 @@ class RejectedMessage(Base):
     rejected_at: Mapped[datetime]
     """When it was set aside: for a minute from then on it may be put right."""
     awaits_session_id: Mapped[UUID | None]
-    """The session that wasn't known: a heartbeat may overtake its own registration, a delegate its parent's."""
+    """The session that wasn't known, or had ended: a heartbeat may overtake its own registration, a delegate its
+    parent's."""
     raw: Mapped[bytes]
     """The message's bytes, up to the size that a message may have."""
 

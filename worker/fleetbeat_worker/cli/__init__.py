@@ -21,7 +21,7 @@ COMMANDS = {
     "agents": ("agents:agents", "List agents, show one in full, pause and resume them."),
     "maintenance": ("maintenance:maintenance", "Have nobody flagged for a time, once or again and again."),
     "events": ("events:events", "Show what changed, newest last."),
-    "explain": ("explain:explain", "Say why an agent is judged as it is, now or at a time of before."),
+    "explain": ("explain:explain", "Say why an agent is judged as it is, now or before."),
     "backtest": ("backtest:backtest", "Say who would have been flagged under other settings."),
     "tasks": ("tasks:tasks", "Keep the work items of agents."),
     "check": ("check:check", "Say in one line and an exit status whether all is well."),

@@ -7,10 +7,10 @@ from functools import lru_cache
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import bindparam, delete, exists, insert, select, text, update
+from sqlalchemy import and_, bindparam, delete, exists, insert, or_, select, text, update
 
 from fleetbeat_shared.liveness import Promise, State
-from fleetbeat_shared.messages import Heartbeat, Register
+from fleetbeat_shared.messages import Heartbeat, Reason, Register
 from fleetbeat_worker.batch import (
     HEARTBEAT_COLUMNS,
     REPORTED,
@@ -132,7 +132,8 @@ def open_batch(
     if has_tasks:
         names = {agent.agent_name for agent in agents.values()} | {message.agent_name for message in registrations}
         tasks = count_tasks_of(connection, names, now - timedelta(seconds=settings.stale_task_seconds))
-    known = None if watermark is None else to_milliseconds(watermark)
+    # A clock that was turned back has not come to the watermark again: what is heard now is no older than that.
+    known = None if watermark is None else min(to_milliseconds(watermark), moment)
     applied = _settle_order(connection, messages, agents, moment)
     facts = Facts(moment, known, outages, settings.missed_intervals, tasks, applied)
     return Batch(facts, agents, {key: record for key, record in records.items() if key not in agents})
@@ -322,12 +323,21 @@ def rejected_among(connection: Connection, entries: Collection[Entry]) -> set[st
 def find_overtaken(connection: Connection, since: datetime, limit: int) -> list[int]:
     """Return the oldest rejected messages, set aside after `since`, whose awaited session is known by now.
 
+    Or open anew, if it had ended: then those that arrived after the registration that opened it.
+
     Not older ones, so that what was set aside long ago isn't dug up by a registration of much later.
     """
     query = (
         select(RejectedMessage.id)
         .join(Agent, Agent.session_id == RejectedMessage.awaits_session_id)
+        .join(Liveness, Liveness.session_id == Agent.session_id)
         .where(RejectedMessage.rejected_at > since)
+        .where(
+            or_(
+                RejectedMessage.reason != Reason.SESSION_ENDED.value,
+                and_(Agent.ended_at.is_(None), RejectedMessage.received_at >= Liveness.registered_at),
+            )
+        )
         .order_by(RejectedMessage.received_at, RejectedMessage.id)
         .limit(limit)
     )

@@ -80,6 +80,9 @@ def _due(row: Row[Any]) -> Due:
 def record_outage(connection: Connection, started_at: datetime, ended_at: datetime) -> dict[str, Any]:
     """Record that nobody watched for a time, and move each deadline by what of it lies after the agent's last sign.
 
+    A deadline that had passed before stays: its agent was silent for the whole of its time while somebody watched, and
+    only what waited in the inbox kept the verdict back.
+
     Returns the facts of it, with how many deadlines moved.
     """
     if connection.dialect.name == "postgresql":
@@ -91,7 +94,7 @@ def record_outage(connection: Connection, started_at: datetime, ended_at: dateti
     # The function's name is all that differs between the databases.
     statement = text(
         f"UPDATE liveness SET deadline_at = deadline_at + (:ended - {latest}(:started, {since})) "  # noqa: S608
-        f"WHERE state IN {_WATCHED} AND {since} < :ended"
+        f"WHERE state IN {_WATCHED} AND {since} < :ended AND deadline_at > :started"
     ).bindparams(bindparam("started", type_=Instant), bindparam("ended", type_=Instant))
     moved = connection.execute(statement, {"started": started_at, "ended": ended_at}).rowcount
     connection.execute(insert(OutageRow).values(started_at=started_at, ended_at=ended_at))

@@ -1,0 +1,167 @@
+"""A fleet on a simulated clock, and an oracle that knows the truth: who is flagged in error, missed or late.
+
+What is done: from each seed a plan is drawn. Agents with intervals of 5 minutes to a day, or with cron schedules in
+zones whose clocks change, live, die, say goodbye and return. Their clocks are wrong by days; their heartbeats are slow,
+lost, doubled, or wait in a spool. Redis, the workers, the sweeper and the database go away for seconds to half a day,
+the machine sleeps, batches are slow, overtake each other, are stored twice, or are left by a worker that dies; two
+sweeps run at once. Then everything runs through the real rules (`none`: with the fleet in memory), or through the real
+ingest and the real sweep on SQLite and PostgreSQL, each sweep of them.
+
+  false    flags that the truth of the watermark doesn't bear out
+  missed   silences that no sweep flagged when it had to, or later
+  late     recoveries that weren't told when they had to be
+  flags    flags that were right
+  delay    seconds from the moment at which the rule was met to the flag; and of that, what the pipeline wasn't behind
+           anyhow (the lag at the sweep before), in sweep intervals: at most one, but for sweeps that were away
+
+How to read it: false, missed and late must be 0; else the exit status is 1, and what was wrong is printed with the
+seed, which replays with `--seed S --plans 1` and otherwise the same options.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import click
+from simulate_oracle import Oracle
+from simulate_plan import draw_plan
+from simulate_stores import MemoryStore, SqlStore, play
+from sqlalchemy import event, text
+from support import databases, end_in_order, percentile, print_json, print_machine, print_table, shown, verbatim
+
+from fleetbeat_worker.database import open_engine
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from simulate_oracle import Flag, Judgement
+    from simulate_plan import Plan
+    from sqlalchemy import Engine
+
+KINDS = {"none": ("none",), "sqlite": ("sqlite",), "postgresql": ("postgresql",), "both": ("sqlite", "postgresql")}
+SHOWN = 5
+"""How many of a plan's wrong verdicts are printed."""
+
+
+@dataclass
+class Totals:
+    """What came of all plans on one store."""
+
+    plans: int = 0
+    false: int = 0
+    missed: int = 0
+    late: int = 0
+    seconds: float = 0.0
+    failing_seeds: list[int] = field(default_factory=list)
+    flags: list[tuple[Flag, float]] = field(default_factory=list)
+    """Each with the plan's sweep interval in seconds."""
+
+    def add(self, plan: Plan, judgement: Judgement) -> None:
+        """Count a plan."""
+        self.plans += 1
+        self.false += len(judgement.false_flags)
+        self.missed += len(judgement.missed_flags)
+        self.late += len(judgement.late_recoveries)
+        self.flags += [(flag, plan.sweep_seconds) for flag in judgement.flags]
+        if not judgement.is_good:
+            self.failing_seeds.append(plan.seed)
+
+    def figures(self) -> dict[str, Any]:
+        """Return what is printed."""
+        delays = [flag.delay / 1000 for flag, _ in self.flags] or [0.0]
+        own = [max(0, flag.delay - flag.lag) / 1000 / sweep for flag, sweep in self.flags] or [0.0]
+        return {
+            "plans": self.plans,
+            "false": self.false,
+            "missed": self.missed,
+            "late": self.late,
+            "flags": len(self.flags),
+            "delay_median_seconds": percentile(delays, 0.5),
+            "delay_p99_seconds": percentile(delays, 0.99),
+            "delay_in_sweeps_p99": percentile(own, 0.99),
+            "seconds": self.seconds,
+            "failing_seeds": self.failing_seeds,
+        }
+
+
+def open_without_disk(url: str) -> Engine:
+    """Return an engine on a database of ours that waits for no disk: what outlives a power cut is not the question."""
+    engine = open_engine(url)
+    if engine.dialect.name == "sqlite":
+        event.listen(engine, "connect", lambda connection, _: connection.execute("PRAGMA synchronous = OFF"))
+    else:
+        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            connection.execute(text("ALTER SYSTEM SET fsync = off"))
+            connection.execute(text("SELECT pg_reload_conf()"))
+    return engine
+
+
+def try_plan(plan: Plan, kind: str, new_database: Callable[[], str]) -> Judgement:
+    """Run a plan, and judge what was said."""
+    if kind == "none":
+        return Oracle(plan).judge(play(plan, MemoryStore(plan)))
+    engine = open_without_disk(new_database())
+    try:
+        return Oracle(plan).judge(play(plan, SqlStore(engine, plan)))
+    finally:
+        engine.dispose()
+
+
+def tell(plan: Plan, judgement: Judgement) -> None:
+    """Print what was wrong."""
+    print(f"seed {plan.seed}, a sweep each {plan.sweep_seconds} s:", file=sys.stderr)
+    for title in ("false_flags", "missed_flags", "late_recoveries"):
+        found = getattr(judgement, title)
+        for line in found[:SHOWN]:
+            print(f"  {title.replace('_', ' ')}: {line}", file=sys.stderr)
+        if len(found) > SHOWN:
+            print(f"  and {len(found) - SHOWN} more {title.replace('_', ' ')}", file=sys.stderr)
+
+
+def run(kind: str, *, plans: int, seed: int, agents: int, weeks: float) -> Totals:
+    """Run some plans on one store."""
+    totals = Totals()
+    with databases("sqlite" if kind == "none" else kind) as new_database:
+        for number in range(plans):
+            started = time.perf_counter()
+            plan = draw_plan(seed + number, agents, weeks)
+            judgement = try_plan(plan, kind, new_database)
+            totals.seconds += time.perf_counter() - started
+            totals.add(plan, judgement)
+            if not judgement.is_good:
+                tell(plan, judgement)
+    return totals
+
+
+@click.command(help=verbatim(__doc__))
+@click.option("--plans", type=click.IntRange(1), default=20, show_default=True)
+@click.option("--seed", type=int, default=1, show_default=True, help="Of the first plan; each next one has the next.")
+@click.option("--agents", type=click.IntRange(1), default=200, show_default=True)
+@click.option("--weeks", type=click.FloatRange(0.05), default=1.0, show_default=True)
+@click.option("--database", type=click.Choice(list(KINDS)), default="none", show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
+def main(  # noqa: PLR0913 - one argument for each option
+    *, plans: int, seed: int, agents: int, weeks: float, database: str, as_json: bool
+) -> None:
+    """Simulate, judge, and print."""
+    end_in_order()
+    found = {kind: run(kind, plans=plans, seed=seed, agents=agents, weeks=weeks) for kind in KINDS[database]}
+    if as_json:
+        print_json("simulate", {"databases": {kind: totals.figures() for kind, totals in found.items()}})
+    else:
+        headers = ("database", "plans", "false", "missed", "late", "flags", "delay", "p99", "in sweeps, p99", "took s")
+        rows = [
+            (kind, *(shown(value) for name, value in totals.figures().items() if name != "failing_seeds"))
+            for kind, totals in found.items()
+        ]
+        print_table(f"{plans} plans of {weeks:g} weeks with {agents} agents, from seed {seed} on", headers, rows)
+        print_machine()
+    if any(totals.failing_seeds for totals in found.values()):
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

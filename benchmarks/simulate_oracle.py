@@ -1,0 +1,264 @@
+"""The oracle: what must have been said of each agent, from the truth alone.
+
+It knows when each message reached Redis, when each left the inbox, and when somebody looked. It shares no code with
+what it judges, and keeps no state from one sweep to the next. As of the watermark W of a sweep, an agent
+
+  must be degraded      if W is past its deadline, whatever had reached Redis when the sweep decided, and
+  must not be degraded  if its deadline by what had reached Redis before W lies after W.
+
+The deadline after a sign of life is the moment at which the promised silence, counted in watched time alone, is over.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections import defaultdict
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from functools import lru_cache
+from heapq import heappop, heappush
+from itertools import accumulate
+from typing import TYPE_CHECKING, NamedTuple
+from zoneinfo import ZoneInfo
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from simulate_plan import Arrival, Plan, SimulatedAgent
+
+MISSED = 2
+FOREVER = 1 << 62
+_DAY = 86_400_000
+_MINUTE = timedelta(minutes=1)
+
+
+class Change(NamedTuple):
+    """What was said of an agent: that it is degraded, or that it isn't any more, after so many sweeps had decided."""
+
+    looks: int
+    is_degraded: bool
+
+
+class Flag(NamedTuple):
+    """A verdict that was right: when it was due, when it came, and how far behind the pipeline had been before."""
+
+    due_at: int
+    flagged_at: int
+    lag: int
+
+    @property
+    def delay(self) -> int:
+        """How long after the rule was met it came."""
+        return self.flagged_at - self.due_at
+
+
+@dataclass(slots=True)
+class Judgement:
+    """What the oracle found."""
+
+    false_flags: list[str] = field(default_factory=list)
+    missed_flags: list[str] = field(default_factory=list)
+    late_recoveries: list[str] = field(default_factory=list)
+    flags: list[Flag] = field(default_factory=list)
+    """Those that were right."""
+
+    @property
+    def is_good(self) -> bool:
+        """Whether all that was said is true, and was said in time."""
+        return not (self.false_flags or self.missed_flags or self.late_recoveries)
+
+
+@lru_cache(maxsize=2048)
+def slots_between(schedule: str, time_zone: str, start: int, end: int) -> tuple[int, ...]:
+    """Return a schedule's times, found by looking at the wall clock of each minute.
+
+    A fixed hour that clocks skip is when they go on; one that comes twice counts the first time.
+    """
+    zone, found = ZoneInfo(time_zone), []
+    minute, hour, _, _, weekday = schedule.split(" ")
+    minutes, hours, weekdays = _values(minute, 60), _values(hour, 24), _values(weekday, 7)
+    by_the_wall = not hour.startswith("*")
+    moment = datetime.fromtimestamp(start / 1000, UTC).replace(second=0, microsecond=0)
+    before = (moment - _MINUTE).astimezone(zone).replace(tzinfo=None)
+    while moment.timestamp() * 1000 <= end:
+        local = moment.astimezone(zone)
+        wall = local.replace(tzinfo=None)
+        walls = [wall]
+        while by_the_wall and before + _MINUTE < wall:
+            before += _MINUTE
+            walls.append(before)
+        before = wall
+        if not (by_the_wall and local.fold) and any(
+            each.minute in minutes and each.hour in hours and each.isoweekday() % 7 in weekdays for each in walls
+        ):
+            found.append(round(moment.timestamp() * 1000))
+        moment += _MINUTE
+    return tuple(found)
+
+
+def _values(text: str, count: int) -> set[int]:
+    found: set[int] = set()
+    for part in text.split(","):
+        span, _, step = part.partition("/")
+        first, _, last = span.partition("-")
+        low, high = (0, count - 1) if span == "*" else (int(first), int(last or first))
+        found |= set(range(low, high + 1, int(step or 1)))
+    return found
+
+
+class Oracle:
+    """The truth of one plan."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._decided = [look.at for look in plan.looks]
+        self._watermarks = _watermarks(plan)
+        self._outages = _outages(plan)
+        self._arrivals: dict[int, list[Arrival]] = defaultdict(list)
+        for arrival in plan.arrivals:
+            self._arrivals[arrival.agent].append(arrival)
+
+    def judge(self, changes: dict[int, list[Change]]) -> Judgement:
+        """Return what is true of all that was said, by agents' numbers."""
+        judgement = Judgement()
+        for agent in self._plan.agents:
+            self._judge(agent, changes.get(agent.number, []), judgement)
+        return judgement
+
+    def _judge(self, agent: SimulatedAgent, changes: Sequence[Change], judgement: Judgement) -> None:
+        lives = self._lives(agent)
+        for change in changes:
+            if change.is_degraded:
+                self._check_flag(agent, lives, change.looks, judgement)
+        degraded = _degraded(changes, len(self._decided))
+        for life in lives:
+            self._check_life(agent, life, degraded, judgement)
+
+    def _check_flag(self, agent: SimulatedAgent, lives: list[Life], look: int, judgement: Judgement) -> None:
+        watermark = self._watermarks[look]
+        for life in lives:
+            due_at = self.deadline(agent, life.seen_by(watermark))
+            if life.begin <= self._decided[look] and life.end >= watermark and due_at < watermark:
+                behind = self._watermarks[look - 1] if look else watermark
+                lag = self._plan.looks[look - 1].looked_at - behind if look else 0
+                judgement.flags.append(Flag(due_at, self._decided[look], lag))
+                return
+        judgement.false_flags.append(f"{agent.name} at {_shown(self._decided[look])}, as of {_shown(watermark)}")
+
+    def _check_life(
+        self, agent: SimulatedAgent, life: Life, degraded: list[tuple[int, int]], judgement: Judgement
+    ) -> None:
+        # Before the watermark has passed the registration nobody need know of it, nor once the end is there.
+        first = bisect_right(self._watermarks, life.begin)
+        last = bisect_left(self._decided, life.end)
+        for place, (received_at, seen_at) in enumerate(life.signs):
+            next_at = life.signs[place + 1][0] if place + 1 < len(life.signs) else FOREVER
+            due_at = self.deadline(agent, seen_at)
+            begin = max(first, bisect_left(self._decided, received_at), bisect_right(self._watermarks, due_at))
+            end = min(last, bisect_left(self._decided, next_at))
+            if begin < end and not any(low <= begin and end <= high for low, high in degraded):
+                judgement.missed_flags.append(
+                    f"{agent.name} seen {_shown(seen_at)}, due {_shown(due_at)}, from {_shown(self._decided[begin])} on"
+                )
+            begin = max(first, bisect_right(self._watermarks, received_at))
+            end = min(last, bisect_right(self._watermarks, next_at), bisect_left(self._watermarks, due_at))
+            if begin < end and any(low < end and begin < high for low, high in degraded):
+                judgement.late_recoveries.append(
+                    f"{agent.name} seen {_shown(seen_at)}, due {_shown(due_at)}, was degraded still or again"
+                )
+
+    def deadline(self, agent: SimulatedAgent, since: int) -> int:
+        """Return when an agent that is silent since then must be degraded."""
+        grace = round(agent.grace_seconds * 1000)
+        if agent.interval_seconds is not None:
+            left = MISSED * agent.interval_seconds * 1000 + grace
+        else:
+            slots = slots_between(
+                agent.schedule or "", agent.time_zone or "", self._plan.start - _DAY, self._plan.end + 12 * _DAY
+            )
+            left = slots[bisect_right(slots, since + grace) + MISSED - 1] + grace - since
+        moment = since
+        for start, end in self._outages:
+            if end <= moment:
+                continue
+            watched = max(0, start - moment)
+            if watched >= left:
+                break
+            left -= watched
+            moment = end
+        return moment + left
+
+    def _lives(self, agent: SimulatedAgent) -> list[Life]:
+        """Return an agent's sessions, each from the registration that opened it to its end."""
+        lives: list[Life] = []
+        for arrival in self._arrivals[agent.number]:
+            kind = arrival.message.kind
+            is_open = bool(lives) and lives[-1].end == FOREVER
+            if kind == "register" and not is_open:
+                lives.append(Life(arrival.received_at, [(arrival.received_at, arrival.received_at)]))
+            elif kind == "deregister" and is_open:
+                lives[-1].end = arrival.received_at
+            elif kind == "heartbeat" and is_open and arrival.seen_at > lives[-1].signs[-1][1]:
+                lives[-1].signs.append((arrival.received_at, arrival.seen_at))
+        return lives
+
+
+@dataclass(slots=True)
+class Life:
+    """A session from the registration that opened it on."""
+
+    begin: int
+    signs: list[tuple[int, int]]
+    """When each sign of life that was newer than all before reached Redis, and of when it was."""
+    end: int = FOREVER
+
+    def seen_by(self, watermark: int) -> int:
+        """Return of when the newest sign was that had reached Redis before a time; the registration is one, always."""
+        place = bisect_left(self.signs, (watermark, 0))
+        return self.signs[max(0, place - 1)][1]
+
+
+def _degraded(changes: Sequence[Change], looks: int) -> list[tuple[int, int]]:
+    """Return from which sweep to before which an agent was degraded."""
+    spans: list[tuple[int, int]] = []
+    since: int | None = None
+    for change in [*changes, Change(looks, is_degraded=False)]:
+        if change.is_degraded:
+            since = change.looks if since is None else since
+        elif since is not None:
+            if spans and spans[-1][1] == since:
+                since = spans.pop()[0]
+            spans.append((since, change.looks))
+            since = None
+    return spans
+
+
+def _watermarks(plan: Plan) -> list[int]:
+    """Return as of when each sweep's verdicts are: when the oldest entry in the inbox was received, if there is any."""
+    found: dict[int, int] = {}
+    inbox: list[tuple[int, int]] = []
+    place = 0
+    for moment in sorted(look.looked_at for look in plan.looks):
+        while place < len(plan.arrivals) and plan.arrivals[place].received_at <= moment:
+            arrival = plan.arrivals[place]
+            heappush(inbox, (arrival.received_at, FOREVER if arrival.removed_at is None else arrival.removed_at))
+            place += 1
+        while inbox and inbox[0][1] <= moment:
+            heappop(inbox)
+        found[moment] = inbox[0][0] if inbox else moment
+    return list(accumulate((found[look.looked_at] for look in plan.looks), max))
+
+
+def _outages(plan: Plan) -> list[tuple[int, int]]:
+    """Return when nobody watched: longer than 30 s and than three sweeps."""
+    longest = max(30, 3 * plan.sweep_seconds) * 1000
+    found, last = [], None
+    for look in plan.looks:
+        if last is not None and look.looked_at - last > longest:
+            found.append((last, look.looked_at))
+        last = look.looked_at if last is None else max(last, look.looked_at)
+    return found
+
+
+def _shown(moment: int) -> str:
+    return f"{datetime.fromtimestamp(moment / 1000, UTC):%m-%d %H:%M:%S.%f}"[:-3]

@@ -1,0 +1,360 @@
+"""What happens in a simulated fleet, drawn from a seed: who beats when, what reaches Redis when, who works when.
+
+All of it is decided before anything runs: the store and the rules that are tried can't change what happens, only what
+is said about it. Times are milliseconds since 1970 on Redis's clock. That the machine sleeps, or that Redis's clock is
+set forward, is one and the same here: a span in which nobody does anything.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from itertools import count
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any, NamedTuple
+from uuid import UUID
+
+from simulate_oracle import slots_between
+
+from fleetbeat_shared.liveness import default_grace_seconds
+from fleetbeat_shared.messages import Deregister, Heartbeat, Register
+from fleetbeat_worker.column_types import from_milliseconds, to_milliseconds
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+SECOND = 1000
+MINUTE = 60 * SECOND
+HOUR = 60 * MINUTE
+DAY = 24 * HOUR
+
+LEASE = 30 * SECOND
+LARGEST_BATCH = 200
+
+STARTS = (
+    datetime(2026, 3, 26, tzinfo=UTC),  # clocks in Berlin go forward on the 29th
+    datetime(2026, 10, 22, tzinfo=UTC),  # and back on the 25th
+    datetime(2026, 10, 29, tzinfo=UTC),  # those in New York on the 1st of November
+    datetime(2026, 3, 5, tzinfo=UTC),  # and forward on the 8th
+    datetime(2026, 6, 1, tzinfo=UTC),
+)
+SCHEDULES = ("0 * * * *", "*/30 * * * *", "15 8 * * *", "30 2 * * *", "0 */6 * * *", "10,40 1-5 * * *", "30 2 * * 1-5")
+ZONES = ("UTC", "Europe/Berlin", "America/New_York", "Asia/Kolkata")
+INTERVALS = (600, 1800, 3600, 3600, 7200, 21_600, 86_400)
+SKEWS = (0, 0, 0, -3 * DAY, 2 * DAY, 400 * DAY)
+"""How wrong agents' clocks are."""
+
+
+class Span(NamedTuple):
+    """A time in which something isn't there."""
+
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class SimulatedAgent:
+    """An agent: what it promises, and what it is like."""
+
+    number: int
+    session_id: UUID
+    interval_seconds: int | None
+    schedule: str | None
+    time_zone: str | None
+    grace_seconds: float
+    skew: int
+    spools: bool
+    """Whether it keeps what it can't send, and sends it later."""
+    away: list[Span]
+    """When it has no network."""
+
+    @property
+    def name(self) -> str:
+        """The name that it is registered under."""
+        return f"agent-{self.number:04}"
+
+
+@dataclass(slots=True)
+class Arrival:
+    """A message that Redis received."""
+
+    agent: int
+    received_at: int
+    seen_at: int
+    message: Register | Heartbeat | Deregister
+    entry_id: str = ""
+    removed_at: int | None = None
+    """When it was acknowledged, and left the inbox."""
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """A transaction that stores some entries."""
+
+    at: int
+    arrivals: list[Arrival]
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """A sweep: it looks at Redis, and decides some time after."""
+
+    looked_at: int
+    at: int
+
+
+@dataclass(slots=True)
+class Plan:
+    """All that happens."""
+
+    seed: int
+    start: int
+    end: int
+    sweep_seconds: int
+    agents: list[SimulatedAgent] = field(default_factory=list)
+    arrivals: list[Arrival] = field(default_factory=list)
+    """In the order of the stream."""
+    commits: list[Commit] = field(default_factory=list)
+    looks: list[Look] = field(default_factory=list)
+    """In the order in which they decide."""
+
+
+def draw_plan(seed: int, agents: int, weeks: float) -> Plan:
+    """Return the plan of a seed."""
+    draw = random.Random(seed)  # noqa: S311 - the same plan for the same seed, no secret
+    start = to_milliseconds(draw.choice(STARTS))
+    plan = Plan(seed, start, start + round(weeks * 7 * DAY), draw.choice((20, 60, 120, 300)))
+    troubles = Troubles(draw, plan)
+    for number in range(agents):
+        agent = _draw_agent(draw, number, plan, troubles)
+        plan.agents.append(agent)
+        plan.arrivals += _Life(draw, agent, plan, troubles).arrivals()
+    _enter(plan)
+    _work(draw, plan, troubles)
+    plan.looks = _looks(draw, plan, troubles)
+    plan.commits.sort(key=attrgetter("at"))
+    return plan
+
+
+class Troubles:
+    """When parts of the pipeline aren't there."""
+
+    def __init__(self, draw: random.Random, plan: Plan) -> None:
+        self._draw = draw
+        self.asleep = self._spans(plan, 3)
+        self.redis = self._spans(plan, 4)
+        self.workers = self._spans(plan, 4)
+        self.sweeper = self._spans(plan, 5)
+        self.database = self._spans(plan, 3)
+
+    def _spans(self, plan: Plan, most: int) -> list[Span]:
+        weeks = max(1, round((plan.end - plan.start) / (7 * DAY)))
+        return draw_spans(self._draw, plan, self._draw.randint(0, most * weeks), 10 * SECOND, 12 * HOUR)
+
+    def after(self, moment: int, *kinds: Sequence[Span], pause: float = 3.0) -> int:
+        """Return the moment, or one soon after the spans that it lies in."""
+        while ends := [span.end for spans in kinds for span in spans if span.start <= moment < span.end]:
+            moment = max(ends) + round(self._draw.uniform(0.05, pause) * SECOND)
+        return moment
+
+
+def holds(spans: Sequence[Span], moment: int) -> bool:
+    """Return whether a moment lies in one of some spans."""
+    return any(span.start <= moment < span.end for span in spans)
+
+
+def draw_spans(draw: random.Random, plan: Plan, number: int, shortest: int, longest: int) -> list[Span]:
+    """Return some spans of the plan's time, most of them short."""
+    spans = []
+    for _ in range(number):
+        start = draw.randrange(plan.start, plan.end)
+        spans.append(Span(start, start + log_uniform(draw, shortest, longest)))
+    return sorted(spans)
+
+
+def log_uniform(draw: random.Random, low: int, high: int) -> int:
+    """Return a number between two, as often between 1 and 10 as between 10 and 100."""
+    return round(math.exp(draw.uniform(math.log(low), math.log(high))))
+
+
+def chance(draw: random.Random, share: float) -> bool:
+    """Return whether something happens that happens in this share of all cases."""
+    return draw.random() < share
+
+
+def _draw_agent(draw: random.Random, number: int, plan: Plan, troubles: Troubles) -> SimulatedAgent:
+    interval = draw.choice(INTERVALS) if chance(draw, 0.85) else None
+    grace = default_grace_seconds(interval) if chance(draw, 0.7) else float(draw.choice((0, 5, 60, 300)))
+    away = draw_spans(draw, plan, draw.choice((0, 0, 0, 1, 3)), MINUTE, DAY)
+    return SimulatedAgent(
+        number,
+        session_id=UUID(int=draw.getrandbits(128), version=4),
+        interval_seconds=interval,
+        schedule=None if interval else draw.choice(SCHEDULES),
+        time_zone=None if interval else draw.choice(ZONES),
+        grace_seconds=grace,
+        skew=draw.choice(SKEWS),
+        spools=chance(draw, 0.7),
+        away=sorted([*away, *troubles.redis]),
+    )
+
+
+class _Life:
+    """What an agent sends, and what of it arrives."""
+
+    def __init__(self, draw: random.Random, agent: SimulatedAgent, plan: Plan, troubles: Troubles) -> None:
+        self._draw = draw
+        self._agent = agent
+        self._plan = plan
+        self._troubles = troubles
+        self._found: list[Arrival] = []
+
+    def arrivals(self) -> list[Arrival]:
+        """Return what Redis receives of the agent, in no order."""
+        draw = self._draw
+        begin = self._plan.start + (0 if chance(draw, 0.8) else log_uniform(draw, MINUTE, 3 * DAY))
+        immortal = chance(draw, 0.3)
+        registers = True
+        while begin < self._plan.end:
+            end = self._plan.end if immortal else begin + log_uniform(draw, HOUR, 4 * DAY)
+            if registers:
+                self._send(begin, "register")
+            for moment in self._beats(begin, min(end, self._plan.end)):
+                self._send(moment, "heartbeat")
+            says_goodbye = chance(draw, 0.3)
+            if says_goodbye and end < self._plan.end:
+                self._send(end, "deregister")
+            registers = says_goodbye or chance(draw, 0.5)
+            begin = self._troubles.after(end + log_uniform(draw, 5 * SECOND, DAY), self._troubles.asleep)
+        return self._found
+
+    def _beats(self, begin: int, end: int) -> Iterator[int]:
+        draw, asleep = self._draw, self._troubles.asleep
+        if self._agent.interval_seconds is None:
+            early = round(self._agent.grace_seconds * 400)
+            for slot in slots_between(
+                self._agent.schedule or "", self._agent.time_zone or "", self._plan.start, self._plan.end
+            ):
+                moment = slot + draw.randint(-early, 2 * early + 1)
+                if begin <= moment < end and not holds(asleep, moment):  # cron doesn't make up for it
+                    yield moment
+            return
+        step = self._agent.interval_seconds * SECOND
+        moment = begin + draw.randint(10, min(step, 20 * SECOND))
+        while moment < end:
+            moment = self._troubles.after(moment, asleep)
+            yield moment
+            moment += round(step * draw.uniform(0.9, 1.0))
+
+    def _send(self, moment: int, kind: str) -> None:
+        """Let a message arrive: soon, or much later from a spool, or never, or twice."""
+        draw, asleep = self._draw, self._troubles.asleep
+        if holds(asleep, moment):
+            moment = self._troubles.after(moment, asleep)
+        reached_at = self._troubles.after(moment, self._agent.away, asleep, pause=20.0)
+        waited = reached_at - moment
+        is_lost = chance(draw, 0.01) or (waited > 0 and not self._agent.spools)
+        if kind == "heartbeat" and is_lost:
+            return
+        # A registration is sent until it arrives, and counts from then on.
+        buffered = waited if kind == "heartbeat" else 0
+        message = self._message(moment, kind, buffered)
+        travels = draw.randint(1, 50) if chance(draw, 0.97) else log_uniform(draw, 50, MINUTE)
+        for _ in range(2 if chance(draw, 0.01) else 1):
+            received_at = self._troubles.after(reached_at + travels, self._troubles.redis, asleep)
+            if received_at < self._plan.end:
+                self._found.append(Arrival(self._agent.number, received_at, received_at - buffered, message))
+            travels += log_uniform(draw, 10, 5 * MINUTE)
+
+    def _message(self, moment: int, kind: str, buffered: int) -> Register | Heartbeat | Deregister:
+        agent, clock = self._agent, moment + self._agent.skew
+        head: dict[str, Any] = {"id": self._message_id(clock), "session_id": agent.session_id}
+        head["sent_at"] = from_milliseconds(clock)
+        if kind == "register":
+            return Register(
+                **head,
+                agent_name=agent.name,
+                interval_seconds=agent.interval_seconds,
+                schedule=agent.schedule,
+                time_zone=agent.time_zone,
+                grace_seconds=agent.grace_seconds,
+            )
+        if kind == "deregister":
+            return Deregister(**head)
+        if chance(self._draw, 0.05):
+            head["progress"] = f"step {moment}"
+        if buffered:
+            head["buffered_seconds"] = buffered / 1000
+        return Heartbeat(**head)
+
+    def _message_id(self, clock: int) -> UUID:
+        noise = self._draw.getrandbits(74)
+        return UUID(int=clock << 80 | 7 << 76 | (noise >> 62) << 64 | 2 << 62 | noise & ((1 << 62) - 1))
+
+
+def _enter(plan: Plan) -> None:
+    """Give each arrival its place in the stream."""
+    plan.arrivals.sort(key=attrgetter("received_at"))
+    last, numbers = None, count()
+    for arrival in plan.arrivals:
+        if arrival.received_at != last:
+            last, numbers = arrival.received_at, count()
+        arrival.entry_id = f"{arrival.received_at}-{next(numbers)}"
+
+
+def _work(draw: random.Random, plan: Plan, troubles: Troubles) -> None:
+    """Let workers take what arrived, in batches that may overtake each other; some die, before or after the commit."""
+    position, pace = 0, draw.choice((200, 2000, 20_000))
+    while position < len(plan.arrivals):
+        first = plan.arrivals[position].received_at
+        read_at = first + draw.randint(2, pace)
+        read_at = troubles.after(read_at, troubles.asleep, troubles.redis, troubles.workers, troubles.database)
+        end = position
+        while end < len(plan.arrivals) and plan.arrivals[end].received_at <= read_at and end - position < LARGEST_BATCH:
+            end += 1
+        _deliver(draw, plan, troubles, plan.arrivals[position:end], read_at)
+        position = end
+
+
+def _deliver(draw: random.Random, plan: Plan, troubles: Troubles, batch: list[Arrival], read_at: int) -> None:
+    """Hand a batch to a worker, and again to another until it is stored and acknowledged."""
+    stored_at = read_at + (draw.randint(3, 100) if chance(draw, 0.95) else log_uniform(draw, 100, MINUTE))
+    stored_at = troubles.after(stored_at, troubles.asleep)
+    if chance(draw, 0.01) or holds(troubles.workers, stored_at) or holds(troubles.database, stored_at):
+        _take_over(draw, plan, troubles, batch, max(read_at + LEASE, stored_at))
+        return
+    plan.commits.append(Commit(stored_at, batch))
+    if chance(draw, 0.01):  # it died before it acknowledged
+        _take_over(draw, plan, troubles, batch, read_at + LEASE)
+        return
+    removed_at = stored_at + (draw.randint(1, 10) if chance(draw, 0.97) else log_uniform(draw, 10, 30 * SECOND))
+    for arrival in batch:
+        arrival.removed_at = troubles.after(removed_at, troubles.redis, troubles.asleep)
+
+
+def _take_over(draw: random.Random, plan: Plan, troubles: Troubles, batch: list[Arrival], expired_at: int) -> None:
+    middle = draw.randint(0, len(batch))
+    for part in (batch[:middle], batch[middle:]):
+        taken_at = expired_at + draw.randint(10, 10 * SECOND)
+        taken_at = troubles.after(taken_at, troubles.asleep, troubles.redis, troubles.workers, troubles.database)
+        if part:
+            _deliver(draw, plan, troubles, part, taken_at)
+
+
+def _looks(draw: random.Random, plan: Plan, troubles: Troubles) -> list[Look]:
+    """Return the sweeps. Now and then two are under way at once, or one sleeps between its look and its decision."""
+    looks = []
+    missing = (troubles.asleep, troubles.redis, troubles.workers, troubles.sweeper, troubles.database)
+    moment = plan.start + draw.randint(0, 5 * SECOND)
+    while moment < plan.end:
+        looked_at = troubles.after(moment, *missing)
+        for _ in range(2 if chance(draw, 0.03) else 1):
+            decided_at = looked_at + (draw.randint(1, 50) if chance(draw, 0.95) else log_uniform(draw, 50, MINUTE))
+            decided_at = troubles.after(decided_at, troubles.asleep)
+            if not holds(troubles.workers, decided_at) and not holds(troubles.database, decided_at):
+                looks.append(Look(looked_at, decided_at))
+            looked_at += draw.randint(0, 2 * SECOND)
+        moment = max(moment, looked_at) + plan.sweep_seconds * SECOND
+    return sorted(looks, key=attrgetter("at"))

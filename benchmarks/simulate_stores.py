@@ -1,0 +1,220 @@
+"""What is tried: the real rules with a store in memory, or all of the real code on a database.
+
+Both are told what happens in the order in which it happens, and tell what was said of whom.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from heapq import heapify, heappop, heappush
+from operator import attrgetter
+from typing import TYPE_CHECKING, Protocol
+
+from simulate_oracle import Change
+
+from fleetbeat_shared.liveness import State
+from fleetbeat_shared.messages import Reason
+from fleetbeat_shared.settings import Settings
+from fleetbeat_worker.account import Account
+from fleetbeat_worker.batch import Batch, Facts
+from fleetbeat_worker.column_types import from_milliseconds, to_milliseconds
+from fleetbeat_worker.database import writing
+from fleetbeat_worker.inbox import Entry, Horizon
+from fleetbeat_worker.sweep import decide, outage_between
+from fleetbeat_worker.tables import EventType
+from fleetbeat_worker.transactions import put_right, store_entries
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from uuid import UUID
+
+    from redis import Redis
+    from simulate_plan import Arrival, Plan
+    from sqlalchemy import Engine
+
+    from fleetbeat_shared.messages import Deregister, Heartbeat, Register
+    from fleetbeat_worker.batch import AgentRecord
+
+OVERTAKEN = 90_000
+"""How long after its arrival, in milliseconds, a message may be put right here; SQL counts from when it was refused."""
+
+_WATCHED = (State.PENDING, State.OK)
+
+
+class Store(Protocol):
+    """What keeps the fleet and judges it. The answers are names of agents."""
+
+    def commit(self, now: int, arrivals: Sequence[Arrival]) -> list[str]:
+        """Store entries in one transaction; return who is degraded no longer."""
+
+    def put_right(self, now: int) -> list[str]:
+        """Apply what overtook its registration; return who is degraded no longer."""
+
+    def sweep(self, now: int, watermark: int, backlog: int) -> list[str]:
+        """Decide by what was seen of Redis at a time; return who is degraded."""
+
+
+def play(plan: Plan, store: Store) -> dict[int, list[Change]]:
+    """Let everything happen; return what was said of each agent, by its number."""
+    numbers = {agent.name: agent.number for agent in plan.agents}
+    changes: dict[int, list[Change]] = defaultdict(list)
+    horizons: dict[int, Horizon] = {}
+    inbox = _Inbox(plan)
+    decided = 0
+
+    def say(names: Iterable[str], *, is_degraded: bool) -> None:
+        for name in names:
+            changes[numbers[name]].append(Change(decided, is_degraded))
+
+    for moment, kind, what in _in_order(plan):
+        if kind == _COMMIT:
+            say(store.commit(moment, plan.commits[what].arrivals), is_degraded=False)
+        elif kind == _LOOK:
+            say(store.put_right(moment), is_degraded=False)
+            horizons[what] = inbox.horizon(moment)
+        else:
+            horizon = horizons.pop(what)
+            watermark = to_milliseconds(horizon.watermark or horizon.now)
+            say(store.sweep(to_milliseconds(horizon.now), watermark, horizon.backlog), is_degraded=True)
+            decided += 1
+    return changes
+
+
+_LOOK, _COMMIT, _DECIDE = range(3)
+
+
+def _in_order(plan: Plan) -> list[tuple[int, int, int]]:
+    """Return all that happens, as moment, kind and place in the plan's list."""
+    commits = [(commit.at, _COMMIT, place) for place, commit in enumerate(plan.commits)]
+    looks = [(look.looked_at, _LOOK, place) for place, look in enumerate(plan.looks)]
+    return sorted([*commits, *looks, *((look.at, _DECIDE, place) for place, look in enumerate(plan.looks))])
+
+
+class _Inbox:
+    """The simulated stream: what arrived and isn't acknowledged yet."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._arrivals = plan.arrivals
+        self._next = 0
+        self._held: list[Arrival] = []
+
+    def horizon(self, moment: int) -> Horizon:
+        """Return what `Inbox.horizon` would; moments come in their order."""
+        while self._next < len(self._arrivals) and self._arrivals[self._next].received_at <= moment:
+            self._held.append(self._arrivals[self._next])
+            self._next += 1
+        self._held = [each for each in self._held if each.removed_at is None or each.removed_at > moment]
+        oldest = min((each.received_at for each in self._held), default=moment)
+        return Horizon(from_milliseconds(moment), from_milliseconds(oldest), len(self._held))
+
+
+class SqlStore:
+    """The real ingest and the real sweep, on a database."""
+
+    def __init__(self, engine: Engine, plan: Plan) -> None:
+        self._engine = engine
+        self._settings = Settings(sweep_seconds=plan.sweep_seconds)
+        self._names = {agent.session_id: agent.name for agent in plan.agents}
+        self._someone_waits = False
+
+    def commit(self, now: int, arrivals: Sequence[Arrival]) -> list[str]:
+        """Store entries as the ingest job does."""
+        entries = [Entry(arrival.entry_id, arrival.message.to_wire()) for arrival in arrivals]
+        batches = store_entries(self._engine, entries, from_milliseconds(now), self._settings)
+        self._someone_waits |= any(row["awaits_session_id"] for batch in batches for row in batch.rejected)
+        return [name for batch in batches for name in _freed(batch)]
+
+    def put_right(self, now: int) -> list[str]:
+        """Apply what overtook its registration, as each sweep does first. Nobody waits for an answer here."""
+        if self._someone_waits:
+            put_right(self._engine, _NO_REDIS, from_milliseconds(now), self._settings)
+        return []  # who is put right was unknown before, so it can't have been degraded
+
+    def sweep(self, now: int, watermark: int, backlog: int) -> list[str]:
+        """Decide as the sweep job does."""
+        seen = Horizon(from_milliseconds(now), from_milliseconds(watermark), backlog)
+        account = Account(seen.now, life=None, lost=0)
+        with writing(self._engine) as connection:
+            return decide(connection, seen, account, self._settings, periodic=True).degraded
+
+
+_NO_REDIS: Redis = None  # type: ignore[assignment] # only answers are sent to it, and nobody waits for any
+
+
+class MemoryStore:
+    """The real rules, with the fleet in memory: what a batch changes stays in its records."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._sweep_seconds = float(plan.sweep_seconds)
+        self._agents: dict[UUID, AgentRecord] = {}
+        self._outages: list[tuple[int, int]] = []
+        self._watermark: int | None = None
+        self._swept_at: int | None = None
+        self._waiting: list[tuple[Entry, Register | Heartbeat | Deregister, bool]] = []
+        """What has no open session; and whether that was known, and had ended."""
+        self._due: list[tuple[int, UUID]] = []
+        """Deadlines, the next one first; a deadline that moved on is here twice."""
+
+    def commit(self, now: int, arrivals: Sequence[Arrival]) -> list[str]:
+        """Apply entries to the fleet."""
+        return self._apply(now, [(Entry(each.entry_id, b""), each.message) for each in arrivals])
+
+    def put_right(self, now: int) -> list[str]:
+        """Apply what waits for a session that is known by now."""
+        ready, waiting = [], []
+        for entry, message, had_ended in self._waiting:
+            agent = self._agents.get(message.session_id)
+            if agent and not (had_ended and (agent.ended_at or entry.milliseconds < agent.registered_at)):
+                ready.append((entry, message))
+            elif now - entry.milliseconds < OVERTAKEN:
+                waiting.append((entry, message, had_ended))
+        self._waiting = waiting
+        return self._apply(now, ready) if ready else []
+
+    def _apply(self, now: int, messages: Sequence[tuple[Entry, Register | Heartbeat | Deregister]]) -> list[str]:
+        facts = Facts(now=now, watermark=self._watermark, outages=self._outages, missed_limit=2, tasks={})
+        batch = Batch(facts, agents=self._agents)
+        for entry, message in messages:
+            batch.apply(entry, message)
+        waiting = {row["entry_id"]: row["reason"] for row in batch.rejected if row["awaits_session_id"]}
+        self._waiting += [
+            (entry, message, waiting[entry.id] == Reason.SESSION_ENDED)
+            for entry, message in messages
+            if entry.id in waiting
+        ]
+        for session_id in {message.session_id for _, message in messages} & self._agents.keys():
+            heappush(self._due, (self._agents[session_id].deadline_at, session_id))
+        return _freed(batch)
+
+    def sweep(self, now: int, watermark: int, backlog: int) -> list[str]:  # noqa: ARG002 - the backlog decides nothing
+        """Do what `decide` does with SQL."""
+        self._watermark = max(watermark, self._watermark or watermark)
+        last = None if self._swept_at is None else from_milliseconds(self._swept_at)
+        if last is not None and outage_between(last, from_milliseconds(now), self._sweep_seconds):
+            self._move(to_milliseconds(last), now)
+        self._swept_at = max(now, self._swept_at or now)
+        flagged = []
+        while self._due and self._due[0][0] < self._watermark:
+            due_at, session_id = heappop(self._due)
+            record = self._agents[session_id]
+            if record.deadline_at == due_at and record.state in _WATCHED:
+                record.state, record.state_changed_at = State.DEGRADED, now
+                flagged.append(record.agent_name)
+        return flagged
+
+    def _move(self, started_at: int, ended_at: int) -> None:
+        self._outages.append((started_at, ended_at))
+        for record in self._agents.values():
+            if record.state in _WATCHED and record.since < ended_at and record.deadline_at > started_at:
+                record.deadline_at += ended_at - max(started_at, record.since)
+        self._due = [(record.deadline_at, session_id) for session_id, record in self._agents.items()]
+        heapify(self._due)
+
+
+_name_of = attrgetter("agent_name")
+
+
+def _freed(batch: Batch) -> list[str]:
+    """Return who is degraded no longer: it was heard, or it ended, or it was opened anew."""
+    up = {EventType.RECOVERED.value, EventType.DEREGISTERED.value}
+    return [event["agent_name"] for event in batch.events if event["type"] in up]
