@@ -350,3 +350,51 @@ def test_an_agents_own_limit_goes_before_the_fleets(
     assert (agent(database, three).stuck_after, agent(database, three).missed_limit) == (None, None)
     assert look() == ["three"]
     assert agent(database, one).missed_limit == 1
+
+
+def test_an_outage_around_a_resume_counts_from_there(
+    database: Engine, redis: Redis, quick: Settings, look: Callable[[], list[str]]
+) -> None:
+    """Resumed by hand while nobody watched, an agent's deadline moves by what of the outage came after that."""
+    (session,) = enrol(redis, database, quick, "torv", interval_seconds=10.0)
+    look()
+    silence(database, redis, "torv")
+    let_pass(database, 50)
+    with writing(database) as connection:
+        resume(connection, "torv", redis_time(redis), 2)
+    let_pass(database, 50)
+    assert look() == []
+    row = agent(database, session)
+    assert abs(row.deadline_at - (row.resumed_at + seconds(21 + 50))) < seconds(10)
+
+
+def test_after_maintenance_the_display_needs_no_sweep(
+    database: Engine, redis: Redis, quick: Settings, look: Callable[[], list[str]], wait: Callable[[float], list[str]]
+) -> None:
+    """Between a window's end and the next sweep, agents are shown with the clock that starts at that end."""
+    enrol(redis, database, quick, "never", interval_seconds=60.0)
+    (session,) = enrol(redis, database, quick, "torv", interval_seconds=10.0)
+    send(redis, heartbeat(session))
+    drain(redis, database, quick)
+    look()
+    begin(database, redis, 18)
+    assert wait(10) == []
+    let_pass(database, 12)
+    (shown,) = (one for one in read_fleet(quick, database, redis).agents if one.agent_name == "torv")
+    assert (str(shown.state), shown.missed_intervals) == ("ok", 0)
+    assert shown.deadline_at > agent(database, session).deadline_at
+    assert look() == []
+    assert agent(database, session).deadline_at == shown.deadline_at
+
+
+def test_who_registers_after_maintenance_is_judged_as_ever(
+    database: Engine, redis: Redis, quick: Settings, look: Callable[[], list[str]], wait: Callable[[float], list[str]]
+) -> None:
+    """A window that was over before an agent was there moves none of its deadlines."""
+    look()
+    begin(database, redis, 5)
+    assert wait(15) == []
+    (session,) = enrol(redis, database, quick, "torv", interval_seconds=5.0)
+    before = agent(database, session).deadline_at
+    assert wait(15) == ["torv"]
+    assert agent(database, session).deadline_at == before - seconds(15)
