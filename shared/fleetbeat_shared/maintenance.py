@@ -72,6 +72,19 @@ def windows(rule: WindowRule, since: datetime, until: datetime) -> Iterator[Wind
             yield Window(slot, ends_at, rule.reason)
 
 
+def find_fault(rule: WindowRule) -> str | None:
+    """Return why a rule can't be worked out; None if it can.
+
+    It was checked when it was made, but a time zone may be gone from the machine that asks.
+    """
+    try:
+        if rule.schedule is not None:
+            next(slots_after(rule.schedule, rule.time_zone or "UTC", rule.starts_at))
+    except ValueError as error:  # croniter's errors are ValueErrors
+        return str(error)
+    return None
+
+
 def merged(found: Iterable[Window]) -> list[Window]:
     """Return windows in the order of time, those that overlap or follow each other without a gap as one."""
     joined: list[Window] = []

@@ -12,7 +12,7 @@ from rich.text import Text
 from fleetbeat_shared.connection import redis_errors
 from fleetbeat_shared.durations import format_duration, parse_duration
 from fleetbeat_shared.errors import FleetbeatError
-from fleetbeat_shared.maintenance import Window, WindowRule, is_never_due, next_start, running, windows_of
+from fleetbeat_shared.maintenance import Window, WindowRule, find_fault, is_never_due, next_start, running, windows_of
 from fleetbeat_shared.schedules import check_schedule, find_time_zone, slots_after
 from fleetbeat_worker.cli.options import ROW_ID, common_options, example, json_option, open_database, open_redis
 from fleetbeat_worker.cli.output import console, counted, plain_table, print_json, safe, stamp
@@ -155,7 +155,7 @@ def end(*, settings: Settings, number: int | None, as_json: bool) -> None:
         print_json({"ok": True, "ended": [_json(key, rules[key], now) for key in ended]})
         return
     for key in ended:
-        again = next_start(rules[key], now)
+        again = _next(rules[key], now)
         to_come = f" It comes again at {stamp(again)} UTC, unless: fleetbeat maintenance end {key}" if again else ""
         click.echo(f"Ended maintenance {key}.{to_come}")
 
@@ -217,13 +217,19 @@ def _redis_time(settings: Settings) -> datetime:
 
 
 def _running(rule: WindowRule, now: datetime) -> Window | None:
-    return running(windows_of([rule], now, now), now)
+    return None if find_fault(rule) else running(windows_of([rule], now, now), now)
 
 
 def _state(rule: WindowRule, now: datetime) -> str:
+    if find_fault(rule):
+        return "unusable"
     if _running(rule, now):
         return "running"
-    return "planned" if next_start(rule, now) else "over"
+    return "planned" if _next(rule, now) else "over"
+
+
+def _next(rule: WindowRule, now: datetime) -> datetime | None:
+    return None if find_fault(rule) else next_start(rule, now)
 
 
 def _json(number: int, rule: WindowRule, now: datetime) -> dict[str, Any]:
@@ -239,7 +245,8 @@ def _json(number: int, rule: WindowRule, now: datetime) -> dict[str, Any]:
         "reason": rule.reason,
         "ended_at": rule.ended_at,
         "running_until": window.ends_at if window else None,
-        "next_start": next_start(rule, now),
+        "next_start": _next(rule, now),
+        "fault": find_fault(rule),
     }
 
 
@@ -259,12 +266,12 @@ def _table(rules: Mapping[int, WindowRule], now: datetime) -> Table:
     table.add_column("Next (UTC)", no_wrap=True)
     table.add_column("Reason", overflow="fold")
     for number, rule in rules.items():
-        again, state = next_start(rule, now), _state(rule, now)
+        again, state, fault = _next(rule, now), _state(rule, now), find_fault(rule)
         table.add_row(
             Text(str(number)),
             Text(state, style="bold magenta" if state == "running" else ""),
             safe(_span(rule)),
             Text(stamp(again) if again else ""),
-            safe(rule.reason),
+            safe(f"{fault}. End it, and start it anew.", "bold yellow") if fault else safe(rule.reason),
         )
     return table
