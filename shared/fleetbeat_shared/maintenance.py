@@ -8,12 +8,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
+from fleetbeat_shared.liveness import deadline
 from fleetbeat_shared.schedules import slots_after
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from fleetbeat_shared.liveness import Promise
 
 INSTANT = timedelta(microseconds=1)
 
@@ -68,6 +72,19 @@ def windows(rule: WindowRule, since: datetime, until: datetime) -> Iterator[Wind
             yield Window(slot, ends_at, rule.reason)
 
 
+def find_fault(rule: WindowRule) -> str | None:
+    """Return why a rule can't be worked out; None if it can.
+
+    It was checked when it was made, but a time zone may be gone from the machine that asks.
+    """
+    try:
+        if rule.schedule is not None:
+            next(slots_after(rule.schedule, rule.time_zone or "UTC", rule.starts_at))
+    except ValueError as error:  # croniter's errors are ValueErrors
+        return str(error)
+    return None
+
+
 def merged(found: Iterable[Window]) -> list[Window]:
     """Return windows in the order of time, those that overlap or follow each other without a gap as one."""
     joined: list[Window] = []
@@ -106,3 +123,14 @@ def next_start(rule: WindowRule, now: datetime) -> datetime | None:
         return rule.starts_at if rule.starts_at > now else None
     slot = next(slots_after(rule.schedule, rule.time_zone or "UTC", max(now, rule.starts_at - INSTANT)))
     return slot if rule.ends_at is None or slot < rule.ends_at else None
+
+
+def is_never_due(promise: Promise, found: Sequence[Window], missed_limit: int) -> bool:
+    """Return whether an agent that falls silent would be degraded between no two of these windows.
+
+    The end of each starts its clock anew, so that it may be silent for longer than there is time before the next.
+    """
+    return all(
+        earlier.ends_at is None or deadline(promise, earlier.ends_at, missed_limit) >= later.starts_at
+        for earlier, later in pairwise(found)
+    )

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import re
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -327,6 +329,60 @@ def test_maintenance_is_over_if_its_row_is_gone(
     assert wait(12) == ["torv"]
 
 
+def test_maintenance_that_cant_be_worked_out(
+    database: Engine, redis: Redis, quick: Settings, look: Callable[[], list[str]], wait: Callable[[float], list[str]]
+) -> None:
+    """A window whose time zone is gone is left out, and keeps no sweep from the others, nor from verdicts."""
+    enrol(redis, database, quick, "torv", interval_seconds=5.0)
+    with writing(database) as connection:
+        rule = WindowRule(redis_time(redis), None, "* * * * *", "Mars/Olympus", 30.0)
+        maintenance.add(connection, rule, redis_time(redis))
+    look()
+    begin(database, redis, 15)
+    assert wait(12) == []
+    assert read_fleet(quick, database, redis).maintenance is not None
+    assert wait(12) == []
+    assert wait(5) == ["torv"]
+
+
+def test_pauses_race_with_batches_and_sweeps(postgres_url: str, redis: Redis, quick: Settings) -> None:
+    """While agents beat and sweeps look, pauses come and go: nothing waits in a circle, each change is told once."""
+    engines = [open_engine(postgres_url) for _ in range(3)]
+    names = [f"agent-{number}" for number in range(10)]
+    sessions = enrol(redis, engines[0], quick, *names)
+
+    def beat() -> None:
+        for _ in range(15):
+            send(redis, *[heartbeat(session, progress="on") for session in sessions])
+            drain(redis, engines[0], quick)
+
+    def silence_some() -> None:
+        for number in range(90):
+            with writing(engines[1]) as connection:
+                name, now = names[number % 10], redis_time(redis)
+                if number // 10 % 3:
+                    pause(connection, name, now, now + seconds(0.05), None)
+                else:
+                    resume(connection, name, now, 2)
+
+    def look() -> None:
+        for _ in range(40):
+            sweep(redis, engines[2], quick)
+
+    with ThreadPoolExecutor() as pool:
+        for done in [pool.submit(act) for act in (beat, silence_some, look)]:
+            done.result()
+    let_pass(engines[0], 1)
+    sweep(redis, engines[0], quick)
+    assert {state(engines[0], session) for session in sessions} == {"ok"}
+    told = {
+        name: "".join(kind[0] for who, kind in kinds(engines[0], "paused", "resumed") if who == name) for name in names
+    }
+    assert all(re.fullmatch("(p+r)+", kinds_of_one) for kinds_of_one in told.values()), told
+    for engine in engines:
+        engine.dispose()
+
+
 def test_an_agents_own_limit_goes_before_the_fleets(
     database: Engine, redis: Redis, quick: Settings, look: Callable[[], list[str]], wait: Callable[[float], list[str]]
 ) -> None:
@@ -350,3 +406,51 @@ def test_an_agents_own_limit_goes_before_the_fleets(
     assert (agent(database, three).stuck_after, agent(database, three).missed_limit) == (None, None)
     assert look() == ["three"]
     assert agent(database, one).missed_limit == 1
+
+
+def test_an_outage_around_a_resume_counts_from_there(
+    database: Engine, redis: Redis, quick: Settings, look: Callable[[], list[str]]
+) -> None:
+    """Resumed by hand while nobody watched, an agent's deadline moves by what of the outage came after that."""
+    (session,) = enrol(redis, database, quick, "torv", interval_seconds=10.0)
+    look()
+    silence(database, redis, "torv")
+    let_pass(database, 50)
+    with writing(database) as connection:
+        resume(connection, "torv", redis_time(redis), 2)
+    let_pass(database, 50)
+    assert look() == []
+    row = agent(database, session)
+    assert abs(row.deadline_at - (row.resumed_at + seconds(21 + 50))) < seconds(10)
+
+
+def test_after_maintenance_the_display_needs_no_sweep(
+    database: Engine, redis: Redis, quick: Settings, look: Callable[[], list[str]], wait: Callable[[float], list[str]]
+) -> None:
+    """Between a window's end and the next sweep, agents are shown with the clock that starts at that end."""
+    enrol(redis, database, quick, "never", interval_seconds=60.0)
+    (session,) = enrol(redis, database, quick, "torv", interval_seconds=10.0)
+    send(redis, heartbeat(session))
+    drain(redis, database, quick)
+    look()
+    begin(database, redis, 18)
+    assert wait(10) == []
+    let_pass(database, 12)
+    (shown,) = (one for one in read_fleet(quick, database, redis).agents if one.agent_name == "torv")
+    assert (str(shown.state), shown.missed_intervals) == ("ok", 0)
+    assert shown.deadline_at > agent(database, session).deadline_at
+    assert look() == []
+    assert agent(database, session).deadline_at == shown.deadline_at
+
+
+def test_who_registers_after_maintenance_is_judged_as_ever(
+    database: Engine, redis: Redis, quick: Settings, look: Callable[[], list[str]], wait: Callable[[float], list[str]]
+) -> None:
+    """A window that was over before an agent was there moves none of its deadlines."""
+    look()
+    begin(database, redis, 5)
+    assert wait(15) == []
+    (session,) = enrol(redis, database, quick, "torv", interval_seconds=5.0)
+    before = agent(database, session).deadline_at
+    assert wait(15) == ["torv"]
+    assert agent(database, session).deadline_at == before - seconds(15)

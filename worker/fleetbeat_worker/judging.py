@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from fleetbeat_shared.liveness import (
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
     from sqlalchemy import Row
 
     from fleetbeat_worker.maintenance import MaintenanceState
+
+# Most agents promise the same, and after maintenance all count from the same moment.
+_deadline_anew = lru_cache(maxsize=1024)(deadline)
 
 _WATCHED = frozenset({State.PENDING, State.OK})
 """States that time can change."""
@@ -65,7 +69,7 @@ class Judge:
         outages = [
             (from_milliseconds(started_at), from_milliseconds(ended_at)) for started_at, ended_at in self.outages
         ]
-        anew = extend_over_outages(deadline(_promise(row), cleared_at, self.missed_limit), cleared_at, outages)
+        anew = extend_over_outages(_deadline_anew(_promise(row), cleared_at, self.missed_limit), cleared_at, outages)
         return cleared_at, max(anew, row.deadline_at)
 
     def _count(self, row: Row[Any], count_to: int) -> int | None:

@@ -5,17 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from fleetbeat_shared.maintenance import last_end, running, windows_of
+from fleetbeat_shared.maintenance import find_fault, last_end, running, windows_of
+from fleetbeat_worker.log import logger
 from fleetbeat_worker.store.maintenance import window_rules
 from fleetbeat_worker.store.verdicts import record
 from fleetbeat_worker.tables import EventType
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from datetime import datetime
 
     from sqlalchemy import Connection
 
-    from fleetbeat_shared.maintenance import Window
+    from fleetbeat_shared.maintenance import Window, WindowRule
     from fleetbeat_worker.store.pipeline import StoredPipeline
 
 
@@ -34,10 +36,21 @@ def read_maintenance(connection: Connection, last: StoredPipeline, now: datetime
     """Return what holds at `now` (Redis's time), of all that the last sweep didn't know."""
     known = [moment for moment in (last.maintenance_since, last.last_sweep_at) if moment is not None]
     since = min([now, *known])
-    rules = window_rules(connection, since)
-    found = windows_of(rules.values(), since, now) if rules else []
+    found = windows_of(_usable(window_rules(connection, since)), since, now)
     ends = [moment for moment in (last.cleared_at, last_end(found, now)) if moment is not None]
     return MaintenanceState(found, running(found, now), max(ends, default=None))
+
+
+def _usable(rules: Mapping[int, WindowRule]) -> list[WindowRule]:
+    """Return the rules that can be worked out: one that can't must not keep sweeps from all verdicts."""
+    usable = []
+    for number, rule in rules.items():
+        fault = find_fault(rule)
+        if fault is None:
+            usable.append(rule)
+        else:
+            logger.error("Maintenance %s is left out: %s. End it, and start it anew.", number, fault)
+    return usable
 
 
 def note_maintenance(

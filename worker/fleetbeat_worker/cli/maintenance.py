@@ -12,21 +12,21 @@ from rich.text import Text
 from fleetbeat_shared.connection import redis_errors
 from fleetbeat_shared.durations import format_duration, parse_duration
 from fleetbeat_shared.errors import FleetbeatError
-from fleetbeat_shared.maintenance import WindowRule, next_start, running, windows_of
+from fleetbeat_shared.maintenance import Window, WindowRule, find_fault, is_never_due, next_start, running, windows_of
 from fleetbeat_shared.schedules import check_schedule, find_time_zone, slots_after
 from fleetbeat_worker.cli.options import ROW_ID, common_options, example, json_option, open_database, open_redis
-from fleetbeat_worker.cli.output import console, plain_table, print_json, safe, stamp
+from fleetbeat_worker.cli.output import console, counted, plain_table, print_json, safe, stamp
 from fleetbeat_worker.cli.pauses import Duration, Reason
 from fleetbeat_worker.database import reading, writing
 from fleetbeat_worker.inbox import Inbox
-from fleetbeat_worker.store.maintenance import add, cut, end as end_for_good, window_rules
+from fleetbeat_worker.store.maintenance import add, cut, end as end_for_good, promises, window_rules
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from rich.table import Table
 
-    from fleetbeat_shared.maintenance import Window
+    from fleetbeat_shared.liveness import Promise
     from fleetbeat_shared.settings import Settings
 
 SLOTS_COMPARED = 100
@@ -98,9 +98,13 @@ def start(  # noqa: PLR0913 - one parameter per option
         rule = WindowRule(rule.starts_at, rule.starts_at + length, reason=reason)
     with open_database(settings) as engine, writing(engine) as connection:
         number = add(connection, rule, now)
+        promised = promises(connection) if rule.schedule is not None else {}
+    warning = _warning(rule, promised, settings.missed_intervals)
     if as_json:
-        print_json({"ok": True, **_json(number, rule, now)})
+        print_json({"ok": True, **_json(number, rule, now), "warning": warning})
     else:
+        if warning:
+            click.echo(f"Warning: {warning}", err=True)
         click.echo(f"Maintenance {number}: {_span(rule)}. End it with: fleetbeat maintenance end {number}")
 
 
@@ -151,7 +155,7 @@ def end(*, settings: Settings, number: int | None, as_json: bool) -> None:
         print_json({"ok": True, "ended": [_json(key, rules[key], now) for key in ended]})
         return
     for key in ended:
-        again = next_start(rules[key], now)
+        again = _next(rules[key], now)
         to_come = f" It comes again at {stamp(again)} UTC, unless: fleetbeat maintenance end {key}" if again else ""
         click.echo(f"Ended maintenance {key}.{to_come}")
 
@@ -191,19 +195,41 @@ def _refuse_without_gaps(schedule: str, zone: str, since: datetime, length: time
         raise click.UsageError(message)
 
 
+def _warning(rule: WindowRule, promised: Mapping[Promise, int], missed_limit: int) -> str | None:
+    """Return what to say of agents that are never flagged because each window starts their clock anew."""
+    if rule.schedule is None:
+        return None
+    length = timedelta(seconds=rule.duration_seconds or 0)
+    slots = islice(slots_after(rule.schedule, rule.time_zone or "UTC", rule.starts_at), SLOTS_COMPARED)
+    found = [Window(slot, slot + length) for slot in slots]
+    number = sum(count for promise, count in promised.items() if is_never_due(promise, found, missed_limit))
+    if not number:
+        return None
+    return (
+        f"{counted(number, 'live agent')} may be silent for longer than the time between two of these windows, and as "
+        "each starts every clock anew, would never be flagged. See: fleetbeat agents list"
+    )
+
+
 def _redis_time(settings: Settings) -> datetime:
     with open_redis(settings) as client, redis_errors(settings.redis_url):
         return Inbox(client).horizon().now
 
 
 def _running(rule: WindowRule, now: datetime) -> Window | None:
-    return running(windows_of([rule], now, now), now)
+    return None if find_fault(rule) else running(windows_of([rule], now, now), now)
 
 
 def _state(rule: WindowRule, now: datetime) -> str:
+    if find_fault(rule):
+        return "unusable"
     if _running(rule, now):
         return "running"
-    return "planned" if next_start(rule, now) else "over"
+    return "planned" if _next(rule, now) else "over"
+
+
+def _next(rule: WindowRule, now: datetime) -> datetime | None:
+    return None if find_fault(rule) else next_start(rule, now)
 
 
 def _json(number: int, rule: WindowRule, now: datetime) -> dict[str, Any]:
@@ -219,7 +245,8 @@ def _json(number: int, rule: WindowRule, now: datetime) -> dict[str, Any]:
         "reason": rule.reason,
         "ended_at": rule.ended_at,
         "running_until": window.ends_at if window else None,
-        "next_start": next_start(rule, now),
+        "next_start": _next(rule, now),
+        "fault": find_fault(rule),
     }
 
 
@@ -239,12 +266,12 @@ def _table(rules: Mapping[int, WindowRule], now: datetime) -> Table:
     table.add_column("Next (UTC)", no_wrap=True)
     table.add_column("Reason", overflow="fold")
     for number, rule in rules.items():
-        again, state = next_start(rule, now), _state(rule, now)
+        again, state, fault = _next(rule, now), _state(rule, now), find_fault(rule)
         table.add_row(
             Text(str(number)),
             Text(state, style="bold magenta" if state == "running" else ""),
             safe(_span(rule)),
             Text(stamp(again) if again else ""),
-            safe(rule.reason),
+            safe(f"{fault}. End it, and start it anew.", "bold yellow") if fault else safe(rule.reason),
         )
     return table

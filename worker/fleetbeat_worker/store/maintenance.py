@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import insert, or_, select, update
+from sqlalchemy import func, insert, or_, select, update
 
-from fleetbeat_shared.liveness import Promise, silent_since
+from fleetbeat_shared.liveness import Promise, State, silent_since
 from fleetbeat_shared.maintenance import WindowRule
 from fleetbeat_worker.column_types import from_milliseconds, to_milliseconds
 from fleetbeat_worker.deadlines import deadline_of
@@ -57,6 +57,13 @@ def end(connection: Connection, ids: Collection[int], now: datetime) -> None:
 def cut(connection: Connection, ids: Collection[int], now: datetime) -> None:
     """End the windows of recurring maintenance that run now, and none to come."""
     connection.execute(update(Maintenance).where(Maintenance.id.in_(list(ids))).values(cut_at=now))
+
+
+def promises(connection: Connection) -> dict[Promise, int]:
+    """Return what live agents promise, each with how many do."""
+    columns = [_LIVENESS.c[name] for name in _PROMISED]
+    query = select(*columns, func.count()).where(_LIVENESS.c.state != State.ENDED.value).group_by(*columns)
+    return {Promise(*promised): number for *promised, number in connection.execute(query)}
 
 
 def spare(

@@ -19,10 +19,16 @@ if TYPE_CHECKING:
     from datetime import datetime
     from uuid import UUID
 
-    from sqlalchemy import ColumnElement, Connection, Row, Table
+    from sqlalchemy import ColumnElement, Connection, Row, Select, Table
 
 _LIVENESS: Table = Liveness.__table__  # type: ignore[assignment] # a mapped class has a Table
 _EVENTS: Table = Event.__table__  # type: ignore[assignment] # as above
+_SESSIONS: Select[Any] = select(
+    Agent.__table__, *(column for column in _LIVENESS.columns if not column.primary_key)
+).join(Liveness, Liveness.session_id == Agent.session_id)
+
+AT_ONCE = 10_000
+"""How many sessions are paused or resumed in one transaction: databases bound the parameters of a statement."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +47,14 @@ def _whose(asked: str | UUID) -> ColumnElement[bool]:
 
 def _locked(connection: Connection, *which: ColumnElement[bool], skip_locked: bool = False) -> Sequence[Row[Any]]:
     """Lock sessions in the order of their keys, as everybody does, and return all columns of both tables."""
-    others = [column for column in _LIVENESS.columns if not column.primary_key]
-    query = select(Agent.__table__, *others).join(Liveness, Liveness.session_id == Agent.session_id)
-    query = query.where(*which).order_by(Agent.session_id)
+    query = _SESSIONS.where(*which)
     if connection.dialect.name == "postgresql":
-        query = query.with_for_update(of=Liveness, skip_locked=skip_locked)
-    return connection.execute(query).all()
+        ids = connection.execute(query.with_only_columns(Agent.session_id).limit(AT_ONCE)).scalars()
+        lock = select(Liveness.session_id).where(Liveness.session_id.in_(list(ids))).order_by(Liveness.session_id)
+        locked = connection.execute(lock.with_for_update(skip_locked=skip_locked)).scalars()
+        # Read anew under the lock: a pause may have been prolonged, or the session have ended, in between.
+        query = query.where(Agent.session_id.in_(list(locked)))
+    return connection.execute(query.order_by(Agent.session_id).limit(AT_ONCE)).all()
 
 
 def is_live(connection: Connection, asked: str | UUID) -> bool:
@@ -86,10 +94,7 @@ def resume_due(connection: Connection, now: datetime, missed_limit: int) -> list
 
     A row that a batch holds is left to the next sweep, which resumes it as of the same moment.
     """
-    # First without the table of states, which has no index: most often there is nothing to do.
-    over = select(Agent.session_id).where(Agent.paused_until <= now)
-    ids = list(connection.execute(over).scalars())
-    if not ids:
+    if not connection.execute(select(exists().where(Agent.paused_until <= now))).scalar():  # most often, by an index
         return []
     due = (Agent.paused_until <= now, Liveness.state == State.PAUSED.value)
     return _resume(connection, _locked(connection, *due, skip_locked=True), now, missed_limit)
