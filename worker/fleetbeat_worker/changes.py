@@ -39,6 +39,8 @@ class Changes:
     degraded: list[str] = field(default_factory=list)
     """Names of the agents that were flagged."""
     told: list[Notice] = field(default_factory=list)
+    unjudged: int = 0
+    """How many agents are set aside after it."""
 
     def named(self, kind: NoticeKind) -> list[str]:
         """Return the agents that are told of with notices of a kind."""
@@ -73,7 +75,7 @@ def make_changes(  # noqa: PLR0913, PLR0917 - what is known of the time
         notices += find_stuck(connection, watermark, now, settings)
         notices += _set_aside(connection, judged.unjudged | unjudged, now)
     put(connection, notices, to_milliseconds(now))
-    return Changes(degraded, notices)
+    return Changes(degraded, notices, store.count_unjudged(connection))
 
 
 def _set_aside(connection: Connection, unjudged: Mapping[UUID, str], now: datetime) -> list[Notice]:

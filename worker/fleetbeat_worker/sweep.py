@@ -130,7 +130,7 @@ def _decide(
     gap = outage_between(last.last_sweep_at, horizon.now, interval)
     outage = (last.last_sweep_at, horizon.now) if gap is not None and last.last_sweep_at is not None else None
     changes = make_changes(connection, outage, last.watermark, watermark, horizon.now, settings)
-    now = replace(last, watermark=watermark, last_sweep_at=horizon.now)
+    now = replace(last, watermark=watermark, last_sweep_at=horizon.now, unjudged=changes.unjudged)
     if periodic:
         now = replace(now, sweep_seconds=settings.sweep_seconds)
     trimmed, lost_backlog = 0, None

@@ -472,3 +472,5 @@ class Pipeline(Base):
     """How many entries had been lost by it; what is more next time is reported."""
     inbox_backlog: Mapped[int | None] = mapped_column(BigInteger)
     """How many entries waited in it, to tell if it is gone next time."""
+    unjudged: Mapped[int | None]
+    """How many agents are set aside, as they can't be judged: only then does a batch look who they are."""

@@ -31,6 +31,8 @@ class StoredPipeline:
     """How many entries had been lost by it."""
     inbox_backlog: int | None = None
     """How many entries waited."""
+    unjudged: int | None = None
+    """How many agents are set aside."""
 
 
 _COLUMNS = select(*(getattr(Pipeline, column.name) for column in fields(StoredPipeline)))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import sqlalchemy as sa
 from alembic import op
 
@@ -14,7 +16,7 @@ depends_on = None
 
 BIG_KEY = sa.BigInteger().with_variant(sa.Integer, "sqlite")
 
-_COLUMNS = {
+_COLUMNS: dict[str, dict[str, Any]] = {
     "agents": {
         "changed_at": Instant,
         "stuck_after": sa.Integer,
@@ -26,6 +28,7 @@ _COLUMNS = {
         "incident_id": sa.BigInteger,
         "unjudged_at": Instant,
     },
+    "pipeline": {"unjudged": sa.Integer},
     "liveness": {"missed_limit": sa.Integer, "resumed_at": Instant},
 }
 _RARE = ("unjudged_at", "flapping_at", "incident_id", "stuck_after")
