@@ -652,3 +652,40 @@ def test_a_promise_that_is_gone_loses_no_heartbeat() -> None:
         State.PENDING,
     )
     assert (len(batch.heartbeats), batch.rejected) == (1, [])
+
+
+WORDS = st.fixed_dictionaries(
+    {}, optional={"progress": st.sampled_from(["A", "B", ""]), "status": st.sampled_from(["x", "y", ""])}
+)
+
+
+def last_change(said: list[dict[str, str]]) -> int | None:
+    """Return the place of the last heartbeat that said something new of what its agent does, by a plain count."""
+    known: dict[str, str] = {}
+    found = None
+    for place, words in enumerate(said):
+        given = {name: word for name, word in words.items() if name == "status" or word}
+        if any(known.get(name) != word for name, word in given.items()):
+            found = place
+        known |= given
+    return found
+
+
+@given(said=st.lists(WORDS, max_size=8), data=st.data())
+def test_a_change_is_never_taken_for_an_older_one(said: list[dict[str, str]], data: st.DataObject) -> None:
+    """In their order, in many batches, heartbeats give the last change; in any other order that or a later one."""
+    agent = registered()
+    for in_order in (True, False):
+        places = list(range(len(said))) if in_order else data.draw(st.permutations(range(len(said))))
+        stored = agent
+        for arrival, place in enumerate(places):
+            batch = new_batch(stored)
+            buffered = 100 + arrival - place
+            apply(batch, heartbeat(agent.session_id, buffered_seconds=buffered, **said[place]), 200 + arrival)
+            stored = only(batch)
+        expected = last_change(said)
+        found = None if stored.changed_at is None else (stored.changed_at - NOON - seconds(100)) // 1000
+        if in_order:
+            assert found == expected
+        else:
+            assert found is None or (expected is not None and found >= expected)
