@@ -644,3 +644,137 @@ def test_a_second_goodbye_counts_against_an_earlier_registration() -> None:
     apply(batch, register("torv", agent.session_id), 2)
     assert only(batch).state is State.ENDED
     assert kinds(batch) == ["deregistered"]
+
+
+def stuck(**columns: Any) -> AgentRecord:
+    """Return an agent that said `page 1` at noon, has said nothing else since, and was found stuck."""
+    batch = new_batch(registered())
+    session_id = next(iter(batch.agents))
+    apply(batch, heartbeat(session_id, progress="page 1", status="busy"), 0, 1)
+    apply(batch, heartbeat(session_id, progress="page 1"), 100)
+    return replace(only(batch), stuck_at=NOON + seconds(90), **columns)
+
+
+@pytest.mark.parametrize(
+    ("said", "changes"),
+    [
+        ({"progress": "page 2"}, True),
+        ({"work_item_id": "W-1"}, True),
+        ({"status": ""}, True),
+        ({"progress": "page 1", "status": "busy"}, False),
+        ({"progress": ""}, False),
+        ({"summary": "new", "error": "new", "open_tasks": 7}, False),
+        ({}, False),
+    ],
+)
+def test_what_counts_as_doing_something_else(said: dict[str, Any], changes: bool) -> None:  # noqa: FBT001 - a parameter of the test
+    """Another progress, work item or status does, and ends being stuck with one event and one notice."""
+    batch = new_batch(stuck())
+    apply(batch, heartbeat(next(iter(batch.agents)), **said), 200)
+    agent = only(batch)
+    assert agent.changed_at == NOON + seconds(200 if changes else 0)
+    assert (agent.stuck_at is None) is changes
+    assert kinds(batch).count("unstuck") == changes
+    assert [notice.kind for notice in batch.notices] == ["unstuck"] * changes
+    if changes:
+        assert batch.notices[0].detail["unchanged_seconds"] == 200
+        assert agent.settings == {"stuck_at": None}
+
+
+def test_an_agent_that_says_nothing_has_not_changed() -> None:
+    """Without progress, work item or status there is no moment from which on it could be stuck."""
+    batch = new_batch(registered())
+    apply(batch, heartbeat(next(iter(batch.agents)), summary="all well"), 1)
+    assert only(batch).changed_at is None
+    assert "changed_at" not in only(batch).reports
+
+
+def test_a_late_heartbeat_with_other_words_is_a_change_in_between() -> None:
+    """It came back to what it does now at the newest heartbeat at the latest; before the last change it is no news."""
+    agent = stuck()
+    batch = new_batch(agent)
+    apply(batch, heartbeat(agent.session_id, progress="page 0", buffered_seconds=250), 200)
+    assert (only(batch).changed_at, kinds(batch)) == (NOON, ["heartbeat"])
+    apply(batch, heartbeat(agent.session_id, progress="page 3", buffered_seconds=150), 201)
+    assert (only(batch).changed_at, only(batch).stuck_at) == (NOON + seconds(100), None)
+    apply(batch, heartbeat(agent.session_id, progress="page 3", buffered_seconds=150), 201)
+    assert kinds(batch).count("unstuck") == 1
+
+
+def test_a_session_that_is_opened_anew_begins_anew() -> None:
+    """What it said before its end is no reason to call it stuck."""
+    agent = stuck()
+    batch = new_batch(agent)
+    apply(batch, deregister(agent.session_id), 200)
+    apply(batch, register("torv", agent.session_id), 201)
+    assert (only(batch).stuck_at, only(batch).changed_at) == (None, None)
+    apply(batch, heartbeat(agent.session_id, progress="page 1"), 202)
+    assert only(batch).changed_at == NOON + seconds(202)
+    assert batch.notices == []
+
+
+@pytest.mark.parametrize(
+    ("columns", "told"), [({}, ["recovered"]), ({"flapping_at": NOON}, []), ({"incident_id": 3}, [])]
+)
+def test_whose_return_is_told(columns: dict[str, int], told: list[str]) -> None:
+    """Everybody's but of those that flap or went silent in an open incident; the event is there each time."""
+    batch = new_batch(replace(registered(), state=State.DEGRADED, last_seen_at=NOON, project="mail", **columns))
+    session_id = next(iter(batch.agents))
+    apply(batch, heartbeat(session_id), 500)
+    assert (kinds(batch), [notice.kind for notice in batch.notices]) == (["recovered"], told)
+    if told:
+        (notice,) = batch.notices
+        assert notice.key == f"recovered:{session_id}:{NOON + seconds(500)}"
+        assert (notice.project, notice.detail["silent_seconds"]) == ("mail", 500)
+        assert notice.detail["since"] == "2026-01-31T12:00:00+00:00"
+
+
+def test_a_promise_that_is_gone_loses_no_heartbeat() -> None:
+    """With a time zone that the machine lost the heartbeat counts as a sign, and moves neither deadline nor state."""
+    agent = registered(interval_seconds=None, schedule="0 * * * *")
+    batch = new_batch(replace(agent, promise=replace(agent.promise, time_zone="Mars/Olympus")))
+    apply(batch, heartbeat(agent.session_id), 10)
+    found = only(batch)
+    assert (found.last_seen_at, found.deadline_at, found.state) == (
+        NOON + seconds(10),
+        agent.deadline_at,
+        State.PENDING,
+    )
+    assert (len(batch.heartbeats), batch.rejected) == (1, [])
+
+
+WORDS = st.fixed_dictionaries(
+    {}, optional={"progress": st.sampled_from(["A", "B", ""]), "status": st.sampled_from(["x", "y", ""])}
+)
+
+
+def last_change(said: list[dict[str, str]]) -> int | None:
+    """Return the place of the last heartbeat that said something new of what its agent does, by a plain count."""
+    known: dict[str, str] = {}
+    found = None
+    for place, words in enumerate(said):
+        given = {name: word for name, word in words.items() if name == "status" or word}
+        if any(known.get(name) != word for name, word in given.items()):
+            found = place
+        known |= given
+    return found
+
+
+@given(said=st.lists(WORDS, max_size=8), data=st.data())
+def test_a_change_is_never_taken_for_an_older_one(said: list[dict[str, str]], data: st.DataObject) -> None:
+    """In their order, in many batches, heartbeats give the last change; in any other order that or a later one."""
+    agent = registered()
+    for in_order in (True, False):
+        places = list(range(len(said))) if in_order else data.draw(st.permutations(range(len(said))))
+        stored = agent
+        for arrival, place in enumerate(places):
+            batch = new_batch(stored)
+            buffered = 100 + arrival - place
+            apply(batch, heartbeat(agent.session_id, buffered_seconds=buffered, **said[place]), 200 + arrival)
+            stored = only(batch)
+        expected = last_change(said)
+        found = None if stored.changed_at is None else (stored.changed_at - NOON - seconds(100)) // 1000
+        if in_order:
+            assert found == expected
+        else:
+            assert found is None or (expected is not None and found >= expected)

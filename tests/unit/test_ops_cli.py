@@ -11,12 +11,14 @@ import pytest
 from click.testing import CliRunner, Result
 from ops_fixtures import put_agent, put_event, put_rejected, put_sweep, seconds
 from rq import Queue, SimpleWorker
+from sqlalchemy import update
 
 from fleetbeat_shared import connection
 from fleetbeat_shared.names import FIELD, GROUP, INBOX, QUEUE
 from fleetbeat_worker import judging, schema
 from fleetbeat_worker.cli import COMMANDS, main
-from fleetbeat_worker.database import open_engine
+from fleetbeat_worker.database import open_engine, writing
+from fleetbeat_worker.tables import Liveness
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -406,3 +408,32 @@ def test_a_bad_variable_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     result = run("check")
     assert result.exit_code == 2
     assert "FLEETBEAT_SWEEP_SECONDS" in result.stderr
+
+
+def test_what_stands_beside_the_state(engine: Engine, now: datetime) -> None:
+    """Who is stuck, flaps or can't be judged is shown as such, in words and in JSON; `check` names the last."""
+    put_agent(engine, "loops", at=now, stuck_at=now)
+    put_agent(engine, "flips", at=now, flapping_at=now)
+    put_sweep(engine, now)
+    assert run("check").exit_code == 0
+    put_agent(engine, "lost", at=now, schedule="0 * * * *", interval_seconds=0.0, time_zone="Mars/X", unjudged_at=now)
+    with writing(engine) as connection:
+        connection.execute(update(Liveness).where(Liveness.interval_seconds == 0.0).values(interval_seconds=None))
+    marks = {
+        agent["agent_name"]: [name for name in ("stuck", "flapping", "unjudged") if agent[name]]
+        for agent in answer("dashboard")["agents"]
+    }
+    assert marks == {"loops": ["stuck"], "flips": ["flapping"], "lost": ["unjudged"]}
+    for args in (["dashboard"], ["agents", "list"]):
+        output = run(*args).output
+        assert [output.count(word) for word in ("stuck", "flapping", "unjudged")] == [1, 1, 1]
+    assert "ok since" in (shown := run("agents", "show", "loops").output)
+    assert ", stuck" in shown
+    assert answer("agents", "show", "lost")["agent"]["missed_intervals"] is None
+    ill = run("check")
+    assert (ill.exit_code, ill.output.count("\n")) == (1, 1)
+    assert ill.output.startswith("UNJUDGED: 1 agent can't be judged: lost; fleetbeat events --type unjudged")
+    assert answer("check", code=1)["unjudged"] == ["lost"]
+    put_agent(engine, "rams", at=now - seconds(300), state="degraded")
+    both = answer("check", code=1)
+    assert (both["status"], both["degraded"], both["unjudged"]) == ("degraded", ["rams"], ["lost"])

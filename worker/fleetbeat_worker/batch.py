@@ -288,7 +288,8 @@ class Batch:
 
     def flap(self, agent: AgentRecord) -> None:
         """Tell that an agent flaps, instead of that it recovered: it changes its state too often for more."""
-        self.notices = [notice for notice in self.notices if notice.session_id != agent.session_id]
+        recovery = (agent.session_id, NoticeKind.RECOVERED)
+        self.notices = [notice for notice in self.notices if (notice.session_id, notice.kind) != recovery]
         agent.flapping_at = self.facts.now
         agent.set(flapping_at=agent.flapping_at)
         detail = {"state": agent.state.value}

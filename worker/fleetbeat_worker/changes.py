@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from fleetbeat_shared.text import clean
@@ -87,7 +87,8 @@ def make_changes(
         notices += _set_aside(connection, judged.unjudged | unjudged, now)
     put(connection, notices, to_milliseconds(now))
     since = maintenance.running.starts_at if maintenance.running else None
-    return Changes(degraded, notices, resumed, since), known
+    unjudged_agents = store.count_unjudged(connection)
+    return Changes(degraded, notices, resumed, since), replace(known, unjudged=unjudged_agents)
 
 
 def _set_aside(connection: Connection, unjudged: Mapping[UUID, str], now: datetime) -> list[Notice]:

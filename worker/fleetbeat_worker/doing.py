@@ -20,7 +20,9 @@ def changed_at(agent: AgentRecord, order: tuple[int, int], said: Mapping[str, An
     `order` is the heartbeat's `seen_at` and place. One that comes after newer ones, and says something else, means that
     the agent did something else in between: it came back to what it does now no later than at the newest of them.
     """
-    given = {name: said[name] for name in DOING if said.get(name)}
+    given = {name: said[name] for name in DOING if said.get(name) is not None}
+    if not given.get("progress"):
+        given.pop("progress", None)  # an empty one leaves what was there
     differs = any(agent.doing.get(name) != value for name, value in given.items())
     if agent.reported is not None and order < agent.reported:
         is_news = differs and agent.changed_at is not None and order[0] > agent.changed_at

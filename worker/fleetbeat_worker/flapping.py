@@ -52,10 +52,10 @@ def settle_recoveries(connection: Connection, batch: Batch, settings: Settings) 
 
     Those that come back from an incident are left out: it was one change for all of them, and is told as one.
     """
-    ids = [notice.session_id for notice in batch.notices if notice.kind is NoticeKind.RECOVERED]
-    recovered = [batch.agents[session_id] for session_id in ids if session_id is not None]
-    if not recovered:
+    ids = {notice.session_id for notice in batch.notices if notice.kind is NoticeKind.RECOVERED}
+    if not ids:
         return
+    recovered = [agent for agent in batch.agents.values() if agent.session_id in ids and agent.ended_at is None]
     now = from_milliseconds(batch.facts.now)
     for session_id in flapping_among(connection, recovered, now, settings.flapping_changes, coming=1):
         batch.flap(batch.agents[session_id])

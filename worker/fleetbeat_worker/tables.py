@@ -481,3 +481,5 @@ class Pipeline(Base):
     """When the maintenance began that the last sweep found; absent if there was none."""
     cleared_at: Mapped[datetime | None]
     """When the last maintenance ended: nobody's silence counts from earlier."""
+    unjudged: Mapped[int | None]
+    """How many agents are set aside, as they can't be judged: only then does a batch look who they are."""

@@ -87,9 +87,7 @@ _OF_AN_AGENT = [
 ]
 
 # Built once, here: building and adapting them for each batch took a third of a small batch's time.
-_READ_PIPELINE = select(
-    Pipeline.watermark, exists(select(Task.id)), exists(select(Agent.session_id).where(Agent.unjudged_at.is_not(None)))
-)
+_READ_PIPELINE = select(Pipeline.watermark, Pipeline.unjudged, exists(select(Task.id)))
 _READ_OUTAGES = (
     select(OutageRow.started_at, OutageRow.ended_at)
     .where(OutageRow.ended_at > bindparam("since", type_=Instant))
@@ -117,12 +115,12 @@ def open_batch(
         named |= _live_namesakes(connection, {message.agent_name for message in registrations})
     records = _lock_liveness(connection, list(ids | named))
     # Only now, under the locks: what a sweep records, or a registration changes, between would be missed otherwise.
-    watermark, has_tasks, has_unjudged = connection.execute(_READ_PIPELINE).one()
+    watermark, unjudged, has_tasks = connection.execute(_READ_PIPELINE).one()
     moment = to_milliseconds(now)
     oldest = _oldest_moment(messages, moment)
     for _, message in messages:
         record = records.get(message.session_id)
-        if record is not None and (has_tasks or has_unjudged or not is_plain(message, record, oldest)):
+        if record is not None and (has_tasks or unjudged or not is_plain(message, record, oldest)):
             named.add(message.session_id)
     agents = _read_agents(connection, records, named)
     # A registration counts from the agent's last sign, which may lie before an outage.

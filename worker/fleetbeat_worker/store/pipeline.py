@@ -35,6 +35,8 @@ class StoredPipeline:
     """When the maintenance began that was found; None if there was none."""
     cleared_at: datetime | None = None
     """When the last maintenance ended."""
+    unjudged: int | None = None
+    """How many agents are set aside."""
 
 
 _COLUMNS = select(*(getattr(Pipeline, column.name) for column in fields(StoredPipeline)))

@@ -28,6 +28,7 @@ _COLUMNS: dict[str, dict[str, Any]] = {
         "incident_id": sa.BigInteger,
         "unjudged_at": Instant,
     },
+    "pipeline": {"unjudged": sa.Integer},
     "liveness": {"missed_limit": sa.Integer, "resumed_at": Instant},
     "pipeline": {"maintenance_since": Instant, "cleared_at": Instant},
 }
