@@ -7,7 +7,7 @@ import email.policy
 import json
 import socket
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
 
@@ -91,10 +91,28 @@ def http_receiver() -> Iterator[HttpReceiver]:
 
 
 @contextmanager
-def dead_end() -> Iterator[str]:
-    """Yield the URL of a webhook that takes connections and says nothing."""
+def dribbler() -> Iterator[str]:
+    """Yield the URL of a webhook that answers a letter at a time, and never ends: no time-out of a socket helps."""
+    enough = threading.Event()
+
+    def dribble(connection: socket.socket) -> None:
+        with connection, suppress(OSError):
+            connection.sendall(b"HTTP/1.1 200 OK\r\nX-Slow: ")
+            while not enough.wait(0.05):
+                connection.sendall(b"a")
+
+    def accept() -> None:
+        with suppress(OSError):
+            while True:
+                threading.Thread(target=dribble, args=(server.accept()[0],), daemon=True).start()
+
     with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = threading.Thread(target=accept, daemon=True)
+        thread.start()
         yield f"json://127.0.0.1:{server.getsockname()[1]}/"
+        enough.set()
+        server.shutdown(socket.SHUT_RDWR)
+    thread.join(10)
 
 
 class SmtpReceiver:
