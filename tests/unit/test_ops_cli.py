@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from fakeredis import FakeRedis
     from sqlalchemy import Engine
 
-READERS = ["agents", "check", "dashboard", "db", "events", "queue", "rejected", "tasks"]
+READERS = ["agents", "backtest", "check", "dashboard", "db", "events", "explain", "queue", "rejected", "tasks"]
 
 
 @pytest.fixture
@@ -153,7 +153,7 @@ def test_an_agent_is_shown_in_full(engine: Engine, now: datetime) -> None:
     put_sweep(engine, now)
     run("tasks", "add", "hint", "Sort")
     report = answer("agents", "show", "hint")
-    assert report == answer("agents", "show", str(session_id)) | {"as_of": report["as_of"]}
+    assert report == answer("agents", "show", str(session_id)) | {name: report[name] for name in ("as_of", "uptime")}
     assert report["tasks"] == {"open": 1, "stale": 0}
     assert [event["text"] for event in report["events"]] == [f"step {number}" for number in range(2, 12)]
     text = run("agents", "show", "hint").output

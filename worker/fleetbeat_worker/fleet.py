@@ -176,7 +176,7 @@ def read_agent(
         counted = count_tasks(connection, _stale_before(settings, pipeline), row.agent_name)
         tasks = counted.get(row.agent_name, TaskCounts())
         events = latest_events(connection, event_limit, session_id=row.session_id)
-        record = read_record(connection, asked, pipeline.as_of or pipeline.now, event_limit)
+        record = read_record(connection, asked, pipeline.as_of or pipeline.now)
     judge = _Judge(pipeline.as_of, settings.missed_intervals)
     state = judge.state(row)
     return AgentReport(pipeline, _view(row, state, judge.missed(row, state), tasks), tasks, events, record)
