@@ -105,7 +105,7 @@ def _sweep(client: Redis, engine: Engine, settings: Settings, *, periodic: bool,
     account = inbox.account()  # before the time of this sweep, so that it is newer than those of earlier ones
     horizon = inbox.horizon()
     with writing(engine) as connection:
-        report = _decide(connection, horizon, account, settings, periodic=periodic)
+        report = decide(connection, horizon, account, settings, periodic=periodic)
         if dry_run:
             connection.rollback()
     if not dry_run:
@@ -115,9 +115,10 @@ def _sweep(client: Redis, engine: Engine, settings: Settings, *, periodic: bool,
     return report
 
 
-def _decide(
+def decide(
     connection: Connection, horizon: Horizon, account: Account, settings: Settings, *, periodic: bool
 ) -> SweepReport:
+    """Flag who is silent as of the watermark, by what was seen of Redis; all of it in one transaction."""
     last = stored_pipeline(connection, lock=True)
     known = [moment for moment in (horizon.watermark, last.watermark) if moment is not None]
     watermark = max(known, default=None)
