@@ -192,7 +192,7 @@ class _Run:
     def _rule_told(self, detail: dict[str, Any] | None, row: Row[Any]) -> DeadlineRule:
         promise = promise_of(row)
         told = promise if detail is None else promise_told(detail, promise)
-        own = row.missed_limit if detail is None else detail.get("missed_intervals", row.missed_limit)
+        own = row.missed_limit if detail is None else detail.get("missed_intervals")
         return self._rule(self._trial.promise(told), self._trial.missed or own or self._fleet_limit)
 
     def _play(self, replay: Replay, marks: Sequence[Change], row: Row[Any], beats: Iterable[store.Sign]) -> None:

@@ -127,7 +127,7 @@ class _Judge:
             resumed_at = _last(past, EventType.RESUMED)
             told = [change.detail for change in past if change.kind is EventType.REGISTERED]
             if told:
-                promise, limit = promise_told(told[-1], promise), told[-1].get("missed_intervals", limit)
+                promise, limit = promise_told(told[-1], promise), told[-1].get("missed_intervals")
         starts = [
             Start(moment, why)
             for moment, why in (
