@@ -8,11 +8,11 @@ from uuid import UUID
 
 from fleetbeat_shared.messages import Deregister, Heartbeat, Register
 from fleetbeat_shared.settings import Settings
-from fleetbeat_worker import sweep as sweeping
 from fleetbeat_worker.account import Account
 from fleetbeat_worker.column_types import to_milliseconds
 from fleetbeat_worker.database import writing
 from fleetbeat_worker.inbox import Entry, Horizon
+from fleetbeat_worker.sweep import SweepReport, decide
 from fleetbeat_worker.transactions import store_entries
 
 if TYPE_CHECKING:
@@ -55,13 +55,11 @@ class Simulation:
         """Let an agent say goodbye."""
         self._store(Deregister(id=self._new_id(when), session_id=session_id, sent_at=at(when), **said), when)
 
-    def sweep(self, when: float, *, watermark: float | None = None, backlog: int = 0) -> sweeping.SweepReport:
+    def sweep(self, when: float, *, watermark: float | None = None, backlog: int = 0) -> SweepReport:
         """Sweep, with workers that are behind if a watermark is given."""
         horizon = Horizon(at(when), at(when if watermark is None else watermark), backlog)
         with writing(self.engine) as connection:
-            return sweeping._decide(  # noqa: SLF001 - a sweep without Redis, at a time of ours
-                connection, horizon, Account(at(when), None, 0), self.settings, periodic=True
-            )
+            return decide(connection, horizon, Account(at(when), None, 0), self.settings, periodic=True)
 
     def _store(self, message: Register | Heartbeat | Deregister, when: float) -> None:
         entry = Entry(f"{to_milliseconds(at(when))}-{self._messages}", message.to_wire())

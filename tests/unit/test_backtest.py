@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
-from sqlalchemy import insert, text
+from sqlalchemy import insert, text, update
 
 from fleetbeat_shared.errors import FleetbeatError
 from fleetbeat_shared.settings import Settings
@@ -91,7 +91,7 @@ def test_the_settings_of_today_find_what_was_flagged(memory: Engine, fates: list
     watched = {int(when) for when, *_ in plan} | set(range(0, ends_at, 25)) | {ends_at}
     hidden = {second for start, end in unwatched for second in range(start + 1, end)}
     sessions: dict[int, UUID] = {}
-    for second in sorted(watched - hidden | {end for _, end in unwatched}):
+    for second in sorted((watched | {end for _, end in unwatched}) - hidden):
         # Each deadline is at .2 or .3, each heartbeat at .5: between them a sweep looks.
         play(fleet, sessions, [step for step in plan if step[0] < second])
         plan = [step for step in plan if step[0] >= second]
@@ -135,6 +135,17 @@ def test_an_interval_that_is_tried_leaves_schedules_alone(memory: Engine) -> Non
     for second in range(5, 200, 25):
         fleet.sweep(second)
     assert silences(judge(memory, Trial(interval_seconds=1))) == [("torv", 125, None)]
+
+
+def test_an_agent_of_its_own_limit_keeps_it_unless_another_is_tried(memory: Engine) -> None:
+    """The limit that a registration told counts, and without one the fleet's."""
+    fleet_of(memory, 1, 40)
+    assert silences(judge(memory)) == [("torv", 22, 40)]
+    with writing(memory) as connection:
+        detail = {"interval_seconds": 10.0, "grace_seconds": 1.0, "missed_intervals": 3}
+        connection.execute(update(Event).where(Event.type == "registered").values(detail=detail))
+    assert silences(judge(memory)) == [("torv", 32, 40)]
+    assert silences(judge(memory, Trial(missed=1))) == [("torv", 12, 40)]
 
 
 def put(engine: Engine, kind: str, when: float, session_id: UUID | None = None) -> None:

@@ -202,6 +202,17 @@ def test_an_ended_session_is_explained_and_an_earlier_one_at_its_time(
     assert ask("torv", 100).state == "ended"
 
 
+def test_other_sessions_of_a_name_are_mentioned(memory: Engine, ask: Callable[..., Explanation]) -> None:
+    """Of several live sessions the newest is explained, and the others are counted."""
+    fleet = Simulation(memory)
+    sessions = [fleet.register("torv", when, interval_seconds=10.0, parallel=True) for when in (0, 1, 2)]
+    found = ask("torv", 10)
+    assert found.session_id == sessions[2]
+    assert found.notes == ("2 other sessions of this name were live too: --session ID explains one.",)
+    assert ask("torv", 10, 1.5).notes == ("Another session of this name was live too: --session ID explains one.",)
+    assert ask(sessions[0], 10).notes == ()
+
+
 def test_what_is_no_longer_stored_is_said(fleet: Any, ask: Callable[..., Explanation], memory: Engine) -> None:
     """Without old events and heartbeats there are notes in place of certainty, and a deadline that nothing explains."""
     _, session_id = fleet

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
 
 READERS = [
-    *("agents", "check", "dashboard", "db", "events", "maintenance", "notifications", "queue", "rejected", "tasks")
+    *("agents", "backtest", "check", "dashboard", "db", "events", "explain", "maintenance", "notifications", "queue"),
+    *("rejected", "tasks"),
 ]
 
 
@@ -159,8 +160,7 @@ def test_an_agent_is_shown_in_full(engine: Engine, now: datetime) -> None:
     put_sweep(engine, now)
     run("tasks", "add", "hint", "Sort")
     report = answer("agents", "show", "hint")
-    again = answer("agents", "show", str(session_id))
-    assert report == again | {name: report[name] for name in ("as_of", "uptime")}  # time went on between
+    assert report == answer("agents", "show", str(session_id)) | {name: report[name] for name in ("as_of", "uptime")}
     assert report["tasks"] == {"open": 1, "stale": 0}
     assert [event["text"] for event in report["events"]] == [f"step {number}" for number in range(2, 12)]
     text = run("agents", "show", "hint").output

@@ -33,6 +33,7 @@ from fleetbeat_worker.tables import EventType
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
+    from datetime import datetime
     from uuid import UUID
 
     from sqlalchemy import Connection, Engine, Row
@@ -97,7 +98,9 @@ class _Run:
     def judge_all(self, agent_glob: str | None, advance: Callable[[int, int], None]) -> None:
         sessions = store.count_sessions(self._connection)
         chosen = self._chosen(agent_glob)
-        only = [row.session_id for row in chosen] if chosen is not None else []
+        if chosen is not None and not chosen:
+            return
+        only = [row.session_id for row in chosen or ()]
         signs = groupby(store.signs(self._connection, self._report.since, self._report.until, only), itemgetter(0))
         group = next(signs, None)
         done = 0
@@ -165,8 +168,7 @@ class _Run:
         coming = any(mark.kind is EventType.REGISTERED and mark.at > self._start for mark in marks)
         live = bool(lifecycle) and lifecycle[-1].kind is EventType.REGISTERED
         if not lifecycle:  # the event of its registration is gone, if it was registered before
-            ended = row.ended_at is not None and to_milliseconds(row.ended_at) <= self._start
-            live = to_milliseconds(row.registered_at) <= self._start and not ended
+            live = self._is_past(row.registered_at) and not self._is_past(row.ended_at)
         if not live and not coming:
             return None
         pauses = [kind for kind in kinds if kind in {EventType.PAUSED, EventType.RESUMED}]
@@ -177,17 +179,20 @@ class _Run:
         restarts = [mark.at for mark in past if mark.kind in {EventType.RESUMED, EventType.MAINTENANCE_OVER}]
         seen_at = to_milliseconds(row.last_seen_at or row.registered_at)
         since = min(self._start, max(seen_at, to_milliseconds(row.registered_at), *restarts))
-        paused = bool(pauses) and pauses[-1] is EventType.PAUSED
+        paused = pauses[-1] is EventType.PAUSED if pauses else self._is_past(row.paused_at)
         replay.start(since, live=live, paused=paused, windows=max(0, windows))
         open_then = [s for s in told if s.flagged_at < self._start and (s.ended_at or self._end) > self._start]
         if open_then:
             replay.begin_degraded(open_then[-1].since, open_then[-1].flagged_at)
         return replay
 
+    def _is_past(self, moment: datetime | None) -> bool:
+        return moment is not None and to_milliseconds(moment) <= self._start
+
     def _rule_told(self, detail: dict[str, Any] | None, row: Row[Any]) -> DeadlineRule:
         promise = promise_of(row)
         told = promise if detail is None else promise_told(detail, promise)
-        own = row.missed_limit if detail is None else detail.get("missed_intervals", row.missed_limit)
+        own = row.missed_limit if detail is None else detail.get("missed_intervals")
         return self._rule(self._trial.promise(told), self._trial.missed or own or self._fleet_limit)
 
     def _play(self, replay: Replay, marks: Sequence[Change], row: Row[Any], beats: Iterable[store.Sign]) -> None:

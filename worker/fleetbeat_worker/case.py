@@ -70,6 +70,8 @@ class Case:
     outages: list[Span]
     beats: list[Beat] = field(default_factory=list)
     """The last heartbeats by the moment in question, the newest last."""
+    namesakes: int = 0
+    """How many other sessions of the name were live at that moment."""
 
     def life(self, moment: int) -> Span | None:
         """Return when the session was last opened by a moment, and until when it was live; None if it wasn't yet."""
@@ -117,4 +119,6 @@ def read_case(connection: Connection, asked: str | UUID, moment: datetime) -> Ca
         first = min([from_milliseconds(c.at) for case in cases for c in case.changes] + [r.registered_at for r in rows])
         message = f"{asked} was not registered yet at {exact(moment)} UTC; it was at {exact(first)} UTC."
         raise FleetbeatError(message)
-    return cases[max(lives)[2]]
+    live, _, number = max(lives)
+    cases[number].namesakes = sum(other for other, _, _ in lives) - live
+    return cases[number]

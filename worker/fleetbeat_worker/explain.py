@@ -94,7 +94,7 @@ class _Judge:
         beats = tuple(self.case.beats[-HEARTBEATS_SHOWN:])
         shown_from = to_milliseconds(min([beat.received_at for beat in beats] + [arithmetic.start.at]))
         text, next_at = self._next(state, arithmetic, in_maintenance=_is_open(windows, WINDOWS))
-        self._tell_what_is_gone(past)
+        self._tell_what_is_left_out(past)
         return Explanation(
             agent_name=self.case.row.agent_name,
             session_id=self.case.row.session_id,
@@ -127,7 +127,7 @@ class _Judge:
             resumed_at = _last(past, EventType.RESUMED)
             told = [change.detail for change in past if change.kind is EventType.REGISTERED]
             if told:
-                promise, limit = promise_told(told[-1], promise), told[-1].get("missed_intervals", limit)
+                promise, limit = promise_told(told[-1], promise), told[-1].get("missed_intervals")
         starts = [
             Start(moment, why)
             for moment, why in (
@@ -206,8 +206,12 @@ class _Judge:
             return f"late at {exact(arithmetic.late_at)}, {text}", arithmetic.late_at
         return text, due
 
-    def _tell_what_is_gone(self, past: Sequence[Change]) -> None:
+    def _tell_what_is_left_out(self, past: Sequence[Change]) -> None:
         days = self.settings.retention_days
+        if self.case.namesakes:
+            many = self.case.namesakes > 1
+            others = f"{self.case.namesakes} other sessions" if many else "Another session"
+            self.notes.append(f"{others} of this name {'were' if many else 'was'} live too: --session ID explains one.")
         if not any(change.kind is EventType.REGISTERED for change in past):
             self.notes.append(
                 f"The event of its registration isn't stored (events are kept for {days} days), "

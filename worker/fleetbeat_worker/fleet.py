@@ -206,7 +206,7 @@ def read_agent(
         tasks = counted.get(row.agent_name, TaskCounts())
         events = latest_events(connection, event_limit, session_id=row.session_id)
         judge = _read_judge(connection, pipeline, settings.missed_intervals)
-        record = read_record(connection, asked, pipeline.as_of or pipeline.now, event_limit)
+        record = read_record(connection, asked, pipeline.as_of or pipeline.now)
     view = _view(row, judge.state(row), judge, tasks)
     return AgentReport(pipeline, view, tasks, events, record, judge.maintenance.running)
 

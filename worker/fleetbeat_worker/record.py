@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 PERIODS = {"24h": timedelta(hours=24), "7d": timedelta(days=7), "30d": timedelta(days=30)}
 SILENCES_SHOWN = 10
+CHANGES_SHOWN = 10
 
 OF_A_STATE = (
     *store.OF_A_SESSION,
@@ -85,7 +86,7 @@ class Record:
     """The last events that aren't heartbeats, the newest last: rows of `store.history.changes`."""
 
 
-def read_record(connection: Connection, asked: str | UUID, as_of: datetime, change_limit: int) -> Record:
+def read_record(connection: Connection, asked: str | UUID, as_of: datetime) -> Record:
     """Return the record of all sessions of a name, or of one session, as far as events tell it."""
     now = to_milliseconds(as_of)
     sessions = store.sessions_of(connection, asked)
@@ -103,7 +104,7 @@ def read_record(connection: Connection, asked: str | UUID, as_of: datetime, chan
     return Record(
         _uptimes(sessions, changes, unwatched, now),
         tuple(_view(silence, session_id, now) for silence, session_id in silences[-SILENCES_SHOWN:]),
-        tuple(every[-change_limit:] if change_limit else ()),
+        tuple(every[-CHANGES_SHOWN:]),
     )
 
 

@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from fleetbeat_worker.cli.record import percent
+from fleetbeat_worker.database import reading
+from fleetbeat_worker.record import read_record
+from simulated import Simulation, at
+
+if TYPE_CHECKING:
+    from uuid import UUID
+
+    from sqlalchemy import Engine
+
+    from fleetbeat_worker.record import Record
+
+
+def record(engine: Engine, asked: str | UUID, now: float) -> Record:
+    with reading(engine) as connection:
+        return read_record(connection, asked, at(now))
+
+
+def shares(found: Record) -> list[tuple[float | None, float]]:
+    return [(one.share, one.counted_seconds) for one in found.uptime.values()]
+
+
+def test_uptime_is_the_time_without_being_degraded(memory: Engine) -> None:
+    """From the deadline to the next heartbeat an agent is down; silences are from its last sign on."""
+    fleet = Simulation(memory)
+    session_id = fleet.register("torv", 0)
+    fleet.beat(session_id, 4)
+    fleet.sweep(5)
+    fleet.sweep(30)
+    fleet.beat(session_id, 50)
+    fleet.sweep(55)
+    fleet.sweep(75)
+    found = record(memory, "torv", 100)
+    # Down from 25 to 50, and from 71 on.
+    assert shares(found) == [(0.46, 100)] * 3
+    silences = [(one.silent_since, one.degraded_at, one.ended_at, one.seconds) for one in found.silences]
+    assert silences == [(at(4), at(25), at(50), 46), (at(50), at(71), None, 50)]
+    assert [event.type for event in found.state_changes] == ["registered", "degraded", "recovered", "degraded"]
+    assert record(memory, session_id, 100) == found
+
+
+def test_what_nobody_watched_does_not_count(memory: Engine) -> None:
+    """The time of an outage is neither up nor down."""
+    fleet = Simulation(memory)
+    fleet.register("torv", 0)
+    fleet.sweep(5)
+    fleet.sweep(105)
+    fleet.sweep(130)
+    # The deadline of 21 was moved to 121; 5 to 105 is left out.
+    assert shares(record(memory, "torv", 155)) == [(21 / 55, 55)] * 3
+
+
+def test_a_goodbye_is_no_downtime_and_a_failure_is(memory: Engine) -> None:
+    """After an end in order nothing is expected; after one with an error the agent is down until it is back."""
+    fleet = Simulation(memory)
+    fleet.end(fleet.register("torv", 0), 10)
+    fleet.end(fleet.register("torv", 20), 30, error="out of memory")
+    last = fleet.register("torv", 50)
+    found = record(memory, "torv", 60)
+    assert shares(found) == [(30 / 50, 50)] * 3
+    assert shares(record(memory, last, 60)) == [(1, 10)] * 3
+
+
+def test_only_the_last_day_counts_for_a_day(memory: Engine) -> None:
+    """Each period ends now and is as long as its name says; before the registration nothing counts."""
+    day = 86_400.0
+    fleet = Simulation(memory)
+    fleet.register("torv", 0)
+    fleet.sweep(15)
+    fleet.sweep(30)
+    found = record(memory, "torv", 10 * day)
+    assert shares(found) == [(0, day), (0, 7 * day), (21 / (10 * day), 10 * day)]
+
+
+def test_a_name_is_up_while_one_of_its_sessions_is(memory: Engine) -> None:
+    """Of parallel sessions one that beats is enough; a session by itself is judged alone."""
+    fleet = Simulation(memory)
+    promise = {"interval_seconds": 10.0, "grace_seconds": 1.0, "parallel": True}
+    alive, dead = (fleet.register("torv", 0, **promise) for _ in range(2))
+    for second in range(1, 40, 10):
+        fleet.beat(alive, second)
+        fleet.sweep(second + 1)
+    assert shares(record(memory, "torv", 42))[0] == (1, 42)
+    assert shares(record(memory, dead, 42))[0] == (0.5, 42)
+
+
+def test_nothing_expected_has_no_uptime(memory: Engine) -> None:
+    """An agent that ended before the period has no share at all, instead of none or all."""
+    fleet = Simulation(memory)
+    session_id = fleet.register("torv", 0)
+    fleet.end(session_id, 10)
+    assert shares(record(memory, "torv", 86_400 * 40))[0] == (None, 0)
+
+
+@pytest.mark.parametrize(("share", "text"), [(1, "100%"), (0.99999, "99.99%"), (0.5, "50%"), (0, "0%")])
+def test_percent_is_never_rounded_up(share: float, text: str) -> None:
+    """99.999% isn't all."""
+    assert percent(share) == text
