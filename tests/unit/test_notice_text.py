@@ -128,6 +128,12 @@ def test_the_command_can_be_pasted(name: str, quoted: str) -> None:
     assert f"Look: fleetbeat explain {quoted}\n" in message(NoticeKind.DEGRADED, {}, name).body
 
 
+def test_nothing_is_said_twice() -> None:
+    """Progress that is the current work too is one line."""
+    body = message(NoticeKind.DEGRADED, {"current_work": "page 7", "progress": "page 7"}).body
+    assert body.count("page 7") == 1
+
+
 def test_long_texts_are_cut() -> None:
     """A text of an agent's is cut visibly."""
     assert "x… (+700)" in message(NoticeKind.DEGRADED, {"summary": "x" * 1000}).body

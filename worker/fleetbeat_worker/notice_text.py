@@ -153,9 +153,12 @@ def _doing(facts: Facts) -> Iterator[str]:
         "error": "Error",
     }
     yield f"Project: {_told(facts.project, LONGEST_NAME)}" if facts.project else ""
+    said: set[str] = set()
     for name, title in names.items():
         text = _told(facts.detail.get(name))
-        yield f"{title}: {text}" if text else ""
+        if text and text not in said:  # its last progress is its current work, unless it said something else
+            said.add(text)
+            yield f"{title}: {text}"
 
 
 def _promise(facts: Facts) -> str:
