@@ -9,7 +9,7 @@ stand the ways to find who is due, each with the least that a sweep must do arou
   deadline     an index on the deadline: each heartbeat must move its entry
   re-check     an index on a time of its own, which only the sweep moves on to the deadline, when it has come
 
-  nothing      milliseconds of a sweep that finds nobody to flag (re-check: it moves on one in a hundred, what comes in 6 s)
+  nothing      milliseconds of a sweep that finds nobody to flag (re-check: it moves on what comes in 6 s, 1%)
   1%           milliseconds of one that flags one agent in a hundred
   stored/s     heartbeats stored by one process while nobody sweeps
   half, loss   what it loses of half of `scan`'s rate when sweeps run every 5 s, in percent

@@ -29,7 +29,7 @@ _COLUMNS: dict[str, dict[str, Any]] = {
         "unjudged_at": Instant,
     },
     "liveness": {"missed_limit": sa.Integer, "resumed_at": Instant},
-    "pipeline": {"maintenance_since": Instant, "cleared_at": Instant, "unjudged": sa.BigInteger},
+    "pipeline": {"maintenance_since": Instant, "cleared_at": Instant, "unjudged": sa.Integer},
 }
 _RARE = ("unjudged_at", "flapping_at", "incident_id", "stuck_after")
 """Columns of `agents` that few rows have, and that a sweep looks for: each is indexed where it is there."""
