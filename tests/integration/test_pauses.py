@@ -15,7 +15,7 @@ from fleetbeat_worker.fleet import read_fleet
 from fleetbeat_worker.store import maintenance
 from fleetbeat_worker.store.pauses import pause, resume
 from fleetbeat_worker.sweep import sweep
-from fleetbeat_worker.tables import Pipeline
+from fleetbeat_worker.tables import Agent, Pipeline
 from helpers import (
     agent,
     deregister,
@@ -139,8 +139,11 @@ def test_a_degraded_agent_that_was_paused_comes_back_without_having_recovered(
     drain(redis, database, quick)
     look()
     assert wait(15) == ["never", "seen"]
+    with writing(database) as connection:
+        connection.execute(update(Agent).values(incident_id=1))
     for name in ("seen", "never"):
         silence(database, redis, name)
+    assert agent(database, seen).incident_id is None
     assert wait(100) == []
     with writing(database) as connection:
         for name in ("seen", "never"):
