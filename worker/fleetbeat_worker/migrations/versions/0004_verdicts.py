@@ -28,8 +28,8 @@ _COLUMNS: dict[str, dict[str, Any]] = {
         "incident_id": sa.BigInteger,
         "unjudged_at": Instant,
     },
-    "pipeline": {"unjudged": sa.Integer},
     "liveness": {"missed_limit": sa.Integer, "resumed_at": Instant},
+    "pipeline": {"unjudged": sa.Integer},
 }
 _RARE = ("unjudged_at", "flapping_at", "incident_id", "stuck_after")
 """Columns of `agents` that few rows have, and that a sweep looks for: each is indexed where it is there."""
