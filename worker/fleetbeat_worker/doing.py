@@ -18,7 +18,8 @@ def changed_at(agent: AgentRecord, order: tuple[int, int], said: Mapping[str, An
     """Take over what a heartbeat says, and return when what the agent does changed by it; None if it says nothing new.
 
     `order` is the heartbeat's `seen_at` and place. One that comes after newer ones, and says something else, means that
-    the agent did something else in between: it came back to what it does now no later than at the newest of them.
+    the agent did something else in between: it came back to what it does now no later than at the newest of them, if
+    that one spoke of it. (Which heartbeat last spoke of which word isn't kept.)
     """
     given = {name: said[name] for name in DOING if said.get(name) is not None}
     if not given.get("progress"):

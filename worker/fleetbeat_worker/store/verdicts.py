@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import bindparam, insert, select, text
@@ -61,6 +62,10 @@ class Due:
     """Its own, if it has one."""
 
 
+# Most agents of a fleet promise the same.
+_promise = lru_cache(maxsize=1024)(Promise)
+
+
 def _due(row: Row[Any]) -> Due:
     signs = (row.registered_at, row.last_seen_at, row.resumed_at)
     return Due(
@@ -72,7 +77,7 @@ def _due(row: Row[Any]) -> Due:
         last_seen_at=row.last_seen_at,
         deadline_at=row.deadline_at,
         since=max(moment for moment in signs if moment is not None),
-        promise=Promise(row.interval_seconds, row.schedule, row.time_zone, row.grace_seconds),
+        promise=_promise(row.interval_seconds, row.schedule, row.time_zone, row.grace_seconds),
         missed_limit=row.missed_limit,
     )
 
