@@ -194,11 +194,16 @@ def test_an_ended_session_is_explained_and_an_earlier_one_at_its_time(
     first = fleet.register("torv", 0)
     fleet.end(first, 10)
     second = fleet.register("torv", 20)
+    put(memory, "paused", 27, second)
     fleet.end(second, 30)
     found = [ask("torv", 100, when) for when in (5, 15, 25, 40)]
     assert [one.session_id for one in found] == [first, first, second, second]
     assert [one.state for one in found] == ["pending", "ended", "pending", "ended"]
     assert found[1].state_since == at(10)
+    assert ask("torv", 100, 28).state == "paused"
+    fleet.register("torv", 50, second)  # nobody resumed it, but its goodbye ended the pause
+    assert ask("torv", 100, 60).state == "pending"
+    fleet.end(second, 90)
     assert ask("torv", 100).state == "ended"
 
 
