@@ -30,6 +30,10 @@ slots, and finding each takes time."""
 SCHEDULE_GRACE_SECONDS = 60.0
 """How late a heartbeat on a cron schedule may be unless the agent says otherwise: cron itself starts each minute."""
 
+UNJUDGEABLE = (ValueError, LookupError, ArithmeticError, TypeError)
+"""What the rules raise for a promise that can't be worked out: its time zone is gone from the machine's data, say. The
+one who judges many agents sets that one aside."""
+
 
 class State(StrEnum):
     """What is known of an agent."""

@@ -158,6 +158,15 @@ def test_a_schedule_has_its_slots(memory: Engine, ask: Callable[..., Explanation
     assert found.arithmetic.late_at.isoformat() == "2026-02-01T07:16:00+00:00"
 
 
+def test_a_promise_that_cannot_be_worked_out_is_said(memory: Engine, ask: Callable[..., Explanation]) -> None:
+    """Of an agent whose time zone this machine lacks there is a sentence instead of a sum."""
+    Simulation(memory).register("lost", 0, schedule="* * * * *", time_zone="UTC")
+    with writing(memory) as connection:
+        connection.execute(update(Liveness).values(time_zone="Mars/Olympus"))
+    with pytest.raises(FleetbeatError, match=r"The promise of lost can't be worked out here: .*Mars/Olympus"):
+        ask("lost", 10)
+
+
 def put(engine: Engine, kind: str, when: float, session_id: UUID | None = None) -> None:
     with writing(engine) as connection:
         values = {"type": kind, "occurred_at": at(when), "session_id": session_id}

@@ -14,6 +14,7 @@ from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from fleetbeat_shared.errors import FleetbeatError
+from fleetbeat_shared.liveness import UNJUDGEABLE
 from fleetbeat_shared.silences import Replay, Silence
 from fleetbeat_worker.backtest_report import BacktestReport, Finding, Total, Trial
 from fleetbeat_worker.column_types import from_milliseconds, to_milliseconds
@@ -116,7 +117,10 @@ class _Run:
                 beats: Iterable[store.Sign] = ()
                 if group is not None and group[0] == key:
                     beats = group[1]
-                self._judge(row, changes.get(row.session_id, []), beats)
+                try:
+                    self._judge(row, changes.get(row.session_id, []), beats)
+                except UNJUDGEABLE:
+                    self._report.unjudged += 1
             done += len(chunk)
             advance(done, sessions if chosen is None else len(chosen))
 

@@ -7,7 +7,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from fleetbeat_shared.errors import FleetbeatError
-from fleetbeat_shared.liveness import State, missed_intervals, shown_state
+from fleetbeat_shared.liveness import UNJUDGEABLE, State, missed_intervals, shown_state
 from fleetbeat_worker.arithmetic import Arithmetic, Start, exact, work_out
 from fleetbeat_worker.case import HEARTBEATS_SHOWN, Case, read_case
 from fleetbeat_worker.column_types import from_milliseconds, to_milliseconds
@@ -47,7 +47,8 @@ def explain(
 
     `at`: a moment of before, explained by what is stored of it.
 
-    Raises DatabaseUnavailable; UnknownSession; FleetbeatError for a moment that lies ahead or before the registration.
+    Raises DatabaseUnavailable; UnknownSession; FleetbeatError for a moment that lies ahead or before the registration,
+    and for a promise that can't be worked out.
     """
     readings = read_redis(settings, client)
     with reading(engine) as connection:
@@ -62,7 +63,11 @@ def explain(
             # As it was shown then: of the moment after which nobody watched.
             as_of = from_milliseconds(unwatched[0]) if unwatched else min(at, as_of)
         case.read_heartbeats(connection, pipeline.now if at is None else as_of)
-    return _Judge(settings, case, pipeline, at, as_of).explanation()
+    try:
+        return _Judge(settings, case, pipeline, at, as_of).explanation()
+    except UNJUDGEABLE as error:
+        message = f"The promise of {case.row.agent_name} can't be worked out here: {error}. Register it anew."
+        raise FleetbeatError(message) from error
 
 
 def _unwatched(outages: Sequence[Span], moment: datetime) -> Span | None:
