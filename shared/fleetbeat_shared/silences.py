@@ -94,10 +94,10 @@ class Replay:
             self._close(seen_at)
 
     def end(self, at: int) -> None:
-        """End the session: nothing is expected of it until it is registered again."""
+        """End the session: nothing is expected of it until it is registered again. A pause ends with it."""
         self._look(at)
         self._close(at)
-        self.live = False
+        self.live = self.paused = False
 
     def pause(self, at: int) -> None:
         """Judge it no more."""

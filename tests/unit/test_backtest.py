@@ -206,6 +206,20 @@ def test_agents_are_chosen_by_their_names(memory: Engine, monkeypatch: pytest.Mo
     assert judge(memory, agent_glob="nobody").sessions == 0
 
 
+def test_a_promise_that_cannot_be_worked_out_stops_nobody(memory: Engine) -> None:
+    """An agent whose time zone this machine lacks is left out and counted; the others are judged."""
+    fleet, _ = fleet_of(memory, 1)
+    lost = fleet.register("lost", 2, schedule="* * * * *", time_zone="UTC", grace_seconds=5)
+    fleet.beat(lost, 3)
+    for second in (20, 40):
+        fleet.sweep(second)
+    with writing(memory) as connection:
+        detail = {"schedule": "* * * * *", "time_zone": "Mars/Olympus"}
+        connection.execute(update(Event).where(Event.session_id == lost).values(detail=detail))
+    report = judge(memory)
+    assert (report.unjudged, list(report.by_agent)) == (1, ["torv"])
+
+
 def test_only_the_latest_silences_are_kept(memory: Engine) -> None:
     """Memory is bounded: totals are of all, the list has the latest, the newest last; progress ends at the end."""
     fleet_of(memory, 1, 40, 80, 120, 160)

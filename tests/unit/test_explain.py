@@ -158,6 +158,15 @@ def test_a_schedule_has_its_slots(memory: Engine, ask: Callable[..., Explanation
     assert found.arithmetic.late_at.isoformat() == "2026-02-01T07:16:00+00:00"
 
 
+def test_a_promise_that_cannot_be_worked_out_is_said(memory: Engine, ask: Callable[..., Explanation]) -> None:
+    """Of an agent whose time zone this machine lacks there is a sentence instead of a sum."""
+    Simulation(memory).register("lost", 0, schedule="* * * * *", time_zone="UTC")
+    with writing(memory) as connection:
+        connection.execute(update(Liveness).values(time_zone="Mars/Olympus"))
+    with pytest.raises(FleetbeatError, match=r"The promise of lost can't be worked out here: .*Mars/Olympus"):
+        ask("lost", 10)
+
+
 def put(engine: Engine, kind: str, when: float, session_id: UUID | None = None) -> None:
     with writing(engine) as connection:
         values = {"type": kind, "occurred_at": at(when), "session_id": session_id}
@@ -194,11 +203,16 @@ def test_an_ended_session_is_explained_and_an_earlier_one_at_its_time(
     first = fleet.register("torv", 0)
     fleet.end(first, 10)
     second = fleet.register("torv", 20)
+    put(memory, "paused", 27, second)
     fleet.end(second, 30)
     found = [ask("torv", 100, when) for when in (5, 15, 25, 40)]
     assert [one.session_id for one in found] == [first, first, second, second]
     assert [one.state for one in found] == ["pending", "ended", "pending", "ended"]
     assert found[1].state_since == at(10)
+    assert ask("torv", 100, 28).state == "paused"
+    fleet.register("torv", 50, second)  # nobody resumed it, but its goodbye ended the pause
+    assert ask("torv", 100, 60).state == "pending"
+    fleet.end(second, 90)
     assert ask("torv", 100).state == "ended"
 
 

@@ -91,7 +91,7 @@ def test_backtest_tells_both(fleet: Simulation) -> None:
     assert "\x1b" not in result.output
     found = json.loads(run("backtest", "--missed", "1", "--json").stdout)
     assert set(found) == {
-        *("since", "until", "is_cut", "sessions", "heartbeats", "would_be", "was", "agents", "silences"),
+        *("since", "until", "is_cut", "sessions", "heartbeats", "unjudged", "would_be", "was", "agents", "silences"),
     }
     assert found["would_be"]["flags"] == 2
     assert [agent["agent_name"] for agent in found["agents"]] == [NAME]

@@ -104,6 +104,8 @@ def test_lives_and_pauses_are_told_as_far_as_events_reach() -> None:
     assert paused_spans(row(paused_at=at(70)), [], until) == [span(70, 100)]
     paused = [change(EventType.PAUSED, 10), change(EventType.DEREGISTERED, 30)]
     assert paused_spans(row(), paused, until) == [span(10, 30)]
+    again = [*paused, change(EventType.REGISTERED, 40), change(EventType.PAUSED, 50), change(EventType.RESUMED, 60)]
+    assert paused_spans(row(), again, until) == [span(10, 30), span(50, 60)]
 
 
 def test_details_that_are_no_times_do_no_harm() -> None:

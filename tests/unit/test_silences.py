@@ -64,6 +64,16 @@ def test_a_pause_ends_a_silence_and_its_end_starts_the_clock_anew() -> None:
     assert one.silences[1:] == [Silence(100, 120)]
 
 
+def test_an_end_ends_a_pause_too() -> None:
+    """Who comes back after a goodbye is judged again, though nobody resumed it."""
+    one = replay()
+    one.pause(10)
+    one.end(15)
+    one.register(100, After(20))
+    one.finish(121)
+    assert one.silences == [Silence(100, 120)]
+
+
 def test_maintenance_flags_nobody_and_starts_the_clock_anew() -> None:
     """What it covers counts for nobody, also where two windows overlap; what was degraded before stays so."""
     dead, silent = replay(), replay(50)

@@ -14,15 +14,18 @@ from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from fleetbeat_shared.errors import FleetbeatError
+from fleetbeat_shared.liveness import UNJUDGEABLE
 from fleetbeat_shared.silences import Replay, Silence
 from fleetbeat_worker.backtest_report import BacktestReport, Finding, Total, Trial
 from fleetbeat_worker.column_types import from_milliseconds, to_milliseconds
 from fleetbeat_worker.database import reading
 from fleetbeat_worker.history import (
+    PAUSES,
     WINDOWS,
     Change,
     DeadlineRule,
     changes_of,
+    is_open,
     promise_of,
     promise_told,
     told_silences,
@@ -114,7 +117,10 @@ class _Run:
                 beats: Iterable[store.Sign] = ()
                 if group is not None and group[0] == key:
                     beats = group[1]
-                self._judge(row, changes.get(row.session_id, []), beats)
+                try:
+                    self._judge(row, changes.get(row.session_id, []), beats)
+                except UNJUDGEABLE:
+                    self._report.unjudged += 1
             done += len(chunk)
             advance(done, sessions if chosen is None else len(chosen))
 
@@ -171,7 +177,6 @@ class _Run:
             live = self._is_past(row.registered_at) and not self._is_past(row.ended_at)
         if not live and not coming:
             return None
-        pauses = [kind for kind in kinds if kind in {EventType.PAUSED, EventType.RESUMED}]
         windows = kinds.count(EventType.MAINTENANCE) - kinds.count(EventType.MAINTENANCE_OVER)
         rule = self._rule_told(registered[-1] if registered else None, row)
         replay = Replay(rule)
@@ -179,7 +184,8 @@ class _Run:
         restarts = [mark.at for mark in past if mark.kind in {EventType.RESUMED, EventType.MAINTENANCE_OVER}]
         seen_at = to_milliseconds(row.last_seen_at or row.registered_at)
         since = min(self._start, max(seen_at, to_milliseconds(row.registered_at), *restarts))
-        paused = pauses[-1] is EventType.PAUSED if pauses else self._is_past(row.paused_at)
+        told_of_pauses = any(kind is EventType.PAUSED for kind in kinds)
+        paused = is_open(past, *PAUSES) if told_of_pauses else self._is_past(row.paused_at)
         replay.start(since, live=live, paused=paused, windows=max(0, windows))
         open_then = [s for s in told if s.flagged_at < self._start and (s.ended_at or self._end) > self._start]
         if open_then:

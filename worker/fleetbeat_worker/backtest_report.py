@@ -86,6 +86,8 @@ class BacktestReport:
     """Whether less is stored than was asked for."""
     sessions: int = 0
     heartbeats: int = 0
+    unjudged: int = 0
+    """Sessions whose promise can't be worked out: they are left out."""
     would: Total = field(default_factory=Total)
     was: Total = field(default_factory=Total)
     by_agent: dict[str, tuple[Total, Total]] = field(default_factory=dict)

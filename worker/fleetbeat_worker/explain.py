@@ -7,7 +7,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from fleetbeat_shared.errors import FleetbeatError
-from fleetbeat_shared.liveness import State, missed_intervals, shown_state
+from fleetbeat_shared.liveness import UNJUDGEABLE, State, missed_intervals, shown_state
 from fleetbeat_worker.arithmetic import Arithmetic, Start, exact, work_out
 from fleetbeat_worker.case import HEARTBEATS_SHOWN, Case, read_case
 from fleetbeat_worker.column_types import from_milliseconds, to_milliseconds
@@ -15,8 +15,10 @@ from fleetbeat_worker.database import reading
 from fleetbeat_worker.explanation import Explanation, Flag
 from fleetbeat_worker.fleet import read_pipeline, read_redis
 from fleetbeat_worker.history import (
+    PAUSES,
     WINDOWS,
     Change,
+    is_open,
     paused_spans,
     promise_of,
     promise_told,
@@ -45,7 +47,8 @@ def explain(
 
     `at`: a moment of before, explained by what is stored of it.
 
-    Raises DatabaseUnavailable; UnknownSession; FleetbeatError for a moment that lies ahead or before the registration.
+    Raises DatabaseUnavailable; UnknownSession; FleetbeatError for a moment that lies ahead or before the registration,
+    and for a promise that can't be worked out.
     """
     readings = read_redis(settings, client)
     with reading(engine) as connection:
@@ -60,7 +63,11 @@ def explain(
             # As it was shown then: of the moment after which nobody watched.
             as_of = from_milliseconds(unwatched[0]) if unwatched else min(at, as_of)
         case.read_heartbeats(connection, pipeline.now if at is None else as_of)
-    return _Judge(settings, case, pipeline, at, as_of).explanation()
+    try:
+        return _Judge(settings, case, pipeline, at, as_of).explanation()
+    except UNJUDGEABLE as error:
+        message = f"The promise of {case.row.agent_name} can't be worked out here: {error}. Register it anew."
+        raise FleetbeatError(message) from error
 
 
 def _unwatched(outages: Sequence[Span], moment: datetime) -> Span | None:
@@ -93,7 +100,7 @@ class _Judge:
         state = shown_state(stored, missed)
         beats = tuple(self.case.beats[-HEARTBEATS_SHOWN:])
         shown_from = to_milliseconds(min([beat.received_at for beat in beats] + [arithmetic.start.at]))
-        text, next_at = self._next(state, arithmetic, in_maintenance=_is_open(windows, WINDOWS))
+        text, next_at = self._next(state, arithmetic, in_maintenance=is_open(windows, *WINDOWS))
         self._tell_what_is_left_out(past)
         return Explanation(
             agent_name=self.case.row.agent_name,
@@ -109,7 +116,7 @@ class _Judge:
             flag=_last_flag(past) if state is State.DEGRADED else None,
             heartbeats=beats,
             pauses=_since(paused_spans(self.case.row, past, now), shown_from),
-            maintenance=_since(spans_of(windows, *WINDOWS, now), shown_from),
+            maintenance=_since(spans_of(windows, now, *WINDOWS), shown_from),
             outages=_since([span for span in self.case.outages if span[1] <= now], shown_from),
             next=text,
             next_at=next_at,
@@ -156,7 +163,7 @@ class _Judge:
         silences = told_silences(self.case.row, past)
         if silences and silences[-1].ended_at is None and silences[-1].flagged_at <= now:
             return State.DEGRADED, flag.flagged_at if flag else from_milliseconds(silences[-1].flagged_at)
-        if _is_open(past, (EventType.PAUSED, EventType.RESUMED)):
+        if is_open(past, *PAUSES):
             return State.PAUSED, _last(past, EventType.PAUSED)
         if arithmetic.deadline_at < self.as_of:
             self._tell_of_delay(arithmetic.deadline_at)
@@ -230,12 +237,6 @@ def _last_flag(changes: Sequence[Change]) -> Flag | None:
 
 def _last(changes: Sequence[Change], kind: EventType) -> datetime | None:
     return max((from_milliseconds(change.at) for change in changes if change.kind is kind), default=None)
-
-
-def _is_open(changes: Sequence[Change], kinds: tuple[EventType, EventType]) -> bool:
-    """Return whether the last change of two kinds, of which one opens and the other closes, is the one that opens."""
-    found = [change.kind for change in changes if change.kind in kinds]
-    return bool(found) and found[-1] is kinds[0]
 
 
 def _since(spans: Sequence[Span], moment: int) -> tuple[Span, ...]:

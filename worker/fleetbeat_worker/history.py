@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 WINDOWS = (EventType.MAINTENANCE, EventType.MAINTENANCE_OVER)
 """How maintenance begins and ends."""
 
+PAUSES = (EventType.PAUSED, EventType.RESUMED, EventType.DEREGISTERED)
+"""How a pause begins, and how it ends: a goodbye ends it too."""
+
 _BREAKS_A_SILENCE = frozenset({EventType.RECOVERED, EventType.DEREGISTERED, EventType.PAUSED})
 
 
@@ -130,14 +133,20 @@ def told_silences(session: Row[Any], changes: Iterable[Change]) -> list[Silence]
     return found
 
 
-def spans_of(changes: Iterable[Change], opens: EventType, closes: EventType, until: int) -> list[Span]:
-    """Return the times between changes of two kinds, the last until a moment if it isn't over."""
+def is_open(changes: Iterable[Change], opens: EventType, *closes: EventType) -> bool:
+    """Return whether the last change of some kinds is the one that opens, and not one that closes."""
+    kinds = [change.kind for change in changes if change.kind is opens or change.kind in closes]
+    return bool(kinds) and kinds[-1] is opens
+
+
+def spans_of(changes: Iterable[Change], until: int, opens: EventType, *closes: EventType) -> list[Span]:
+    """Return the times from changes of one kind to those of others, the last until a moment if it isn't over."""
     spans: list[Span] = []
     opened: int | None = None
     for change in changes:
         if change.kind is opens and opened is None:
             opened = change.at
-        elif change.kind is closes and opened is not None:
+        elif change.kind in closes and opened is not None:
             spans.append((opened, change.at))
             opened = None
     return spans if opened is None else [*spans, (opened, until)]
@@ -145,7 +154,7 @@ def spans_of(changes: Iterable[Change], opens: EventType, closes: EventType, unt
 
 def live_spans(session: Row[Any], changes: Sequence[Change], until: int) -> list[Span]:
     """Return when a session was registered and hadn't ended."""
-    spans = spans_of(changes, EventType.REGISTERED, EventType.DEREGISTERED, until)
+    spans = spans_of(changes, until, EventType.REGISTERED, EventType.DEREGISTERED)
     lifecycle = [change for change in changes if change.kind in {EventType.REGISTERED, EventType.DEREGISTERED}]
     if not lifecycle or lifecycle[0].kind is EventType.DEREGISTERED:  # its registration is no longer told
         first_end = lifecycle[0].at if lifecycle else to_milliseconds(session.ended_at) if session.ended_at else until
@@ -156,12 +165,11 @@ def live_spans(session: Row[Any], changes: Sequence[Change], until: int) -> list
 
 def paused_spans(session: Row[Any], changes: Sequence[Change], until: int) -> list[Span]:
     """Return when a session was paused."""
-    spans = spans_of(changes, EventType.PAUSED, EventType.RESUMED, until)
-    if session.paused_at is not None and not any(end == until for _, end in spans):
+    spans = spans_of(changes, until, *PAUSES)
+    # Of a pause whose beginning no event tells any more, the row does.
+    if session.paused_at is not None and not any(change.kind is EventType.PAUSED for change in changes):
         spans.append((to_milliseconds(session.paused_at), until))
-    # A goodbye ends a pause, whether or not anybody resumed it.
-    ends = [change.at for change in changes if change.kind is EventType.DEREGISTERED]
-    return [(start, min([end, *(at for at in ends if at >= start)])) for start, end in spans]
+    return spans
 
 
 def _moment(detail: dict[str, Any], name: str, otherwise: int) -> int:

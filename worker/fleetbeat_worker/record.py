@@ -95,7 +95,7 @@ def read_record(connection: Connection, asked: str | UUID, as_of: datetime) -> R
     for event in every:
         events[event.session_id].append(event)
     changes = {key: changes_of(rows) for key, rows in events.items()}
-    windows = spans_of(changes_of(store.fleet_changes(connection, WINDOWS)), *WINDOWS, now)
+    windows = spans_of(changes_of(store.fleet_changes(connection, WINDOWS)), now, *WINDOWS)
     unwatched = merge([*store.outages(connection), *windows])
     silences = [
         (silence, row.session_id) for row in sessions for silence in told_silences(row, changes[row.session_id])

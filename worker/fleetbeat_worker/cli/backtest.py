@@ -103,6 +103,7 @@ def _report_json(report: BacktestReport) -> dict[str, Any]:
         "is_cut": report.is_cut,
         "sessions": report.sessions,
         "heartbeats": report.heartbeats,
+        "unjudged": report.unjudged,
         "would_be": report.would.to_json(),
         "was": report.was.to_json(),
         "agents": [
@@ -118,6 +119,9 @@ def _report_text(report: BacktestReport) -> RenderableType:
     parts: list[RenderableType] = [Text(f"{judged}, from {stamp(report.since)} to {stamp(report.until)} UTC.")]
     if report.is_cut:
         parts.append(Text("What was before isn't stored (any more).", style="yellow"))
+    if report.unjudged:
+        left_out = f"{counted(report.unjudged, 'session')} left out: the promise can't be worked out here."
+        parts.append(Text(left_out, style="yellow"))
     if not report.by_agent:
         return Group(*parts, Text("Nobody would have been flagged, and nobody was."))
     parts += [Text(), _agents_table(report)]
