@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from sqlalchemy import update
 
+from fleetbeat_shared.maintenance import WindowRule
 from fleetbeat_worker.database import open_engine, reading, writing
+from fleetbeat_worker.store.maintenance import add
 from fleetbeat_worker.sweep import sweep
 from fleetbeat_worker.tables import Agent, Liveness
 from helpers import (
@@ -20,6 +22,7 @@ from helpers import (
     heartbeat,
     let_pass,
     notices,
+    redis_time,
     register,
     rejected,
     seconds,
@@ -399,6 +402,20 @@ def test_a_silence_is_no_loop(fleet: Fleet) -> None:
     assert fleet.told("stuck") == []
     pass_intervals(fleet, 2, session, status="busy")
     assert fleet.told("stuck") == [("stuck", "torv")]
+
+
+def test_nothing_had_to_change_in_maintenance(fleet: Fleet) -> None:
+    """An agent that did the same in a window has the whole time anew after it."""
+    fleet.set(stuck_after=3)
+    (session,) = fleet.enrol("torv", interval_seconds=20.0)
+    fleet.beat(session, status="busy")
+    now = redis_time(fleet.redis)
+    with writing(fleet.engine) as connection:
+        add(connection, WindowRule(now, now + seconds(80)), now)
+    pass_intervals(fleet, 9, session, status="busy")
+    assert fleet.told() == []
+    pass_intervals(fleet, 3, session, status="busy")
+    assert fleet.told() == [("stuck", "torv")]
 
 
 def test_an_outage_makes_nobody_stuck(fleet: Fleet) -> None:

@@ -83,7 +83,7 @@ def make_changes(
         notices += find_reminders(connection, last.watermark, watermark, settings)
         calm, unjudged = find_calm(connection, now, settings, {agent.session_id for agent in judged.due})
         notices += calm
-        notices += find_stuck(connection, watermark, now, settings)
+        notices += find_stuck(connection, watermark, now, maintenance.cleared_at, settings)
         notices += _set_aside(connection, judged.unjudged | unjudged, now)
     put(connection, notices, to_milliseconds(now))
     since = maintenance.running.starts_at if maintenance.running else None

@@ -21,8 +21,13 @@ if TYPE_CHECKING:
     from fleetbeat_worker.store.notifications import Notice
 
 
-def find_stuck(connection: Connection, watermark: datetime, now: datetime, settings: Settings) -> list[Notice]:
-    """Mark the agents that are stuck as of the watermark, and return what is told of them."""
+def find_stuck(
+    connection: Connection, watermark: datetime, now: datetime, cleared_at: datetime | None, settings: Settings
+) -> list[Notice]:
+    """Mark the agents that are stuck as of the watermark, and return what is told of them.
+
+    `cleared_at` is when the last maintenance ended: nobody had to change anything in it.
+    """
     candidates = store.find_stuck_candidates(connection, watermark, settings.stuck_after)
     if not candidates:
         return []
@@ -30,7 +35,7 @@ def find_stuck(connection: Connection, watermark: datetime, now: datetime, setti
     found, notices = [], []
     for row in candidates:
         limit = stuck_limit(row.stuck_after, settings.stuck_after)
-        if limit is None or not _is_stuck(row, watermark, limit, outages):
+        if limit is None or not _is_stuck(row, watermark, limit, cleared_at, outages):
             continue
         detail = {"changed_at": row.changed_at.isoformat(), **{name: getattr(row, name) for name in DOING}}
         found.append((row.session_id, row.agent_name, detail))
@@ -49,8 +54,15 @@ def find_stuck(connection: Connection, watermark: datetime, now: datetime, setti
     return notices
 
 
-def _is_stuck(row: Row[Any], watermark: datetime, limit: int, outages: Sequence[tuple[datetime, datetime]]) -> bool:
-    since = max(moment for moment in (row.changed_at, row.state_changed_at, row.resumed_at) if moment is not None)
+def _is_stuck(
+    row: Row[Any],
+    watermark: datetime,
+    limit: int,
+    cleared_at: datetime | None,
+    outages: Sequence[tuple[datetime, datetime]],
+) -> bool:
+    moments = (row.changed_at, row.state_changed_at, row.resumed_at, cleared_at)
+    since = max(moment for moment in moments if moment is not None)
     deadline = stuck_deadline(_promise(row), since, limit, outages)
     return deadline is not None and deadline < watermark
 
