@@ -8,11 +8,13 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 from sqlalchemy import insert, text, update
 
 from fleetbeat_shared.errors import FleetbeatError
+from fleetbeat_shared.maintenance import WindowRule
 from fleetbeat_shared.settings import Settings
 from fleetbeat_worker import backtest as backtesting
 from fleetbeat_worker.backtest import backtest
 from fleetbeat_worker.backtest_report import Trial
 from fleetbeat_worker.database import writing
+from fleetbeat_worker.store import maintenance, pauses
 from fleetbeat_worker.tables import Event
 from simulated import Simulation, at
 
@@ -42,15 +44,23 @@ def silences(report: BacktestReport, *, real: bool = False) -> list[tuple[str, f
     return found
 
 
+_FORGET = "UPDATE pipeline SET watermark = NULL, last_sweep_at = NULL, maintenance_since = NULL, cleared_at = NULL"
 _FATES = st.lists(
     st.one_of(
         st.tuples(st.just("beat"), st.integers(1, 60)),
         st.tuples(st.just("late"), st.integers(1, 40)),
         st.tuples(st.just("end"), st.integers(1, 30)),
         st.tuples(st.just("unwatched"), st.integers(31, 120)),
+        st.tuples(st.just("pause"), st.integers(2, 60)),
+        st.tuples(st.just("window"), st.integers(2, 60)),
     ),
     max_size=12,
 )
+
+
+def quiet_until(when: float, wait: int) -> float:
+    """Return when a pause or a window ends that begins at a moment."""
+    return when + wait // 2 + 0.2
 
 
 def play(fleet: Simulation, sessions: dict[int, UUID], steps: list[tuple[float, int, str, int]]) -> None:
@@ -61,6 +71,12 @@ def play(fleet: Simulation, sessions: dict[int, UUID], steps: list[tuple[float, 
         if kind in {"register", "end"}:
             promise = {"interval_seconds": 10.0, "grace_seconds": 1.8}
             sessions[number] = fleet.register(f"agent {number}", when + 0.001, sessions.get(number), **promise)
+        elif kind == "pause":
+            with writing(fleet.engine) as connection:
+                pauses.pause(connection, sessions[number], at(when), at(quiet_until(when, wait)), None)
+        elif kind == "window":
+            with writing(fleet.engine) as connection:
+                maintenance.add(connection, WindowRule(at(when), at(quiet_until(when, wait))), at(when))
         else:
             fleet.beat(sessions[number], when, waited=wait // 2 if kind == "late" else 0.0)
 
@@ -70,12 +86,12 @@ def play(fleet: Simulation, sessions: dict[int, UUID], steps: list[tuple[float, 
 def test_the_settings_of_today_find_what_was_flagged(memory: Engine, fates: list[Any]) -> None:
     """Judged again by the settings that it had, a fleet has the silences that real sweeps flagged, to the millisecond.
 
-    Its agents beat, beat late, end and come back; now and then nobody watches.
+    Its agents beat, beat late, are paused, end and come back; now and then there is maintenance, or nobody watches.
     """
     with writing(memory) as connection:
-        for table in ("heartbeats", "stray_heartbeats", "events", "outages", "liveness", "agents"):
+        for table in ("heartbeats", "stray_heartbeats", "events", "outages", "maintenance", "liveness", "agents"):
             connection.execute(text(f"DELETE FROM {table}"))  # noqa: S608 - our own names
-        connection.execute(text("UPDATE pipeline SET watermark = NULL, last_sweep_at = NULL"))
+        connection.execute(text(_FORGET))
     fleet = Simulation(memory)
     plan: list[tuple[float, int, str, int]] = []
     unwatched: list[tuple[int, int]] = []
@@ -88,7 +104,8 @@ def test_the_settings_of_today_find_what_was_flagged(memory: Engine, fates: list
             clock += wait
             plan.append((clock, number, kind, wait))
     ends_at = int(max(when for when, *_ in plan)) + 30
-    watched = {int(when) for when, *_ in plan} | set(range(0, ends_at, 25)) | {ends_at}
+    ends = {int(quiet_until(when, wait)) for when, _, kind, wait in plan if kind in {"pause", "window"}}
+    watched = ends | {int(when) for when, *_ in plan} | set(range(0, ends_at, 25)) | {ends_at}
     hidden = {second for start, end in unwatched for second in range(start + 1, end)}
     sessions: dict[int, UUID] = {}
     for second in sorted((watched | {end for _, end in unwatched}) - hidden):
