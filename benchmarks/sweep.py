@@ -9,7 +9,8 @@ stand the ways to find who is due, each with the least that a sweep must do arou
   deadline     an index on the deadline: each heartbeat must move its entry
   re-check     an index on a time of its own, which only the sweep moves on to the deadline, when it has come
 
-  nothing      milliseconds of a sweep that finds nobody to flag (re-check: it moves on what comes in 6 s, 1%)
+  nothing      milliseconds of a sweep that finds nobody to flag (re-check: it moves on one in a hundred, as many as
+               come due in 6 s)
   1%           milliseconds of one that flags one agent in a hundred
   stored/s     heartbeats stored by one process while nobody sweeps
   half, loss   what it loses of half of `scan`'s rate when sweeps run every 5 s, in percent
@@ -174,6 +175,8 @@ WAYS: dict[str, tuple[Callable[[Connection], None], Callable[[Connection, dateti
 def sweep_once(engine: Engine, way: str, now: datetime) -> tuple[float, int]:
     """Return how many milliseconds a sweep took, and how many agents it flagged."""
     find = WAYS[way][1]
+    with writing(engine) as connection:  # somebody has just watched: an outage would move every deadline
+        write_pipeline(connection, StoredPipeline(watermark=now, last_sweep_at=now, sweep_seconds=SWEEP_SECONDS))
     started = time.perf_counter()
     with writing(engine) as connection:
         if find is None:
