@@ -255,6 +255,7 @@ def test_a_surplus_worker_that_hangs_is_killed(
                 (held_by,) = _consumers(redis)
                 for process in hanging:
                     process.suspend()
+                eventually(lambda: [process.status() for process in hanging] == ["stopped", "stopped"])
             _scale(0)
             hanging[0].wait(20)
             assert count_heartbeats(sqlite) == 0

@@ -198,6 +198,8 @@ def _keep_house(inbox: Inbox, engine: Engine, now: datetime) -> None:
     if inbox.rebuild_if_in_future():
         logger.warning("The inbox's ids lay in the future, where some agent's explicit id put them; it was made anew")
     inbox.remove_idle_consumers(FORGOTTEN_CONSUMER_SECONDS)
+    if engine.dialect.name != "postgresql":
+        return
     try:
         with writing(engine) as connection:
             make_partitions(connection, now)
