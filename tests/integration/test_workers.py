@@ -258,7 +258,6 @@ def test_a_surplus_worker_that_hangs_is_killed(
                 eventually(lambda: [process.status() for process in hanging] == ["stopped", "stopped"])
             _scale(0)
             hanging[0].wait(20)
-            assert count_heartbeats(sqlite) == 0
             _scale(1)
             eventually(lambda: count_heartbeats(sqlite) == 20 and backlog(redis) == 0)
             job.resume()  # and stores it once more, in vain
