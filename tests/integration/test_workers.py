@@ -256,8 +256,11 @@ def test_a_surplus_worker_that_hangs_is_killed(
                 for process in hanging:
                     process.suspend()
                 eventually(lambda: [process.status() for process in hanging] == ["stopped", "stopped"])
-            _scale(0)
-            hanging[0].wait(20)
+                _scale(0)
+                hanging[0].wait(20)
+                job.suspend()  # its worker's death has woken it: the kernel lets no orphaned group of processes stand
+                eventually(lambda: job.status() == "stopped")
+            assert count_heartbeats(sqlite) == 0
             _scale(1)
             eventually(lambda: count_heartbeats(sqlite) == 20 and backlog(redis) == 0)
             job.resume()  # and stores it once more, in vain
