@@ -206,7 +206,7 @@ def test_a_receiver_that_hangs_keeps_nobody_waiting(
     database: Engine, webhook: HttpReceiver, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While one receiver answers a letter at a time, the other one gets all; the slow one has failed."""
-    monkeypatch.setattr(sending, "SEND_SECONDS", 0.3)
+    monkeypatch.setattr(sending, "SEND_SECONDS", 2.0)  # enough for the other one, however busy the machine is
     names = [f"agent-{number}" for number in range(5)]
     lay_down(database, *names)
     with dribbler() as hanging:
@@ -215,7 +215,7 @@ def test_a_receiver_that_hangs_keeps_nobody_waiting(
     assert [payload["agent"] for payload in webhook.taken] == names
     assert all(len(found.delivered) == 1 and found.state == "waiting" for found in rows(database))
     failures = [found.failure.partition(": ")[2] for found in rows(database)]
-    assert failures[:3] == ["It didn't answer within 0.3 s."] * 3
+    assert failures[:3] == ["It didn't answer within 2 s."] * 3
     assert all(failure.startswith("Not sent, as 3 before it failed") for failure in failures[3:])
 
 
