@@ -198,7 +198,7 @@ def test_a_command_that_ignores_sigterm(pipeline: Place) -> None:
     """A command that doesn't want to end goes on, and so do we, until it ends as it likes."""
     running = started(
         pipeline,
-        "signal.signal(signal.SIGTERM, lambda *_: print('no', flush=True))",
+        "signal.signal(signal.SIGTERM, lambda *_: os.write(1, b'no\\n'))",
         "signal.signal(signal.SIGUSR2, lambda *_: sys.exit(7))",
         "print('ready', flush=True)",
         "while True: time.sleep(60)",
