@@ -93,17 +93,17 @@ def update(
     else:
         columns, values = [table.c[name] for name in names], list(zip(*rows, strict=True))
     key, *changed = columns
-    on_postgresql = connection.dialect.name == "postgresql"
     new = "{0} = COALESCE({1}, t.{0})" if keep_when_null else "{0} = {1}"
-    given = [_moment(column) if on_postgresql else f"v.column{place}" for place, column in enumerate(changed, start=2)]
-    sets = ", ".join(new.format(column.name, value) for column, value in zip(changed, given, strict=True))
-    begin = f"UPDATE {table.name} AS t SET {sets} FROM"  # noqa: S608 - as above
-    if on_postgresql:
-        statement = f"{begin} {_unnest(columns)} WHERE t.{key.name} = v.{key.name}"
+    if connection.dialect.name == "postgresql":
+        sets = ", ".join(new.format(column.name, _moment(column)) for column in changed)
+        statement = f"UPDATE {table.name} AS t SET {sets} FROM {_unnest(columns)} WHERE t.{key.name} = v.{key.name}"  # noqa: S608 - as above
         connection.exec_driver_sql(statement, _arrays(columns, values))
-    else:
-        where = f"WHERE t.{key.name} = v.column1"
-        _in_steps(connection, columns, values, lambda rows: f"{begin} (VALUES {rows}) AS v {where}")
+        return
+    # Row by row: from a list of values SQLite would look up each row twice.
+    sets = ", ".join(new.format(column.name, f"?{place}") for place, column in enumerate(changed, start=2))
+    statement = f"UPDATE {table.name} AS t SET {sets} WHERE t.{key.name} = ?1"  # noqa: S608 - as above
+    converted = [_plain(column, of_column) for column, of_column in zip(columns, values, strict=True)]
+    connection.exec_driver_sql(statement, list(zip(*converted, strict=True)))
 
 
 def _said(
