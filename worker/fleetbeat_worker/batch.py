@@ -226,7 +226,7 @@ class Batch:
         seen_at = received_at
         if message.buffered_seconds:
             seen_at -= round(message.buffered_seconds * 1000)
-        said = _said_by(message)
+        said = _NOTHING_SAID if agent is None else _said_by(message)
         counted = self._count_tasks(agent, message) if agent is not None and self.facts.tasks else {}
         stored = _said_by(message.model_copy(update=counted)) if counted else said
         sent_at = to_milliseconds(message.sent_at)

@@ -280,9 +280,11 @@ class Ingest:
 
     def _process(self, unit: Unit) -> None:
         self._held = unit.ids
-        ahead = self._send_for_more(unit)
+        ahead = Ahead(self._inbox)
         try:
-            self._store(unit, ahead.begin)
+            now = self._now()  # before Redis is busy with what is sent for
+            ahead = self._send_for_more(unit)
+            self._store(unit, now, ahead.begin)
             self._settle()  # of the batch before this one, which had its time
         except DatabaseUnavailable as error:
             # That is no fault of the messages: they are laid down with the delivery count that they had.
@@ -369,8 +371,7 @@ class Ingest:
         self._patiently(lambda: self._inbox.release(self._consumer, unit.ids, lease, unit.deliveries))
         self._own_may_be_pending = True
 
-    def _store(self, unit: Unit, meanwhile: Callable[[], None]) -> None:
-        now = self._now()
+    def _store(self, unit: Unit, now: datetime, meanwhile: Callable[[], None]) -> None:
         started_at = time.monotonic()
         if unit.deliveries >= DIED_ALONE_THRICE:
             detail = "three times running, a process died while it worked on this message alone"
