@@ -180,17 +180,6 @@ def test_maintenance_that_cant_be_worked_out_is_listed(engine: Engine) -> None:
     assert run("maintenance", "end", "1").output == "Ended maintenance 1.\n"
 
 
-def test_agents_that_recurring_maintenance_would_hide(engine: Engine) -> None:
-    """Who may be silent for longer than windows are apart is counted in a warning; others need none."""
-    cron = ("maintenance", "start", "--cron", "0 3 * * *", "--for", "1h")
-    put_agent(engine, "hourly", interval_seconds=3600.0)
-    assert answer(*cron)["warning"] is None
-    put_agent(engine, "daily", interval_seconds=86_400.0)
-    put_agent(engine, "gone", interval_seconds=86_400.0, state="ended", ended_at=datetime.now(UTC))
-    assert answer(*cron)["warning"].startswith("1 live agent may be silent for longer")
-    assert "Warning: 1 live agent may be silent" in run(*cron).stderr
-
-
 @pytest.mark.parametrize(
     ("args", "told"),
     [

@@ -9,7 +9,7 @@ from fleetbeat_shared.text import clean
 from fleetbeat_worker.column_types import to_milliseconds
 from fleetbeat_worker.flapping import find_calm
 from fleetbeat_worker.incidents import end_incident
-from fleetbeat_worker.maintenance import note_maintenance
+from fleetbeat_worker.maintenance import note_maintenance, read_unwatched
 from fleetbeat_worker.notices import Who, agent_notice, fleet_notice
 from fleetbeat_worker.reminders import find_reminders
 from fleetbeat_worker.silences import flag_silent, judge_due
@@ -76,14 +76,16 @@ def make_changes(
     maintenance, known = note_maintenance(connection, last, now)
     if watermark is not None and maintenance.running is None:
         judged = judge_due(connection, watermark)
-        if maintenance.cleared_at is not None:
-            judged.due = spare(connection, judged.due, maintenance.cleared_at, watermark, settings.missed_intervals)
+        cleared_at = maintenance.cleared_at
+        if cleared_at is not None and any(agent.since < cleared_at for agent in judged.due):
+            unwatched = read_unwatched(connection, maintenance, now)
+            judged.due = spare(connection, judged.due, unwatched, watermark, settings.missed_intervals)
         degraded = [agent.agent_name for agent in judged.due]
         notices += flag_silent(connection, judged.due, watermark, now, horizon.backlog, settings)
         notices += find_reminders(connection, last.watermark, watermark, settings)
         calm, unjudged = find_calm(connection, now, settings, {agent.session_id for agent in judged.due})
         notices += calm
-        notices += find_stuck(connection, watermark, now, maintenance.cleared_at, settings)
+        notices += find_stuck(connection, watermark, now, maintenance, settings)
         notices += _set_aside(connection, judged.unjudged | unjudged, now)
     put(connection, notices, to_milliseconds(now))
     since = maintenance.running.starts_at if maintenance.running else None

@@ -46,11 +46,11 @@ def fleet_notice(kind: NoticeKind, changed_at: datetime, detail: Mapping[str, An
 
 
 def promise_facts(promise: Promise, missed_limit: int) -> dict[str, Any]:
-    """Return what an agent had promised, as facts."""
+    """Return what an agent had promised, as facts; `missed_limit` is the fleet's."""
     return {
         "interval_seconds": promise.interval_seconds,
         "schedule": promise.schedule,
         "time_zone": promise.time_zone,
         "grace_seconds": promise.grace_seconds,
-        "missed_limit": missed_limit,
+        "missed_limit": promise.limit(missed_limit),
     }

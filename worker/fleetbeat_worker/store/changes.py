@@ -11,7 +11,7 @@ from fleetbeat_shared.flapping import WINDOW_INTERVALS
 from fleetbeat_shared.liveness import State
 from fleetbeat_worker.column_types import Instant, to_milliseconds
 from fleetbeat_worker.store import bulk
-from fleetbeat_worker.tables import Agent, Event, EventType, Liveness, OutageRow
+from fleetbeat_worker.tables import Agent, Event, EventType, Liveness
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -113,12 +113,6 @@ def find_stuck_candidates(connection: Connection, watermark: datetime, fleet_lim
     return [
         row for some in _some_at_once(ids) for row in connection.execute(again.where(Agent.session_id.in_(some))).all()
     ]
-
-
-def outages_since(connection: Connection, moment: datetime) -> list[tuple[datetime, datetime]]:
-    """Return the spans after a moment in which nobody watched, in their order."""
-    query = select(OutageRow.started_at, OutageRow.ended_at).where(OutageRow.ended_at > moment)
-    return [(row[0], row[1]) for row in connection.execute(query.order_by(OutageRow.started_at))]
 
 
 def find_degraded(connection: Connection, before: datetime) -> Sequence[Row[Any]]:
