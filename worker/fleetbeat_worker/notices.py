@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from fleetbeat_worker.tables import NoticeKind
 
 NAMED = 20
-"""How many agents the notice of an incident names."""
+"""How many agents a notice of many names."""
 
 
 class Who(NamedTuple):
@@ -40,9 +40,10 @@ def agent_notice(
     return Notice(kind, key, dict(detail), *who)
 
 
-def fleet_notice(kind: NoticeKind, changed_at: datetime, detail: Mapping[str, Any]) -> Notice:
-    """Return the notice of a change of the whole fleet."""
-    return Notice(kind, f"{kind.value}:{to_milliseconds(changed_at)}", dict(detail))
+def fleet_notice(kind: NoticeKind, changed_at: datetime, detail: Mapping[str, Any], *, number: int = 0) -> Notice:
+    """Return the notice of a change of the whole fleet, or of many agents at once; `number`: of those of a moment."""
+    key = f"{kind.value}:{to_milliseconds(changed_at)}"
+    return Notice(kind, f"{key}:{number}" if number else key, dict(detail))
 
 
 def promise_facts(promise: Promise, missed_limit: int) -> dict[str, Any]:

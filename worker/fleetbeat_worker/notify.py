@@ -47,8 +47,6 @@ JITTER = 0.25
 """By which part of it the pause is shorter or longer, so that not all come at once to a receiver that is back."""
 LONGEST_FAILURE = 500
 
-_FLEET_WIDE = {NoticeKind.INCIDENT, NoticeKind.INCIDENT_OVER, NoticeKind.OUTAGE}
-
 
 @dataclass(slots=True)
 class NotifyReport:
@@ -131,8 +129,7 @@ class _Run:
             self._take_down(parcels[outcome.notice_id], outcome)
 
     def _wanted(self, row: Row[Any]) -> list[Target]:
-        fleet_wide = row.kind in _FLEET_WIDE
-        return targets_for(self._targets, row.agent_name, row.project, fleet_wide=fleet_wide)
+        return targets_for(self._targets, row.agent_name, row.project, fleet_wide=row.agent_name is None)
 
     def _rounds(self, parcels: dict[int, _Parcel]) -> list[Round]:
         """Return what each target gets, without what it has already."""

@@ -35,6 +35,7 @@ _PROMISE: tuple[Any, ...] = (
     Liveness.missed_limit,
 )
 _NAMED: tuple[Any, ...] = (Agent.session_id, Agent.agent_name, Agent.project)
+_NAMES = select(*_NAMED)
 
 
 def _after(connection: Connection, seconds: str) -> str:
@@ -145,10 +146,9 @@ def work_of(connection: Connection, ids: Collection[UUID]) -> dict[UUID, dict[st
     }
 
 
-def name_of(connection: Connection, session_id: UUID) -> tuple[str, str | None]:
-    """Return an agent's name and its project."""
-    row = connection.execute(select(Agent.agent_name, Agent.project).where(Agent.session_id == session_id)).one()
-    return row[0], row[1]
+def names_of(connection: Connection, ids: Collection[UUID]) -> list[Row[Any]]:
+    """Return agents' sessions, names and projects."""
+    return [row for some in _some_at_once(ids) for row in connection.execute(_NAMES.where(Agent.session_id.in_(some)))]
 
 
 def count_unjudged(connection: Connection) -> int:
