@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from itertools import islice, pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -10,13 +10,14 @@ import click
 from rich.text import Text
 
 from fleetbeat_shared.connection import redis_errors
-from fleetbeat_shared.durations import format_duration, parse_duration
+from fleetbeat_shared.durations import format_duration
 from fleetbeat_shared.errors import FleetbeatError
 from fleetbeat_shared.maintenance import Window, WindowRule, find_fault, next_start, running, windows_of
 from fleetbeat_shared.schedules import check_schedule, find_time_zone, slots_after
+from fleetbeat_worker.cli.moments import DurationType, MomentType
 from fleetbeat_worker.cli.options import ROW_ID, common_options, example, json_option, open_database, open_redis
 from fleetbeat_worker.cli.output import console, plain_table, print_json, safe, stamp
-from fleetbeat_worker.cli.pauses import Duration, Reason
+from fleetbeat_worker.cli.pauses import Reason
 from fleetbeat_worker.database import reading, writing
 from fleetbeat_worker.inbox import Inbox
 from fleetbeat_worker.store.maintenance import add, cut, end as end_for_good, window_rules
@@ -30,23 +31,6 @@ if TYPE_CHECKING:
 
 SLOTS_COMPARED = 100
 """How many of a schedule's times are looked at to tell whether its windows would leave no time between them."""
-
-
-class _Start(click.ParamType["datetime | timedelta"]):
-    """A moment: ISO 8601, in local time unless it has a zone, or how long from now."""
-
-    name = "TIME"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime | timedelta:  # noqa: ANN401
-        """Return the moment, or the time until it."""
-        try:
-            return datetime.fromisoformat(str(value)).astimezone(UTC)
-        except (ValueError, OverflowError):
-            pass
-        try:
-            return timedelta(seconds=parse_duration(str(value)))
-        except (ValueError, OverflowError):
-            self.fail(f"{value!r} is no time; write for example 2026-01-31T22:00, or 2h for in two hours.", param, ctx)
 
 
 @click.group()
@@ -64,9 +48,12 @@ def maintenance() -> None:
         'fleetbeat maintenance start --cron "0 3 * * 0" --time-zone Europe/Berlin --for 1h',
     )
 )
-@click.option("--for", "length", type=Duration(), help="How long: 30m, 2h; until `end` if not given.")
+@click.option("--for", "length", type=DurationType(), help="How long: 30m, 2h; until `end` if not given.")
 @click.option(
-    "--at", "start_at", type=_Start(), help="When it begins: ISO 8601, or 2h for in two hours; now if not given."
+    "--at",
+    "start_at",
+    type=MomentType("2h for in two hours"),
+    help="When it begins: ISO 8601, or 2h for in two hours; now if not given.",
 )
 @click.option("--cron", metavar="EXPRESSION", help="Again and again, at the times of a cron expression of five fields.")
 @click.option("--time-zone", metavar="ZONE", help="IANA name of the zone that --cron means; UTC if not given.")
