@@ -7,13 +7,13 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from sqlalchemy import update
+from sqlalchemy import select, update
 
 from fleetbeat_shared.maintenance import WindowRule
 from fleetbeat_worker.database import open_engine, reading, writing
 from fleetbeat_worker.store.maintenance import add
 from fleetbeat_worker.sweep import sweep
-from fleetbeat_worker.tables import Agent, Liveness
+from fleetbeat_worker.tables import Agent, Liveness, Notification
 from helpers import (
     agent,
     drain,
@@ -449,6 +449,23 @@ def test_who_cannot_be_judged_stops_nobody(fleet: Fleet, database_url: str) -> N
     assert (state(fleet.engine, bad), agent(fleet.engine, bad).unjudged_at is not None) == ("pending", True)
     (event,) = events(fleet.engine, "unjudged")
     assert "'Mars/Olympus' is no time zone" in event.detail["why"]
+
+
+def test_many_that_cannot_be_judged_for_one_reason_are_told_as_one(fleet: Fleet) -> None:
+    """A machine that lost a time zone tells once in a sweep of all that are due by it, and of the others singly."""
+    names = [f"bad {number:02}" for number in range(25)]
+    sessions = fleet.enrol(*names, "other", interval_seconds=None, schedule="* * * * *")
+    for session in sessions:
+        break_zone(fleet, session, "Mars/Olympus" if session is not sessions[-1] else "Mars/Hellas")
+        let_pass_until_due(fleet.engine, session)
+    assert sorted(sweep(fleet.redis, fleet.engine, fleet.settings).unjudged) == [*names, "other"]
+    fleet.sweep()
+    assert sorted(fleet.told(), key=str) == [("unjudged", "other"), ("unjudged", None)]
+    assert len(events(fleet.engine, "unjudged")) == 26
+    with reading(fleet.engine) as connection:
+        (detail,) = connection.execute(select(Notification.detail).where(Notification.agent_name.is_(None))).scalars()
+    assert (detail["agents"], detail["names"]) == (25, names[:20])
+    assert "'Mars/Olympus' is no time zone" in detail["why"]
 
 
 def test_a_heartbeat_that_can_be_judged_brings_it_back(fleet: Fleet) -> None:

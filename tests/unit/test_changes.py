@@ -10,7 +10,7 @@ from hypothesis import given, strategies as st
 from fleetbeat_shared.flapping import is_flapping, window_start
 from fleetbeat_shared.incidents import is_incident, is_over, joins
 from fleetbeat_shared.liveness import UNJUDGEABLE, Promise
-from fleetbeat_shared.stuck import stuck_deadline, stuck_limit
+from fleetbeat_shared.stuck import stuck_limit
 from helpers import seconds
 
 NOON = datetime(2026, 1, 31, 12, 0, tzinfo=UTC)
@@ -77,11 +77,3 @@ def test_flapping_counts_what_a_simple_count_does(ages: list[float], limit: int)
 def test_whose_limit_counts(own: int | None, fleet: int | None, limit: int | None) -> None:
     """An agent's own limit comes before the fleet's, and nought means never."""
     assert stuck_limit(own, fleet) == limit
-
-
-def test_when_an_agent_is_stuck() -> None:
-    """After so many intervals and its grace; outages don't count, and a schedule never is."""
-    assert stuck_deadline(EACH_10_SECONDS, NOON, 3) == NOON + seconds(31)
-    outages = [(NOON - seconds(60), NOON + seconds(5)), (NOON + seconds(20), NOON + seconds(620))]
-    assert stuck_deadline(EACH_10_SECONDS, NOON, 3, outages) == NOON + seconds(31 + 605)
-    assert stuck_deadline(EACH_HOUR, NOON, 3) is None

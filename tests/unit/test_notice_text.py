@@ -85,6 +85,15 @@ def test_an_incident() -> None:
     assert over.mood is Mood.GOOD
 
 
+def test_many_that_cannot_be_judged() -> None:
+    """Agents that are set aside for one reason are told as one, with the reason and the first names."""
+    told = message(NoticeKind.UNJUDGED, {**INCIDENT, "why": "'Mars' is no time zone"}, None)
+    assert told.title == "412 agents can't be judged"
+    assert "Why: 'Mars' is no time zone\nAgents: agent-0, " in told.body
+    assert "agent-19, and 392 more" in told.body
+    assert "Look: fleetbeat events --type unjudged" in told.body
+
+
 def test_an_outage() -> None:
     """An outage says from when to when, and that nobody is flagged for it."""
     detail = {

@@ -74,7 +74,7 @@ def mark_flapping(
     )
     notices = []
     for agent in found:
-        promised = promise_facts(agent.promise, agent.missed_limit or settings.missed_intervals)
+        promised = promise_facts(agent.promise, settings.missed_intervals)
         who = Who(agent.session_id, agent.agent_name, agent.project)
         facts = {**detail, "since": agent.since.isoformat(), **promised}
         notices.append(agent_notice(NoticeKind.FLAPPING, who, now, facts))
@@ -92,7 +92,7 @@ def find_calm(
     times = store.change_times(connection, [row.session_id for row in rows], now, settings.flapping_changes)
     calm, notices, unjudged = [], [], {}
     for row in rows:
-        promise = Promise(row.interval_seconds, row.schedule, row.time_zone, row.grace_seconds)
+        promise = Promise(row.interval_seconds, row.schedule, row.time_zone, row.grace_seconds, row.missed_limit)
         try:
             if is_flapping(times.get(row.session_id, ()), promise, now, settings.flapping_changes):
                 continue
@@ -101,7 +101,7 @@ def find_calm(
             continue
         detail = {"state": row.state, "stuck": row.stuck_at is not None}
         calm.append((row.session_id, row.agent_name, detail))
-        facts = {**detail, **promise_facts(promise, row.missed_limit or settings.missed_intervals)}
+        facts = {**detail, **promise_facts(promise, settings.missed_intervals)}
         who = Who(row.session_id, row.agent_name, row.project)
         notices.append(agent_notice(NoticeKind.CALM, who, now, facts))
     store.mark(connection, "flapping_at", [session_id for session_id, *_ in calm], None)

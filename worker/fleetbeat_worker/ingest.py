@@ -35,7 +35,7 @@ from fleetbeat_worker.database import flush, writing
 from fleetbeat_worker.inbox import Entry, Inbox, is_missing
 from fleetbeat_worker.log import Complaint, logger
 from fleetbeat_worker.metrics import BATCH_MESSAGES, BATCH_SECONDS, DATABASE_FAILURES, TAKEN_OVER, count, observe
-from fleetbeat_worker.transactions import put_right, send_replies, set_aside, store_entries
+from fleetbeat_worker.transactions import follow_up, put_right, set_aside, store_entries
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -383,7 +383,7 @@ class Ingest:
         if any(batch.replies for batch in batches):
             flush(self._engine)  # whoever waits is told what is certain
         for batch in batches:
-            send_replies(self._client, batch.replies)
+            follow_up(self._client, batch)
             if any(row["awaits_session_id"] for row in batch.rejected):
                 self._put_right_at = time.monotonic() + PUT_RIGHT_SECONDS
             if any(agent.is_new for agent in batch.agents.values()):

@@ -26,7 +26,7 @@ LONGEST_NAME = 128
 LONGEST_SECONDS = 1e10
 """What is longer than three centuries is no duration."""
 NAMED = 20
-"""How many agents of an incident are named."""
+"""How many of many agents are named."""
 LATE_SECONDS = 60
 """After this time a message says that it comes late."""
 
@@ -137,7 +137,8 @@ def _at(moment: datetime | None) -> str:
 def _command(facts: Facts) -> str:
     """Return what tells more; a name is quoted, so that no shell makes anything of it."""
     if facts.agent_name is None:
-        return "fleetbeat events --limit 20" if facts.kind is NoticeKind.OUTAGE else "fleetbeat dashboard"
+        looks = {NoticeKind.OUTAGE: "events --limit 20", NoticeKind.UNJUDGED: "events --type unjudged"}
+        return f"fleetbeat {looks.get(facts.kind, 'dashboard')}"
     name = clean(facts.agent_name)
     return f"fleetbeat explain {'-- ' if name.startswith('-') else ''}{shlex.quote(name)}"
 
@@ -267,8 +268,12 @@ def _outage(facts: Facts) -> _Told:
 
 
 def _unjudged(facts: Facts) -> _Told:
+    why = f"Why: {_told(facts.detail.get('why'), LONGEST_TEXT)}" if facts.detail.get("why") else ""
+    if facts.agent_name is None:
+        what = "Their rows in the database can't be judged, all for one reason. They are left out until that changes."
+        return f"{facts.count('agents')} agents can't be judged", Mood.BAD, [what, why, _names(facts)]
     what = "Its row in the database can't be judged. It is left out until it changes; a new registration mends most."
-    return f"{facts.who} can't be judged", Mood.BAD, [what, *_doing(facts)]
+    return f"{facts.who} can't be judged", Mood.BAD, [what, why, *_doing(facts)]
 
 
 _KINDS: dict[NoticeKind, Callable[[Facts], _Told]] = {

@@ -11,7 +11,7 @@ from fleetbeat_shared.flapping import WINDOW_INTERVALS
 from fleetbeat_shared.liveness import State
 from fleetbeat_worker.column_types import Instant, to_milliseconds
 from fleetbeat_worker.store import bulk
-from fleetbeat_worker.tables import Agent, Event, EventType, Liveness, OutageRow
+from fleetbeat_worker.tables import Agent, Event, EventType, Liveness
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -35,6 +35,7 @@ _PROMISE: tuple[Any, ...] = (
     Liveness.missed_limit,
 )
 _NAMED: tuple[Any, ...] = (Agent.session_id, Agent.agent_name, Agent.project)
+_NAMES = select(*_NAMED)
 
 
 def _after(connection: Connection, seconds: str) -> str:
@@ -115,12 +116,6 @@ def find_stuck_candidates(connection: Connection, watermark: datetime, fleet_lim
     ]
 
 
-def outages_since(connection: Connection, moment: datetime) -> list[tuple[datetime, datetime]]:
-    """Return the spans after a moment in which nobody watched, in their order."""
-    query = select(OutageRow.started_at, OutageRow.ended_at).where(OutageRow.ended_at > moment)
-    return [(row[0], row[1]) for row in connection.execute(query.order_by(OutageRow.started_at))]
-
-
 def find_degraded(connection: Connection, before: datetime) -> Sequence[Row[Any]]:
     """Return the agents that have been degraded since before a moment and are told of by themselves."""
     said = (Agent.current_work, Agent.progress, Agent.summary, Agent.error)
@@ -151,10 +146,9 @@ def work_of(connection: Connection, ids: Collection[UUID]) -> dict[UUID, dict[st
     }
 
 
-def name_of(connection: Connection, session_id: UUID) -> tuple[str, str | None]:
-    """Return an agent's name and its project."""
-    row = connection.execute(select(Agent.agent_name, Agent.project).where(Agent.session_id == session_id)).one()
-    return row[0], row[1]
+def names_of(connection: Connection, ids: Collection[UUID]) -> list[Row[Any]]:
+    """Return agents' sessions, names and projects."""
+    return [row for some in _some_at_once(ids) for row in connection.execute(_NAMES.where(Agent.session_id.in_(some)))]
 
 
 def count_unjudged(connection: Connection) -> int:

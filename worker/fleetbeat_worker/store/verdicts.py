@@ -58,8 +58,6 @@ class Due:
     since: datetime
     """From when on it is silent."""
     promise: Promise
-    missed_limit: int | None
-    """Its own, if it has one."""
 
 
 # Most agents of a fleet promise the same.
@@ -77,8 +75,7 @@ def _due(row: Row[Any]) -> Due:
         last_seen_at=row.last_seen_at,
         deadline_at=row.deadline_at,
         since=max(moment for moment in signs if moment is not None),
-        promise=_promise(row.interval_seconds, row.schedule, row.time_zone, row.grace_seconds),
-        missed_limit=row.missed_limit,
+        promise=_promise(row.interval_seconds, row.schedule, row.time_zone, row.grace_seconds, row.missed_limit),
     )
 
 
