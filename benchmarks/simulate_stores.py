@@ -16,10 +16,11 @@ from fleetbeat_shared.liveness import State
 from fleetbeat_shared.messages import Reason
 from fleetbeat_shared.settings import Settings
 from fleetbeat_worker.account import Account
-from fleetbeat_worker.batch import Batch, Facts
+from fleetbeat_worker.batch import Batch
 from fleetbeat_worker.column_types import from_milliseconds, to_milliseconds
 from fleetbeat_worker.database import writing
 from fleetbeat_worker.inbox import Entry, Horizon
+from fleetbeat_worker.records import Facts
 from fleetbeat_worker.sweep import decide, outage_between
 from fleetbeat_worker.tables import EventType
 from fleetbeat_worker.transactions import put_right, store_entries
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
 
     from fleetbeat_shared.messages import Deregister, Heartbeat, Register
-    from fleetbeat_worker.batch import AgentRecord
+    from fleetbeat_worker.records import AgentRecord
 
 OVERTAKEN = 90_000
 """How long after its arrival, in milliseconds, a message may be put right here; SQL counts from when it was refused."""

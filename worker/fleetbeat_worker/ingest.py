@@ -30,12 +30,12 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from fleetbeat_shared.errors import DatabaseUnavailable
 from fleetbeat_shared.messages import Reason
-from fleetbeat_worker.batch import Understood, understand
 from fleetbeat_worker.database import flush, writing
 from fleetbeat_worker.inbox import Entry, Inbox, is_missing
 from fleetbeat_worker.log import Complaint, logger
 from fleetbeat_worker.metrics import BATCH_MESSAGES, BATCH_SECONDS, DATABASE_FAILURES, TAKEN_OVER, count, observe
 from fleetbeat_worker.transactions import follow_up, put_right, set_aside, store_entries
+from fleetbeat_worker.wire import Understood, understand
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -16,13 +16,14 @@ from fleetbeat_shared.errors import DatabaseUnavailable
 from fleetbeat_shared.messages import Reason
 from fleetbeat_shared.names import REPLY_SECONDS, reply_key
 from fleetbeat_shared.text import clean
-from fleetbeat_worker.batch import Batch, Facts, own_ids, understand
+from fleetbeat_worker.batch import Batch
 from fleetbeat_worker.column_types import from_milliseconds, to_milliseconds
 from fleetbeat_worker.database import reading, rolled_back_by_conflict, writing
 from fleetbeat_worker.flapping import settle_recoveries
 from fleetbeat_worker.log import logger
 from fleetbeat_worker.metrics import DATABASE_RETRIES, INGESTED, RECOVERED, REJECTED, count
 from fleetbeat_worker.notify import expect
+from fleetbeat_worker.records import Facts
 from fleetbeat_worker.store.batches import (
     find_overtaken,
     give_up,
@@ -33,6 +34,7 @@ from fleetbeat_worker.store.batches import (
     write_batch,
 )
 from fleetbeat_worker.tables import EventType
+from fleetbeat_worker.wire import own_ids, understand
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
@@ -44,8 +46,8 @@ if TYPE_CHECKING:
 
     from fleetbeat_shared.replies import Reply
     from fleetbeat_shared.settings import Settings
-    from fleetbeat_worker.batch import Understood
     from fleetbeat_worker.inbox import Entry
+    from fleetbeat_worker.wire import Understood
 
 CONFLICT_TRIES = 10
 """How often a batch that lost against another transaction is tried again at once."""

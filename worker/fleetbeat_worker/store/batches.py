@@ -11,19 +11,18 @@ from sqlalchemy import and_, bindparam, delete, exists, insert, or_, select, tex
 
 from fleetbeat_shared.liveness import Promise, State
 from fleetbeat_shared.messages import Heartbeat, Reason, Register
-from fleetbeat_worker.batch import (
+from fleetbeat_worker.batch import Batch, is_plain
+from fleetbeat_worker.column_types import Instant, from_milliseconds, to_milliseconds
+from fleetbeat_worker.doing import DOING
+from fleetbeat_worker.inbox import Entry, is_credible, is_credible_place
+from fleetbeat_worker.records import (
     HEARTBEAT_COLUMNS,
     REPORTED,
     STRAY_COLUMNS,
     AgentRecord,
-    Batch,
     Facts,
     LivenessRecord,
-    is_plain,
 )
-from fleetbeat_worker.column_types import Instant, from_milliseconds, to_milliseconds
-from fleetbeat_worker.doing import DOING
-from fleetbeat_worker.inbox import Entry, is_credible, is_credible_place
 from fleetbeat_worker.store import bulk
 from fleetbeat_worker.store.notifications import put
 from fleetbeat_worker.store.tasks import count_tasks_of
