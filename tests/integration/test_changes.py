@@ -230,7 +230,7 @@ def test_an_ended_agent_is_back(fleet: Fleet) -> None:
 
 
 def test_an_incident_that_nobody_comes_back_from_is_given_up(fleet: Fleet) -> None:
-    """A day after its last flag it is over, which is told once with who is silent; then each return is told by itself."""
+    """A day after its last flag it is over, told once with who is silent; then each return is told by itself."""
     names = [f"agent {number}" for number in range(6)]
     sessions = fleet.enrol(*names)
     fleet.fall_silent()

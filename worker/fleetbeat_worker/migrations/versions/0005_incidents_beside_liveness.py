@@ -1,4 +1,4 @@
-"""Which incident an agent went silent in moves from `agents` to `liveness`, where it is written with the flag itself."""
+"""Which incident an agent went silent in moves from `agents` to `liveness`, where the flag itself is written."""
 
 from __future__ import annotations
 
