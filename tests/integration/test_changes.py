@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -12,6 +12,7 @@ from sqlalchemy import select, update
 from fleetbeat_shared.maintenance import WindowRule
 from fleetbeat_worker.database import open_engine, reading, writing
 from fleetbeat_worker.store.maintenance import add
+from fleetbeat_worker.store.pauses import pause
 from fleetbeat_worker.sweep import sweep
 from fleetbeat_worker.tables import Agent, Liveness, Notification
 from helpers import (
@@ -224,6 +225,39 @@ def test_an_ended_agent_is_back(fleet: Fleet) -> None:
     fleet.enrol(*names)
     fleet.fall_silent()
     fleet.enrol(*names[:3], interval_seconds=3600.0)
+    fleet.sweep()
+    assert fleet.told() == [("incident", None), ("incident_over", None)]
+
+
+def test_an_incident_that_nobody_comes_back_from_is_given_up(fleet: Fleet) -> None:
+    """A day after its last flag it is over, told once with who is silent; then each return is told by itself."""
+    names = [f"agent {number}" for number in range(6)]
+    sessions = fleet.enrol(*names)
+    fleet.fall_silent()
+    fleet.beat(sessions[0])
+    fleet.sweep()
+    assert fleet.told() == [("incident", None)]
+    with writing(fleet.engine) as connection:
+        flagged_at = redis_time(fleet.redis) - timedelta(days=1)
+        connection.execute(update(Liveness).where(Liveness.state == "degraded").values(state_changed_at=flagged_at))
+    fleet.sweep()
+    fleet.sweep()
+    assert fleet.told() == [("incident", None), ("incident_over", None)]
+    over = notices(fleet.engine, "incident_over")[0].detail
+    assert (over["agents"], over["back"], over["silent"], over["names"]) == (6, 1, 5, names[1:])
+    fleet.beat(sessions[5])
+    assert fleet.told()[2:] == [("recovered", "agent 5")]
+    assert [agent(fleet.engine, session).incident_id for session in sessions] == [None] * 6
+
+
+def test_a_paused_agent_is_back(fleet: Fleet) -> None:
+    """Members that are silenced on purpose are no longer waited for."""
+    names = [f"agent {number}" for number in range(6)]
+    fleet.enrol(*names)
+    fleet.fall_silent()
+    with writing(fleet.engine) as connection:
+        for name in names[:3]:
+            pause(connection, name, redis_time(fleet.redis), None, None)
     fleet.sweep()
     assert fleet.told() == [("incident", None), ("incident_over", None)]
 

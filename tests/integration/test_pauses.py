@@ -15,7 +15,7 @@ from fleetbeat_worker.fleet import read_fleet
 from fleetbeat_worker.store import maintenance
 from fleetbeat_worker.store.pauses import pause, resume
 from fleetbeat_worker.sweep import sweep
-from fleetbeat_worker.tables import Agent, Maintenance
+from fleetbeat_worker.tables import Liveness, Maintenance
 from helpers import (
     agent,
     deregister,
@@ -140,7 +140,7 @@ def test_a_degraded_agent_that_was_paused_comes_back_without_having_recovered(
     look()
     assert wait(15) == ["never", "seen"]
     with writing(database) as connection:
-        connection.execute(update(Agent).values(incident_id=1))
+        connection.execute(update(Liveness).values(incident_id=1))
     for name in ("seen", "never"):
         silence(database, redis, name)
     assert agent(database, seen).incident_id is None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from hypothesis import given, strategies as st
@@ -38,7 +38,14 @@ def test_what_joins_an_incident(silent: int, age: float, counts: bool) -> None: 
 @pytest.mark.parametrize(("members", "silent", "over"), [(6, 4, False), (6, 3, True), (7, 4, False), (7, 3, True)])
 def test_when_an_incident_is_over(members: int, silent: int, over: bool) -> None:  # noqa: FBT001 - as above
     """It is over when at least half are back."""
-    assert is_over(members, silent) is over
+    assert is_over(members, silent, NOON, NOON) is over
+
+
+def test_an_incident_is_given_up_after_a_day() -> None:
+    """A day after the last flag among those that are silent still, nobody is waited for any more."""
+    assert not is_over(6, 6, NOON, NOON + timedelta(days=1) - seconds(1))
+    assert is_over(6, 6, NOON, NOON + timedelta(days=1))
+    assert is_over(6, 0, None, NOON)
 
 
 def test_an_agent_flaps_by_its_own_intervals() -> None:

@@ -63,7 +63,7 @@ _REPORT_COLUMNS = ("session_id", "reported_at", "reported_entry", "current_work"
 _SEEN_COLUMNS = ("session_id", "state", "state_changed_at", "last_seen_at", "deadline_at")
 _PROMISE_COLUMNS = ("interval_seconds", "schedule", "time_zone", "grace_seconds", "missed_limit")
 _LIVENESS_COLUMNS = (*_SEEN_COLUMNS, "registered_at", "resumed_at", *_PROMISE_COLUMNS)
-_STANDING = ("project", "changed_at", "stuck_at", "flapping_at", "incident_id", "unjudged_at")
+_STANDING = ("project", "changed_at", "stuck_at", "flapping_at", "unjudged_at")
 _key_of = attrgetter("session_id.int")
 _seen_of = attrgetter(*_SEEN_COLUMNS)
 _liveness_of = attrgetter(
@@ -84,6 +84,8 @@ _OF_AN_AGENT = [
     *(_AGENTS.c[name] for name in _STANDING),
     *(_AGENTS.c[name] for name in DOING),
 ]
+
+_OF_THE_SILENT = [_LIVENESS.c.session_id, _LIVENESS.c.incident_id]
 
 # Built once, here: building and adapting them for each batch took a third of a small batch's time.
 _READ_PIPELINE = select(Pipeline.watermark, Pipeline.unjudged, exists(select(Task.id)))
@@ -221,6 +223,9 @@ def _read_agents(
             **dict(zip(_STANDING, more, strict=False)),
             doing=dict(zip(DOING, more[len(_STANDING) :], strict=True)),
         )
+    silent = [key for key, agent in agents.items() if agent.state is State.DEGRADED]
+    for session_id, (incident_id,) in bulk.select(connection, _OF_THE_SILENT, silent):
+        agents[session_id].incident_id = incident_id
     return agents
 
 

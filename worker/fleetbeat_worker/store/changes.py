@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 _AGENTS: Table = Agent.__table__  # type: ignore[assignment] # a mapped class has a Table
 _EVENTS: Table = Event.__table__  # type: ignore[assignment] # as above
 
-IDS_AT_ONCE = 1000
-"""How many sessions one query names."""
+IDS_AT_ONCE = 10_000
+"""How many sessions one query names: SQLite takes 32,766 parameters at most."""
 
 _ARE_CHANGES = text("events.type IN ('degraded', 'recovered')")  # as in the index, word for word
 _PROMISE: tuple[Any, ...] = (
@@ -61,14 +61,15 @@ def change_times(
     often: list[UUID] = []
     for some in _some_at_once(ids):
         query = select(Event.session_id).join(Liveness, Liveness.session_id == Event.session_id)
-        query = query.where(Event.session_id.in_(some), _ARE_CHANGES, recent)
+        query = query.where(bulk.among(connection, _EVENTS.c.session_id, some), _ARE_CHANGES, recent)
         found = connection.execute(query.group_by(Event.session_id).having(func.count() > more_than))
         often += [session_id for session_id in found.scalars() if session_id is not None]
     times: dict[UUID, list[datetime]] = defaultdict(list)
     for some in _some_at_once(often):
         session_id: Any  # events of the fleet have none, those of agents do
-        moments = select(Event.session_id, Event.occurred_at).where(Event.session_id.in_(some), _ARE_CHANGES)
-        for session_id, occurred_at in connection.execute(moments):
+        moments = select(Event.session_id, Event.occurred_at).where(_ARE_CHANGES)
+        named = bulk.among(connection, _EVENTS.c.session_id, some)
+        for session_id, occurred_at in connection.execute(moments.where(named)):
             times[session_id].append(occurred_at)
     return times
 
@@ -111,9 +112,8 @@ def find_stuck_candidates(connection: Connection, watermark: datetime, fleet_lim
     times = (Agent.changed_at, Liveness.state_changed_at, Liveness.resumed_at)
     columns: list[Any] = [*_NAMED, *_PROMISE, Agent.stuck_after, *times, *doing]
     again = select(*columns).join(Liveness, Liveness.session_id == Agent.session_id)
-    return [
-        row for some in _some_at_once(ids) for row in connection.execute(again.where(Agent.session_id.in_(some))).all()
-    ]
+    named = (bulk.among(connection, _AGENTS.c.session_id, some) for some in _some_at_once(ids))
+    return [row for some in named for row in connection.execute(again.where(some)).all()]
 
 
 def find_degraded(connection: Connection, before: datetime) -> Sequence[Row[Any]]:
@@ -128,7 +128,7 @@ def find_degraded(connection: Connection, before: datetime) -> Sequence[Row[Any]
             Liveness.state == State.DEGRADED.value,
             Liveness.state_changed_at <= before,
             Agent.flapping_at.is_(None),
-            Agent.incident_id.is_(None),
+            Liveness.incident_id.is_(None),
             Agent.unjudged_at.is_(None),
         )
     )
@@ -138,11 +138,11 @@ def find_degraded(connection: Connection, before: datetime) -> Sequence[Row[Any]
 def work_of(connection: Connection, ids: Collection[UUID]) -> dict[UUID, dict[str, Any]]:
     """Return what agents last said of their work."""
     names = ("current_work", "progress", "summary", "error")
-    query = select(Agent.session_id, *(getattr(Agent, name) for name in names))
+    columns = [_AGENTS.c[name] for name in ("session_id", *names)]
     return {
         session_id: dict(zip(names, said, strict=True))
         for some in _some_at_once(ids)
-        for session_id, *said in connection.execute(query.where(Agent.session_id.in_(some)))
+        for session_id, said in bulk.select(connection, columns, some)
     }
 
 
