@@ -42,7 +42,7 @@ def joins(silent: int, live: int, started_at: datetime, now: datetime) -> bool:
 def is_over(members: int, silent: int, last_flagged_at: datetime | None, now: datetime) -> bool:
     """Return whether an incident is over: at least half of its agents are back, ended or paused.
 
-    Or none of those that are silent still was flagged (the last one at `last_flagged_at`) in the last day: whoever
-    comes back so much later, after a fleet was taken down for good, say, is told of by itself.
+    Or none of those that are silent still was flagged (the last at `last_flagged_at`) in the last day: whoever comes
+    back so much later, after a fleet was taken down for good, say, is told of by itself.
     """
     return 2 * silent <= members or (last_flagged_at is not None and now - last_flagged_at >= GIVEN_UP)

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import bindparam, exists, func, select, text
 
-from fleetbeat_shared.flapping import WINDOW_INTERVALS
 from fleetbeat_shared.liveness import State
 from fleetbeat_worker.column_types import Instant, to_milliseconds
 from fleetbeat_worker.store import bulk
@@ -49,19 +48,17 @@ def _some_at_once(ids: Collection[UUID]) -> Iterator[list[UUID]]:
 
 
 def change_times(
-    connection: Connection, ids: Collection[UUID], now: datetime, more_than: int
+    connection: Connection, ids: Collection[UUID], since: datetime | None, more_than: int
 ) -> dict[UUID, list[datetime]]:
-    """Return when agents became degraded or recovered, of those that did so more often than that.
+    """Return when agents became degraded or recovered, of those that did so more often than that since a moment.
 
-    Looked back upon are the last twenty intervals; with a schedule, all that is kept.
+    With None, since whenever. They aren't joined to anything: PostgreSQL might sort all ids anew for each row it joins.
     """
-    window = _after(connection, f"{WINDOW_INTERVALS}.0 * liveness.interval_seconds")
-    recent = text(f"(liveness.interval_seconds IS NULL OR events.occurred_at > :now - {window})")
-    recent = recent.bindparams(bindparam("now", now, type_=Instant))
     often: list[UUID] = []
     for some in _some_at_once(ids):
-        query = select(Event.session_id).join(Liveness, Liveness.session_id == Event.session_id)
-        query = query.where(bulk.among(connection, _EVENTS.c.session_id, some), _ARE_CHANGES, recent)
+        query = select(Event.session_id).where(bulk.among(connection, _EVENTS.c.session_id, some), _ARE_CHANGES)
+        if since is not None:
+            query = query.where(Event.occurred_at > since)
         found = connection.execute(query.group_by(Event.session_id).having(func.count() > more_than))
         often += [session_id for session_id in found.scalars() if session_id is not None]
     times: dict[UUID, list[datetime]] = defaultdict(list)
@@ -112,8 +109,9 @@ def find_stuck_candidates(connection: Connection, watermark: datetime, fleet_lim
     times = (Agent.changed_at, Liveness.state_changed_at, Liveness.resumed_at)
     columns: list[Any] = [*_NAMED, *_PROMISE, Agent.stuck_after, *times, *doing]
     again = select(*columns).join(Liveness, Liveness.session_id == Agent.session_id)
-    named = (bulk.among(connection, _AGENTS.c.session_id, some) for some in _some_at_once(ids))
-    return [row for some in named for row in connection.execute(again.where(some)).all()]
+    return [
+        row for some in _some_at_once(ids) for row in connection.execute(again.where(Agent.session_id.in_(some))).all()
+    ]
 
 
 def find_degraded(connection: Connection, before: datetime) -> Sequence[Row[Any]]:
