@@ -24,6 +24,7 @@ the loss at most 10%; an incident, 3,000 ms. Figures are medians (lowest to high
 from __future__ import annotations
 
 import random
+import sys
 import threading
 import time
 from contextlib import contextmanager
@@ -47,6 +48,7 @@ from support import (
     verbatim,
 )
 
+from fleetbeat_shared.identifiers import new_message_id
 from fleetbeat_shared.settings import Settings
 from fleetbeat_worker.account import Account
 from fleetbeat_worker.column_types import from_milliseconds, to_milliseconds
@@ -222,6 +224,16 @@ def let_pass(engine: Engine, table: str, column: str, now: datetime, *, most: bo
         return connection.execute(statement, {"past": past if on_postgresql else to_milliseconds(past)}).rowcount
 
 
+def _beats_of(sessions: Sequence[UUID], draw: random.Random) -> list[bytes]:
+    """Return a batch of heartbeats that say nothing: one that is made properly, with other ids in its bytes."""
+    first = heartbeat(sessions[0], progress=False, draw=draw)
+    wire, own_id, session = first.to_wire(), str(first.id).encode(), str(first.session_id).encode()
+    return [
+        wire.replace(own_id, str(new_message_id()).encode()).replace(session, str(draw.choice(sessions)).encode())
+        for _ in range(BATCH)
+    ]
+
+
 def ingest_for(url: str, seconds: float, rate: float) -> float:
     """Store heartbeats for a time, at a rate at most (0: as many as can be); return how many were stored per second."""
     engine = open_engine(url)
@@ -229,7 +241,7 @@ def ingest_for(url: str, seconds: float, rate: float) -> float:
     draw = random.Random(3)  # noqa: S311 - the same mix in each run, no secret
     with reading(engine) as connection:
         sessions: list[UUID] = list(connection.execute(Liveness.__table__.select().limit(SAMPLE)).scalars())
-    waiting = [heartbeat(draw.choice(sessions), progress=False, draw=draw).to_wire() for _ in range(BATCH)]
+    waiting = _beats_of(sessions, draw)
     started, spent, stored = time.monotonic(), 0.0, 0
     while (elapsed := time.monotonic() - started) - spent < seconds:
         if rate and stored + len(waiting) > rate * (elapsed - spent):
@@ -243,7 +255,7 @@ def ingest_for(url: str, seconds: float, rate: float) -> float:
         store_entries(engine, entries, now, settings)
         stored += len(entries)
         prepared_at = time.monotonic()
-        waiting = [heartbeat(draw.choice(sessions), progress=False, draw=draw).to_wire() for _ in range(BATCH)]
+        waiting = _beats_of(sessions, draw)
         spent += time.monotonic() - prepared_at
     elapsed = time.monotonic() - started - spent
     engine.dispose()
@@ -356,6 +368,7 @@ def main(  # noqa: PLR0913 - one argument for each option
                 with databases(kind) as new_database:  # anew, so that no way meets what another left
                     url = new_database()
                     found[kind, agents, way] = measure(url, way, agents, runs=runs, seconds=seconds, shipped=shipped)
+                print(f"{kind}, {agents:,} agents, {way}: measured", file=sys.stderr)
     needed = {key: verdicts_of(key, figures) for key, figures in found.items()}
     if as_json:
         print_json("sweep", {"sweeps": [_as_json(key, figures, needed[key]) for key, figures in found.items()]})

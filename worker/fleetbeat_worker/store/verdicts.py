@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import bindparam, insert, select, text
 
-from fleetbeat_shared.liveness import Promise, State
+from fleetbeat_shared.liveness import Promise, State, silent_since
 from fleetbeat_worker.column_types import Instant, to_milliseconds
 from fleetbeat_worker.store import bulk
 from fleetbeat_worker.tables import Agent, Event, EventType, Liveness, OutageRow
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from datetime import datetime
     from uuid import UUID
 
-    from sqlalchemy import Connection, Row, Select, Table
+    from sqlalchemy import Connection, Select, Table
 
 _LIVENESS: Table = Liveness.__table__  # type: ignore[assignment] # a mapped class has a Table
 _EVENTS: Table = Event.__table__  # type: ignore[assignment] # as above
@@ -36,9 +36,11 @@ _DUE: list[Any] = [
     Liveness.deadline_at,
     Liveness.registered_at,
     Liveness.resumed_at,
-    Liveness.missed_limit,
     Liveness.incident_id,
-    *(getattr(Liveness, name) for name in ("interval_seconds", "schedule", "time_zone", "grace_seconds")),
+    *(
+        getattr(Liveness, name)
+        for name in ("interval_seconds", "schedule", "time_zone", "grace_seconds", "missed_limit")
+    ),
 ]
 
 
@@ -63,18 +65,19 @@ class Due:
 _promise = lru_cache(maxsize=1024)(Promise)
 
 
-def _due(row: Row[Any]) -> Due:
-    signs = (row.registered_at, row.last_seen_at, row.resumed_at)
+def _due(row: Sequence[Any]) -> Due:
+    session_id, name, project, flapping_at, seen_at, deadline_at, registered_at, resumed_at, *more = row
+    incident_id, *promise = more
     return Due(
-        session_id=row.session_id,
-        agent_name=row.agent_name,
-        project=row.project,
-        flapping_at=row.flapping_at,
-        incident_id=row.incident_id,
-        last_seen_at=row.last_seen_at,
-        deadline_at=row.deadline_at,
-        since=max(moment for moment in signs if moment is not None),
-        promise=_promise(row.interval_seconds, row.schedule, row.time_zone, row.grace_seconds, row.missed_limit),
+        session_id=session_id,
+        agent_name=name,
+        project=project,
+        flapping_at=flapping_at,
+        incident_id=incident_id,
+        last_seen_at=seen_at,
+        deadline_at=deadline_at,
+        since=silent_since(registered_at, seen_at, resumed_at),
+        promise=_promise(*promise),
     )
 
 
