@@ -1,16 +1,20 @@
 """A fleet on a simulated clock, and an oracle that knows the truth: who is flagged in error, missed or late.
 
-What is done: from each seed a plan is drawn. Agents with intervals of 5 minutes to a day, or with cron schedules in
-zones whose clocks change, live, die, say goodbye and return. Their clocks are wrong by days; their heartbeats are slow,
-lost, doubled, or wait in a spool. Redis, the workers, the sweeper and the database go away for seconds to half a day,
-the machine sleeps, batches are slow, overtake each other, are stored twice, or are left by a worker that dies; two
-sweeps run at once. Then everything runs through the real rules (`none`: with the fleet in memory), or through the real
-ingest and the real sweep on SQLite and PostgreSQL, each sweep of them.
+What is done: from each seed a plan is drawn. Agents with intervals of 10 minutes to a day, or with cron schedules in
+zones whose clocks change, live, die, say goodbye and return; some fall silent for about as long as they may. Their
+clocks are wrong by days; their heartbeats are slow, lost, doubled, or wait in a spool. Redis, the workers, the sweeper
+and the database go away for seconds to half a day, the machine sleeps, batches are slow, overtake each other, are
+stored twice, or are left by a worker that dies; two sweeps run at once. Then everything runs through the real rules
+(`none`: with the fleet in memory), or through the real ingest and the real sweep on SQLite and PostgreSQL.
+
+Time jumps: most agents promise long intervals and beat in step, so that workers find many heartbeats at once; and on a
+database, of a sweep that can find nothing, only the time and the watermark are written down.
 
   false    flags that the truth of the watermark doesn't bear out
   missed   silences that no sweep flagged when it had to, or later
   late     recoveries that weren't told when they had to be
   flags    flags that were right
+  took     seconds of work for all plans; with several jobs less time passes
   delay    seconds from the moment at which the rule was met to the flag; and of that, what the pipeline wasn't behind
            anyhow (the lag at the sweep before), in sweep intervals: at most one, but for sweeps that were away
 
@@ -22,7 +26,9 @@ from __future__ import annotations
 
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
+from multiprocessing import get_context
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -35,7 +41,7 @@ from support import databases, end_in_order, percentile, print_json, print_machi
 from fleetbeat_worker.database import open_engine
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from simulate_oracle import Flag, Judgement
     from simulate_plan import Plan
@@ -68,6 +74,11 @@ class Totals:
         self.flags += [(flag, plan.sweep_seconds) for flag in judgement.flags]
         if not judgement.is_good:
             self.failing_seeds.append(plan.seed)
+
+    def join(self, other: Totals) -> None:
+        """Count what another process counted."""
+        for name, value in vars(other).items():
+            setattr(self, name, getattr(self, name) + value)
 
     def figures(self) -> dict[str, Any]:
         """Return what is printed."""
@@ -121,18 +132,32 @@ def tell(plan: Plan, judgement: Judgement) -> None:
             print(f"  and {len(found) - SHOWN} more {title.replace('_', ' ')}", file=sys.stderr)
 
 
-def run(kind: str, *, plans: int, seed: int, agents: int, weeks: float) -> Totals:
-    """Run some plans on one store."""
+def run(kind: str, seeds: Sequence[int], *, agents: int, weeks: float) -> Totals:
+    """Run the plans of some seeds on one store."""
+    end_in_order()
     totals = Totals()
     with databases("sqlite" if kind == "none" else kind) as new_database:
-        for number in range(plans):
+        for seed in seeds:
             started = time.perf_counter()
-            plan = draw_plan(seed + number, agents, weeks)
+            plan = draw_plan(seed, agents, weeks)
             judgement = try_plan(plan, kind, new_database)
             totals.seconds += time.perf_counter() - started
             totals.add(plan, judgement)
             if not judgement.is_good:
                 tell(plan, judgement)
+    return totals
+
+
+def run_in_jobs(kind: str, seeds: Sequence[int], jobs: int, *, agents: int, weeks: float) -> Totals:
+    """Run plans in some processes at once, each with databases of its own."""
+    shares = [share for share in (seeds[job::jobs] for job in range(jobs)) if share]
+    if len(shares) == 1:
+        return run(kind, seeds, agents=agents, weeks=weeks)
+    with ProcessPoolExecutor(len(shares), get_context("spawn")) as pool:
+        futures = [pool.submit(run, kind, share, agents=agents, weeks=weeks) for share in shares]
+        totals = Totals()
+        for future in futures:
+            totals.join(future.result())
     return totals
 
 
@@ -142,13 +167,15 @@ def run(kind: str, *, plans: int, seed: int, agents: int, weeks: float) -> Total
 @click.option("--agents", type=click.IntRange(1), default=200, show_default=True)
 @click.option("--weeks", type=click.FloatRange(0.05), default=1.0, show_default=True)
 @click.option("--database", type=click.Choice(list(KINDS)), default="none", show_default=True)
+@click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Processes that share the plans.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
 def main(  # noqa: PLR0913 - one argument for each option
-    *, plans: int, seed: int, agents: int, weeks: float, database: str, as_json: bool
+    *, plans: int, seed: int, agents: int, weeks: float, database: str, jobs: int, as_json: bool
 ) -> None:
     """Simulate, judge, and print."""
     end_in_order()
-    found = {kind: run(kind, plans=plans, seed=seed, agents=agents, weeks=weeks) for kind in KINDS[database]}
+    seeds = range(seed, seed + plans)
+    found = {kind: run_in_jobs(kind, seeds, jobs, agents=agents, weeks=weeks) for kind in KINDS[database]}
     if as_json:
         print_json("simulate", {"databases": {kind: totals.figures() for kind, totals in found.items()}})
     else:
@@ -157,9 +184,13 @@ def main(  # noqa: PLR0913 - one argument for each option
             (kind, *(shown(value) for name, value in totals.figures().items() if name != "failing_seeds"))
             for kind, totals in found.items()
         ]
-        print_table(f"{plans} plans of {weeks:g} weeks with {agents} agents, from seed {seed} on", headers, rows)
+        print_table(
+            f"{plans} plans of {weeks:g} weeks with {agents} agents, seeds {seeds[0]} to {seeds[-1]}", headers, rows
+        )
         print_machine()
-    if any(totals.failing_seeds for totals in found.values()):
+    failing = sorted({seed for totals in found.values() for seed in totals.failing_seeds})
+    if failing:
+        print(f"Failing seeds: {', '.join(map(str, failing))}", file=sys.stderr)
         sys.exit(1)
 
 

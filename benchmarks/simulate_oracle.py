@@ -68,32 +68,47 @@ class Judgement:
         return not (self.false_flags or self.missed_flags or self.late_recoveries)
 
 
-@lru_cache(maxsize=2048)
+def slots_of(agent: SimulatedAgent, plan: Plan) -> tuple[int, ...]:
+    """Return the times of an agent's schedule, from a day before the plan to long after it."""
+    return slots_between(agent.schedule or "", agent.time_zone or "", plan.start - _DAY, plan.end + 12 * _DAY)
+
+
+@lru_cache(maxsize=512)
 def slots_between(schedule: str, time_zone: str, start: int, end: int) -> tuple[int, ...]:
     """Return a schedule's times, found by looking at the wall clock of each minute.
 
     A fixed hour that clocks skip is when they go on; one that comes twice counts the first time.
     """
-    zone, found = ZoneInfo(time_zone), []
     minute, hour, _, _, weekday = schedule.split(" ")
     minutes, hours, weekdays = _values(minute, 60), _values(hour, 24), _values(weekday, 7)
     by_the_wall = not hour.startswith("*")
+    return tuple(
+        at
+        for at, shows, skipped, is_second in _wall_clock(time_zone, start, end)
+        if not (by_the_wall and is_second)
+        and any(
+            wall.minute in minutes and wall.hour in hours and wall.isoweekday() % 7 in weekdays
+            for wall in (shows, *(skipped if by_the_wall else ()))
+        )
+    )
+
+
+@lru_cache(maxsize=32)
+def _wall_clock(time_zone: str, start: int, end: int) -> list[tuple[int, datetime, tuple[datetime, ...], bool]]:
+    """Return each minute: when it is, what a clock on the wall shows, what it skipped, and whether it comes again."""
+    zone, found = ZoneInfo(time_zone), []
     moment = datetime.fromtimestamp(start / 1000, UTC).replace(second=0, microsecond=0)
     before = (moment - _MINUTE).astimezone(zone).replace(tzinfo=None)
     while moment.timestamp() * 1000 <= end:
         local = moment.astimezone(zone)
-        wall = local.replace(tzinfo=None)
-        walls = [wall]
-        while by_the_wall and before + _MINUTE < wall:
+        shows, skipped = local.replace(tzinfo=None), []
+        while before + _MINUTE < shows:
             before += _MINUTE
-            walls.append(before)
-        before = wall
-        if not (by_the_wall and local.fold) and any(
-            each.minute in minutes and each.hour in hours and each.isoweekday() % 7 in weekdays for each in walls
-        ):
-            found.append(round(moment.timestamp() * 1000))
+            skipped.append(before)
+        before = shows
+        found.append((round(moment.timestamp() * 1000), shows, tuple(skipped), bool(local.fold)))
         moment += _MINUTE
-    return tuple(found)
+    return found
 
 
 def _values(text: str, count: int) -> set[int]:
@@ -154,12 +169,16 @@ class Oracle:
         for place, (received_at, seen_at) in enumerate(life.signs):
             next_at = life.signs[place + 1][0] if place + 1 < len(life.signs) else FOREVER
             due_at = self.deadline(agent, seen_at)
-            begin = max(first, bisect_left(self._decided, received_at), bisect_right(self._watermarks, due_at))
-            end = min(last, bisect_left(self._decided, next_at))
-            if begin < end and not any(low <= begin and end <= high for low, high in degraded):
-                judgement.missed_flags.append(
-                    f"{agent.name} seen {_shown(seen_at)}, due {_shown(due_at)}, from {_shown(self._decided[begin])} on"
-                )
+            if due_at < next_at:  # else the next sign was there before any watermark could be past it
+                begin = max(first, bisect_left(self._decided, received_at), bisect_right(self._watermarks, due_at))
+                end = min(last, bisect_left(self._decided, next_at))
+                if begin < end and not any(low <= begin and end <= high for low, high in degraded):
+                    judgement.missed_flags.append(
+                        f"{agent.name} seen {_shown(seen_at)}, due {_shown(due_at)}, "
+                        f"from {_shown(self._decided[begin])} on"
+                    )
+            if not degraded:
+                continue
             begin = max(first, bisect_right(self._watermarks, received_at))
             end = min(last, bisect_right(self._watermarks, next_at), bisect_left(self._watermarks, due_at))
             if begin < end and any(low < end and begin < high for low, high in degraded):
@@ -173,9 +192,7 @@ class Oracle:
         if agent.interval_seconds is not None:
             left = MISSED * agent.interval_seconds * 1000 + grace
         else:
-            slots = slots_between(
-                agent.schedule or "", agent.time_zone or "", self._plan.start - _DAY, self._plan.end + 12 * _DAY
-            )
+            slots = slots_of(agent, self._plan)
             left = slots[bisect_right(slots, since + grace) + MISSED - 1] + grace - since
         moment = since
         for start, end in self._outages:

@@ -5,12 +5,14 @@ Both are told what happens in the order in which it happens, and tell what was s
 
 from __future__ import annotations
 
-from collections import defaultdict
+from bisect import bisect_right
+from collections import defaultdict, deque
 from heapq import heapify, heappop, heappush
 from operator import attrgetter
 from typing import TYPE_CHECKING, Protocol
 
-from simulate_oracle import Change
+from simulate_oracle import FOREVER, Change
+from sqlalchemy import exists, func, or_, select, update
 
 from fleetbeat_shared.liveness import State
 from fleetbeat_shared.messages import Reason
@@ -21,7 +23,7 @@ from fleetbeat_worker.column_types import from_milliseconds, to_milliseconds
 from fleetbeat_worker.database import writing
 from fleetbeat_worker.inbox import Entry, Horizon
 from fleetbeat_worker.sweep import decide, outage_between
-from fleetbeat_worker.tables import EventType
+from fleetbeat_worker.tables import Agent, EventType, Incident, Liveness, Pipeline
 from fleetbeat_worker.transactions import put_right, store_entries
 
 if TYPE_CHECKING:
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
 
     from redis import Redis
     from simulate_plan import Arrival, Plan
-    from sqlalchemy import Engine
+    from sqlalchemy import Connection, Engine
 
     from fleetbeat_shared.messages import Deregister, Heartbeat, Register
     from fleetbeat_worker.batch import AgentRecord
@@ -52,6 +54,9 @@ class Store(Protocol):
 
     def sweep(self, now: int, watermark: int, backlog: int) -> list[str]:
         """Decide by what was seen of Redis at a time; return who is degraded."""
+
+    def finish(self) -> None:
+        """Take note that nothing more will come."""
 
 
 def play(plan: Plan, store: Store) -> dict[int, list[Change]]:
@@ -77,6 +82,7 @@ def play(plan: Plan, store: Store) -> dict[int, list[Change]]:
             watermark = to_milliseconds(horizon.watermark or horizon.now)
             say(store.sweep(to_milliseconds(horizon.now), watermark, horizon.backlog), is_degraded=True)
             decided += 1
+    store.finish()
     return changes
 
 
@@ -94,48 +100,112 @@ class _Inbox:
     """The simulated stream: what arrived and isn't acknowledged yet."""
 
     def __init__(self, plan: Plan) -> None:
-        self._arrivals = plan.arrivals
-        self._next = 0
-        self._held: list[Arrival] = []
+        self._arrivals = iter(plan.arrivals)
+        self._next = next(self._arrivals, None)
+        self._held: deque[Arrival] = deque()
+        self._removed = sorted(each.removed_at for each in plan.arrivals if each.removed_at is not None)
+        self._arrived = 0
 
     def horizon(self, moment: int) -> Horizon:
         """Return what `Inbox.horizon` would; moments come in their order."""
-        while self._next < len(self._arrivals) and self._arrivals[self._next].received_at <= moment:
-            self._held.append(self._arrivals[self._next])
-            self._next += 1
-        self._held = [each for each in self._held if each.removed_at is None or each.removed_at > moment]
-        oldest = min((each.received_at for each in self._held), default=moment)
-        return Horizon(from_milliseconds(moment), from_milliseconds(oldest), len(self._held))
+        while self._next is not None and self._next.received_at <= moment:
+            self._held.append(self._next)
+            self._next = next(self._arrivals, None)
+            self._arrived += 1
+        while self._held and self._held[0].removed_at is not None and self._held[0].removed_at <= moment:
+            self._held.popleft()
+        oldest = self._held[0].received_at if self._held else moment
+        backlog = self._arrived - bisect_right(self._removed, moment)
+        return Horizon(from_milliseconds(moment), from_milliseconds(oldest), backlog)
 
 
 class SqlStore:
-    """The real ingest and the real sweep, on a database."""
+    """The real ingest and the real sweep, on a database.
 
-    def __init__(self, engine: Engine, plan: Plan) -> None:
+    A sweep that can find nothing isn't run: what it would write down, its time and its watermark, is written before
+    anything else reads it. `every_sweep` runs them all; a test shows that both leave the same in every table.
+    """
+
+    def __init__(self, engine: Engine, plan: Plan, *, every_sweep: bool = False) -> None:
         self._engine = engine
         self._settings = Settings(sweep_seconds=plan.sweep_seconds)
-        self._names = {agent.session_id: agent.name for agent in plan.agents}
-        self._someone_waits = False
+        self._every_sweep = every_sweep
+        self._overtaken_until = 0
+        self._nothing_until = 0
+        """What no watermark has to be past for any sweep to find something; zero when that isn't known."""
+        self._swept_at: int | None = None
+        self._watermark = 0
+        self._is_written = True
 
     def commit(self, now: int, arrivals: Sequence[Arrival]) -> list[str]:
         """Store entries as the ingest job does."""
+        self._write_down()
         entries = [Entry(arrival.entry_id, arrival.message.to_wire()) for arrival in arrivals]
         batches = store_entries(self._engine, entries, from_milliseconds(now), self._settings)
-        self._someone_waits |= any(row["awaits_session_id"] for batch in batches for row in batch.rejected)
+        for batch in batches:
+            if any(row["awaits_session_id"] for row in batch.rejected):
+                self._overtaken_until = now + OVERTAKEN
+            if any(row["type"] != EventType.HEARTBEAT for row in batch.events):
+                self._nothing_until = 0
+            records = (*batch.agents.values(), *batch.plain.values())
+            self._nothing_until = min([self._nothing_until, *(record.deadline_at for record in records)])
         return [name for batch in batches for name in _freed(batch)]
 
     def put_right(self, now: int) -> list[str]:
         """Apply what overtook its registration, as each sweep does first. Nobody waits for an answer here."""
-        if self._someone_waits:
-            put_right(self._engine, _NO_REDIS, from_milliseconds(now), self._settings)
+        if self._every_sweep or now <= self._overtaken_until:
+            self._write_down()
+            if put_right(self._engine, _NO_REDIS, from_milliseconds(now), self._settings):
+                self._nothing_until = 0
         return []  # who is put right was unknown before, so it can't have been degraded
 
     def sweep(self, now: int, watermark: int, backlog: int) -> list[str]:
         """Decide as the sweep job does."""
+        runs = self._every_sweep or not self._is_idle(now, watermark)
+        if runs:
+            self._write_down()
+        self._swept_at, self._watermark, self._is_written = now, max(watermark, self._watermark), runs
+        if not runs:
+            return []
         seen = Horizon(from_milliseconds(now), from_milliseconds(watermark), backlog)
         account = Account(seen.now, life=None, lost=0)
         with writing(self._engine) as connection:
-            return decide(connection, seen, account, self._settings, periodic=True).degraded
+            flagged = decide(connection, seen, account, self._settings, periodic=True).degraded
+            self._nothing_until = self._first_due(connection)
+        return flagged
+
+    def finish(self) -> None:
+        """Leave the database as the last sweep would."""
+        self._write_down()
+
+    def _is_idle(self, now: int, watermark: int) -> bool:
+        """Return whether a sweep that looks now finds no gap and nobody due, so that it changes nothing but its row."""
+        if self._swept_at is None or now < self._swept_at or max(watermark, self._watermark) > self._nothing_until:
+            return False
+        last, sweep_seconds = from_milliseconds(self._swept_at), self._settings.sweep_seconds
+        return outage_between(last, from_milliseconds(now), sweep_seconds) is None
+
+    def _first_due(self, connection: Connection) -> int:
+        """Return the earliest deadline there is; zero if a sweep looks for more than silent agents now."""
+        looks_for_more = select(
+            or_(
+                exists().where(Incident.ended_at.is_(None)),
+                exists().where(Agent.flapping_at.is_not(None)),
+            )
+        )
+        if connection.execute(looks_for_more).scalar():
+            return 0
+        due_at = connection.execute(select(func.min(Liveness.deadline_at)).where(Liveness.state.in_(_WATCHED))).scalar()
+        return to_milliseconds(due_at) if due_at is not None else FOREVER
+
+    def _write_down(self) -> None:
+        """Write what the sweeps that weren't run would have."""
+        if self._is_written or self._swept_at is None:
+            return
+        values = {"watermark": from_milliseconds(self._watermark), "last_sweep_at": from_milliseconds(self._swept_at)}
+        with writing(self._engine) as connection:
+            connection.execute(update(Pipeline).values(values))
+        self._is_written = True
 
 
 _NO_REDIS: Redis = None  # type: ignore[assignment] # only answers are sent to it, and nobody waits for any
@@ -201,6 +271,9 @@ class MemoryStore:
                 record.state, record.state_changed_at = State.DEGRADED, now
                 flagged.append(record.agent_name)
         return flagged
+
+    def finish(self) -> None:
+        """Do nothing."""
 
     def _move(self, started_at: int, ended_at: int) -> None:
         self._outages.append((started_at, ended_at))
