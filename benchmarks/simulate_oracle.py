@@ -24,6 +24,9 @@ from zoneinfo import ZoneInfo
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from uuid import UUID
+
+    from simulate_commands import Pause
     from simulate_plan import Arrival, Plan, SimulatedAgent
 
 MISSED = 2
@@ -129,9 +132,17 @@ class Oracle:
         self._decided = [look.at for look in plan.looks]
         self._watermarks = _watermarks(plan)
         self._outages = _outages(plan)
+        self._windows = _windows(plan)
+        self._in_maintenance = [any(s <= look.looked_at < e for s, e in self._windows) for look in plan.looks]
+        # What one sweep knew of the end of maintenance, all later ones know.
+        ends = (max((e for _, e in self._windows if e <= look.looked_at), default=0) for look in plan.looks)
+        self._cleared = list(accumulate(ends, max))
         self._arrivals: dict[int, list[Arrival]] = defaultdict(list)
         for arrival in plan.arrivals:
             self._arrivals[arrival.agent].append(arrival)
+        self._pauses: dict[int, list[Pause]] = defaultdict(list)
+        for pause in plan.pauses:
+            self._pauses[pause.agent].append(pause)
 
     def judge(self, changes: dict[int, list[Change]]) -> Judgement:
         """Return what is true of all that was said, by agents' numbers."""
@@ -150,15 +161,19 @@ class Oracle:
             self._check_life(agent, life, degraded, judgement)
 
     def _check_flag(self, agent: SimulatedAgent, lives: list[Life], look: int, judgement: Judgement) -> None:
-        watermark = self._watermarks[look]
+        watermark, decided_at = self._watermarks[look], self._decided[look]
         for life in lives:
-            due_at = self.deadline(agent, life.seen_by(watermark))
-            if life.begin <= self._decided[look] and life.end >= watermark and due_at < watermark:
+            if not (life.begin <= decided_at and life.end >= watermark) or self._in_maintenance[look]:
+                continue
+            resumed = (end for start, end in life.pauses if end <= decided_at)
+            since = max([life.seen_by(watermark), self._cleared[look], *resumed])
+            due_at = self.deadline(agent, since)
+            if due_at < watermark and not any(start < decided_at < end for start, end in life.pauses):
                 behind = self._watermarks[look - 1] if look else watermark
                 lag = self._plan.looks[look - 1].looked_at - behind if look else 0
-                judgement.flags.append(Flag(due_at, self._decided[look], lag))
+                judgement.flags.append(Flag(due_at, decided_at, lag))
                 return
-        judgement.false_flags.append(f"{agent.name} at {_shown(self._decided[look])}, as of {_shown(watermark)}")
+        judgement.false_flags.append(f"{agent.name} at {_shown(decided_at)}, as of {_shown(watermark)}")
 
     def _check_life(
         self, agent: SimulatedAgent, life: Life, degraded: list[tuple[int, int]], judgement: Judgement
@@ -166,21 +181,62 @@ class Oracle:
         # Before the watermark has passed the registration nobody need know of it, nor once the end is there.
         first = bisect_right(self._watermarks, life.begin)
         last = bisect_left(self._decided, life.end)
+        self._check_silences(agent, life, (first, last), degraded, judgement)
+        if degraded:
+            self._check_recoveries(agent, life, (first, last), degraded, judgement)
+
+    def _check_silences(
+        self,
+        agent: SimulatedAgent,
+        life: Life,
+        sweeps: tuple[int, int],
+        degraded: list[tuple[int, int]],
+        judgement: Judgement,
+    ) -> None:
+        """Find what wasn't flagged: silence counts from each sign, end of a pause, and end of maintenance anew."""
+        # Each with when it was, and from which sweep on it is known.
+        anew = [(received_at, seen_at, bisect_left(self._decided, received_at)) for received_at, seen_at in life.signs]
+        anew += [(end, end, bisect_left(self._decided, end)) for _, end in life.pauses if end < life.end]
+        ends = (end for _, end in self._windows if life.begin < end < min(life.end, self._plan.end))
+        anew += [(end, end, bisect_left(self._cleared, end)) for end in ends]
+        anew.sort()
+        since = 0
+        for place, (_, seen_at, known) in enumerate(anew):
+            since = max(since, seen_at)
+            next_at, _, next_known = anew[place + 1] if place + 1 < len(anew) else (FOREVER, FOREVER, FOREVER)
+            due_at = self.deadline(agent, since)
+            if next_at <= due_at:
+                continue  # it was there before any watermark could be past the deadline
+            begin = max(sweeps[0], known, bisect_right(self._watermarks, due_at))
+            end = min(sweeps[1], next_known)
+            for pause in life.pauses:
+                paused, resumed = (bisect_left(self._decided, moment) for moment in pause)
+                if paused <= begin < resumed:
+                    begin = end
+                elif begin < paused:
+                    end = min(end, paused)
+            while begin < end and self._in_maintenance[begin]:
+                begin += 1
+            if begin < end and not any(low <= begin and end <= high for low, high in degraded):
+                judgement.missed_flags.append(
+                    f"{agent.name} silent since {_shown(since)}, due {_shown(due_at)}, "
+                    f"from {_shown(self._decided[begin])} on"
+                )
+
+    def _check_recoveries(
+        self,
+        agent: SimulatedAgent,
+        life: Life,
+        sweeps: tuple[int, int],
+        degraded: list[tuple[int, int]],
+        judgement: Judgement,
+    ) -> None:
+        """Find who was degraded although it was heard."""
         for place, (received_at, seen_at) in enumerate(life.signs):
             next_at = life.signs[place + 1][0] if place + 1 < len(life.signs) else FOREVER
             due_at = self.deadline(agent, seen_at)
-            if due_at < next_at:  # else the next sign was there before any watermark could be past it
-                begin = max(first, bisect_left(self._decided, received_at), bisect_right(self._watermarks, due_at))
-                end = min(last, bisect_left(self._decided, next_at))
-                if begin < end and not any(low <= begin and end <= high for low, high in degraded):
-                    judgement.missed_flags.append(
-                        f"{agent.name} seen {_shown(seen_at)}, due {_shown(due_at)}, "
-                        f"from {_shown(self._decided[begin])} on"
-                    )
-            if not degraded:
-                continue
-            begin = max(first, bisect_right(self._watermarks, received_at))
-            end = min(last, bisect_right(self._watermarks, next_at), bisect_left(self._watermarks, due_at))
+            begin = max(sweeps[0], bisect_right(self._watermarks, received_at))
+            end = min(sweeps[1], bisect_right(self._watermarks, next_at), bisect_left(self._watermarks, due_at))
             if begin < end and any(low < end and begin < high for low, high in degraded):
                 judgement.late_recoveries.append(
                     f"{agent.name} seen {_shown(seen_at)}, due {_shown(due_at)}, was degraded still or again"
@@ -188,12 +244,12 @@ class Oracle:
 
     def deadline(self, agent: SimulatedAgent, since: int) -> int:
         """Return when an agent that is silent since then must be degraded."""
-        grace = round(agent.grace_seconds * 1000)
+        grace, missed = round(agent.grace_seconds * 1000), agent.missed_limit or MISSED
         if agent.interval_seconds is not None:
-            left = MISSED * agent.interval_seconds * 1000 + grace
+            left = missed * agent.interval_seconds * 1000 + grace
         else:
             slots = slots_of(agent, self._plan)
-            left = slots[bisect_right(slots, since + grace) + MISSED - 1] + grace - since
+            left = slots[bisect_right(slots, since + grace) + missed - 1] + grace - since
         moment = since
         for start, end in self._outages:
             if end <= moment:
@@ -208,15 +264,27 @@ class Oracle:
     def _lives(self, agent: SimulatedAgent) -> list[Life]:
         """Return an agent's sessions, each from the registration that opened it to its end."""
         lives: list[Life] = []
+        stored: dict[UUID, int] = {}
+        """When each message was first in SQL; it may have been sent twice."""
+        for arrival in self._arrivals[agent.number]:
+            stored_at, key = arrival.stored_at or FOREVER, arrival.message.id
+            stored[key] = min(stored_at, stored.get(key, FOREVER))
         for arrival in self._arrivals[agent.number]:
             kind = arrival.message.kind
             is_open = bool(lives) and lives[-1].end == FOREVER
             if kind == "register" and not is_open:
-                lives.append(Life(arrival.received_at, [(arrival.received_at, arrival.received_at)]))
+                signs = [(arrival.received_at, arrival.received_at)]
+                lives.append(Life(arrival.received_at, stored[arrival.message.id], signs))
             elif kind == "deregister" and is_open:
                 lives[-1].end = arrival.received_at
             elif kind == "heartbeat" and is_open and arrival.seen_at > lives[-1].signs[-1][1]:
                 lives[-1].signs.append((arrival.received_at, arrival.seen_at))
+        for pause in self._pauses[agent.number]:
+            ends = [end for end in (pause.until, pause.resumed_at) if end is not None]
+            for life in lives:
+                # Who isn't in SQL can't be paused.
+                if life.begin <= pause.at < life.end and life.stored_at <= pause.at:
+                    life.pauses.append((pause.at, min([*ends, life.end])))
         return lives
 
 
@@ -225,9 +293,12 @@ class Life:
     """A session from the registration that opened it on."""
 
     begin: int
+    stored_at: int
+    """When SQL knew of it."""
     signs: list[tuple[int, int]]
     """When each sign of life that was newer than all before reached Redis, and of when it was."""
     end: int = FOREVER
+    pauses: list[tuple[int, int]] = field(default_factory=list)
 
     def seen_by(self, watermark: int) -> int:
         """Return of when the newest sign was that had reached Redis before a time; the registration is one, always."""
@@ -275,6 +346,21 @@ def _outages(plan: Plan) -> list[tuple[int, int]]:
             found.append((last, look.looked_at))
         last = look.looked_at if last is None else max(last, look.looked_at)
     return found
+
+
+def _windows(plan: Plan) -> list[tuple[int, int]]:
+    """Return when there was maintenance."""
+    found = []
+    for rule in plan.maintenance:
+        last = FOREVER if rule.ended_at is None else rule.ended_at
+        if rule.schedule is None:
+            spans = [(rule.starts_at, FOREVER if rule.ends_at is None else rule.ends_at)]
+        else:
+            slots = slots_between(rule.schedule, rule.time_zone or "", plan.start - _DAY, plan.end + 12 * _DAY)
+            length = round((rule.duration_seconds or 0) * 1000)
+            spans = [(slot, slot + length) for slot in slots if slot >= rule.starts_at]
+        found += [(start, min(end, last)) for start, end in spans if start < last]
+    return sorted(found)
 
 
 def _shown(moment: int) -> str:

@@ -8,15 +8,15 @@ set forward, is one and the same here: a span in which nobody does anything.
 from __future__ import annotations
 
 import random
-from bisect import bisect_right
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import count
-from math import exp, log
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
+from simulate_commands import draw_maintenance, draw_pauses
+from simulate_draw import DAY, HOUR, MINUTE, SECOND, Span, Spans, Troubles, chance, draw_spans, log_uniform, pick, weighted
 from simulate_oracle import MISSED, slots_of
 
 from fleetbeat_shared.liveness import default_grace_seconds
@@ -24,14 +24,9 @@ from fleetbeat_shared.messages import Deregister, Heartbeat, Register
 from fleetbeat_worker.column_types import from_milliseconds, to_milliseconds
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterator
 
-T = TypeVar("T")
-
-SECOND = 1000
-MINUTE = 60 * SECOND
-HOUR = 60 * MINUTE
-DAY = 24 * HOUR
+    from simulate_commands import MaintenanceRule, Pause
 
 LEASE = 30 * SECOND
 LARGEST_BATCH = 200
@@ -62,40 +57,6 @@ SKEWS = (0, 0, 0, -3 * DAY, 2 * DAY, 400 * DAY)
 """How wrong agents' clocks are."""
 
 
-class Span(NamedTuple):
-    """A time in which something isn't there."""
-
-    start: int
-    end: int
-
-
-class Spans:
-    """Times in which something isn't there, as one looks them up a million times."""
-
-    def __init__(self, spans: Iterable[Span]) -> None:
-        self._starts: list[int] = []
-        self._ends: list[int] = []
-        for start, end in sorted(spans):
-            if self._ends and start <= self._ends[-1]:
-                self._ends[-1] = max(end, self._ends[-1])
-            else:
-                self._starts.append(start)
-                self._ends.append(end)
-
-    def __iter__(self) -> Iterator[Span]:
-        """Yield them in their order; none touches another."""
-        return map(Span, self._starts, self._ends)
-
-    def __add__(self, other: Iterable[Span]) -> Spans:
-        """Return the times in which one or the other isn't there."""
-        return Spans([*self, *other])
-
-    def end_of(self, moment: int) -> int | None:
-        """Return when the span ends that a moment lies in; None if it lies in none."""
-        place = bisect_right(self._starts, moment) - 1
-        return self._ends[place] if place >= 0 and moment < self._ends[place] else None
-
-
 @dataclass(frozen=True, slots=True)
 class SimulatedAgent:
     """An agent: what it promises, and what it is like."""
@@ -106,6 +67,8 @@ class SimulatedAgent:
     schedule: str | None
     time_zone: str | None
     grace_seconds: float
+    missed_limit: int | None
+    """How many it may miss, if that isn't the fleet's number."""
     skew: int
     spools: bool
     """Whether it keeps what it can't send, and sends it later."""
@@ -131,6 +94,8 @@ class Arrival:
     entry_id: str = ""
     removed_at: int | None = None
     """When it was acknowledged, and left the inbox."""
+    stored_at: int | None = None
+    """When it was first committed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,26 +124,47 @@ class Plan:
     sweep_seconds: int
     rhythm: int
     """The grid on which agents beat that are in step, in milliseconds."""
+    outage: Span | None
+    """When all agents that are in step are silent, each from a last sign at its start on: a switch that failed."""
+    alike: int | None
+    """The interval that most agents have, in seconds."""
     agents: list[SimulatedAgent] = field(default_factory=list)
     arrivals: list[Arrival] = field(default_factory=list)
     """In the order of the stream."""
     commits: list[Commit] = field(default_factory=list)
     looks: list[Look] = field(default_factory=list)
     """In the order in which they decide."""
+    pauses: list[Pause] = field(default_factory=list)
+    maintenance: list[MaintenanceRule] = field(default_factory=list)
+
+    @property
+    def time(self) -> Span:
+        """From its start to its end."""
+        return Span(self.start, self.end)
 
 
 def draw_plan(seed: int, agents: int, weeks: float) -> Plan:
     """Return the plan of a seed."""
     draw = random.Random(seed)  # noqa: S311 - the same plan for the same seed, no secret
     start = to_milliseconds(draw.choice(STARTS))
+    end = start + round(weeks * 7 * DAY)
+    failed_at = draw.randrange(start, end)
     plan = Plan(
-        seed, start, start + round(weeks * 7 * DAY), draw.choice((20, 60, 120, 300)), draw.choice(RHYTHMS) * SECOND
+        seed,
+        start,
+        end,
+        sweep_seconds=draw.choice((20, 60, 120, 300)),
+        rhythm=draw.choice(RHYTHMS) * SECOND,
+        outage=Span(failed_at, failed_at + log_uniform(draw, HOUR, DAY)) if chance(draw, 0.5) else None,
+        alike=draw.choice((1800, 3600, 7200)) if chance(draw, 0.5) else None,
     )
-    troubles = Troubles(draw, plan)
+    troubles = Troubles(draw, plan.time)
     for number in range(agents):
         agent = _draw_agent(draw, number, plan, troubles)
         plan.agents.append(agent)
         plan.arrivals += _Life(draw, agent, plan, troubles).arrivals()
+        plan.pauses += draw_pauses(draw, number, plan.time, troubles)
+    plan.maintenance = draw_maintenance(draw, plan.time, troubles)
     _enter(plan)
     _work(draw, plan, troubles)
     plan.looks = _looks(draw, plan, troubles)
@@ -186,65 +172,12 @@ def draw_plan(seed: int, agents: int, weeks: float) -> Plan:
     return plan
 
 
-class Troubles:
-    """When parts of the pipeline aren't there."""
-
-    def __init__(self, draw: random.Random, plan: Plan) -> None:
-        self._draw = draw
-        self.asleep = self._spans(plan, 3)
-        self.redis = self._spans(plan, 4)
-        self.workers = self._spans(plan, 4)
-        self.sweeper = self._spans(plan, 5)
-        self.database = self._spans(plan, 3)
-        self.no_redis = self.asleep + self.redis
-        self.no_ingest = self.no_redis + self.workers + self.database
-        self.no_sweep = self.no_ingest + self.sweeper
-        self.no_commit = self.workers + self.database
-
-    def _spans(self, plan: Plan, most: int) -> Spans:
-        weeks = max(1, round((plan.end - plan.start) / (7 * DAY)))
-        return draw_spans(self._draw, plan, self._draw.randint(0, most * weeks), 10 * SECOND, 12 * HOUR)
-
-    def after(self, moment: int, missing: Spans, pause: float = 3.0) -> int:
-        """Return the moment, or one soon after the span that it lies in."""
-        while (end := missing.end_of(moment)) is not None:
-            moment = end + round(self._draw.uniform(0.05, pause) * SECOND)
-        return moment
-
-
-def draw_spans(draw: random.Random, plan: Plan, number: int, shortest: int, longest: int) -> Spans:
-    """Return some spans of the plan's time, most of them short."""
-    spans = []
-    for _ in range(number):
-        start = draw.randrange(plan.start, plan.end)
-        spans.append(Span(start, start + log_uniform(draw, shortest, longest)))
-    return Spans(spans)
-
-
-def log_uniform(draw: random.Random, low: int, high: int) -> int:
-    """Return a number between two, as often between 1 and 10 as between 10 and 100."""
-    return round(exp(draw.uniform(log(low), log(high))))
-
-
-def pick(draw: random.Random, low: int, high: int) -> int:
-    """Return a number from `low` to `high`; faster than randint, which is drawn here a hundred thousand times."""
-    return low + int(draw.random() * (high - low + 1))
-
-
-def weighted(draw: random.Random, weights: Mapping[T, int]) -> T:
-    """Return one of some things, each as often as its weight says."""
-    return draw.choices(list(weights), list(weights.values()))[0]
-
-
-def chance(draw: random.Random, share: float) -> bool:
-    """Return whether something happens that happens in this share of all cases."""
-    return draw.random() < share
-
-
 def _draw_agent(draw: random.Random, number: int, plan: Plan, troubles: Troubles) -> SimulatedAgent:
     interval = weighted(draw, INTERVALS) if chance(draw, 0.85) else None
+    if plan.alike is not None and chance(draw, 0.9):
+        interval = plan.alike
     grace = default_grace_seconds(interval) if chance(draw, 0.7) else float(draw.choice((0, 5, 60, 300)))
-    away = draw_spans(draw, plan, draw.choice((0, 0, 0, 1, 3)), MINUTE, DAY)
+    away = draw_spans(draw, plan.time, draw.choice((0, 0, 0, 1, 3)), MINUTE, DAY)
     return SimulatedAgent(
         number,
         session_id=UUID(int=draw.getrandbits(128), version=4),
@@ -252,6 +185,7 @@ def _draw_agent(draw: random.Random, number: int, plan: Plan, troubles: Troubles
         schedule=None if interval else weighted(draw, SCHEDULES),
         time_zone=None if interval else draw.choice(ZONES),
         grace_seconds=grace,
+        missed_limit=draw.choice((1, 3, 5)) if chance(draw, 0.15) else None,
         skew=draw.choice(SKEWS),
         spools=chance(draw, 0.7),
         in_step=chance(draw, 0.9),
@@ -302,11 +236,16 @@ class _Life:
         step = self._agent.interval_seconds * SECOND
         grid = min(self._plan.rhythm, step // 10) if self._agent.in_step else 1
         moment = begin + pick(draw, 10, min(step, 20 * SECOND))
+        outage = self._plan.outage if self._agent.in_step else None
         while moment < end:
+            if outage is not None and outage.start <= moment < outage.end:
+                yield outage.start + pick(draw, 0, 2 * SECOND)
+                moment, outage = outage.end + pick(draw, 0, 20 * SECOND), None
+                continue
             moment = self._troubles.after(moment, asleep)
             yield moment
             if chance(draw, 0.01):  # it has an eye on what it may
-                allowed = MISSED * step + round(self._agent.grace_seconds * SECOND)
+                allowed = (self._agent.missed_limit or MISSED) * step + round(self._agent.grace_seconds * SECOND)
                 moment += allowed + pick(draw, -30 * SECOND, 30 * SECOND)
                 continue
             following = moment + round(step * draw.uniform(0.9, 1.0))
@@ -343,6 +282,7 @@ class _Life:
                 schedule=agent.schedule,
                 time_zone=agent.time_zone,
                 grace_seconds=agent.grace_seconds,
+                missed_intervals=agent.missed_limit,
             )
         if kind == "deregister":
             return Deregister.model_construct(**head)
@@ -388,6 +328,8 @@ def _deliver(draw: random.Random, plan: Plan, troubles: Troubles, batch: list[Ar
         _take_over(draw, plan, troubles, batch, max(read_at + LEASE, stored_at))
         return
     plan.commits.append(Commit(stored_at, batch))
+    for arrival in batch:
+        arrival.stored_at = stored_at if arrival.stored_at is None else min(stored_at, arrival.stored_at)
     if chance(draw, 0.01):  # it died before it acknowledged
         _take_over(draw, plan, troubles, batch, read_at + LEASE)
         return
