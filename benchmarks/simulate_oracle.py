@@ -166,8 +166,8 @@ class Oracle:
             if not (life.begin <= decided_at and life.end >= watermark) or self._in_maintenance[look]:
                 continue
             resumed = (end for start, end in life.pauses if end <= decided_at)
-            since = max([life.seen_by(watermark), self._cleared[look], *resumed])
-            due_at = self.deadline(agent, since)
+            since = max([life.seen_by(watermark), *resumed])
+            due_at = max(self.deadline(agent, moment) for moment in (since, max(since, self._cleared[look])))
             if due_at < watermark and not any(start < decided_at < end for start, end in life.pauses):
                 behind = self._watermarks[look - 1] if look else watermark
                 lag = self._plan.looks[look - 1].looked_at - behind if look else 0
@@ -194,17 +194,13 @@ class Oracle:
         judgement: Judgement,
     ) -> None:
         """Find what wasn't flagged: silence counts from each sign, end of a pause, and end of maintenance anew."""
-        # Each with when it was, and from which sweep on it is known.
-        anew = [(received_at, seen_at, bisect_left(self._decided, received_at)) for received_at, seen_at in life.signs]
-        anew += [(end, end, bisect_left(self._decided, end)) for _, end in life.pauses if end < life.end]
-        ends = (end for _, end in self._windows if life.begin < end < min(life.end, self._plan.end))
-        anew += [(end, end, bisect_left(self._cleared, end)) for end in ends]
-        anew.sort()
-        since = 0
-        for place, (_, seen_at, known) in enumerate(anew):
+        anew = self._restarts(life)
+        since = due_at = 0
+        for place, (_, seen_at, known, is_window) in enumerate(anew):
             since = max(since, seen_at)
-            next_at, _, next_known = anew[place + 1] if place + 1 < len(anew) else (FOREVER, FOREVER, FOREVER)
-            due_at = self.deadline(agent, since)
+            next_at, _, next_known, _ = anew[place + 1] if place + 1 < len(anew) else (FOREVER, FOREVER, FOREVER, False)
+            # The end of maintenance makes no deadline come earlier; with a schedule, a later start may.
+            due_at = max(due_at if is_window else 0, self.deadline(agent, since))
             if next_at <= due_at:
                 continue  # it was there before any watermark could be past the deadline
             begin = max(sweeps[0], known, bisect_right(self._watermarks, due_at))
@@ -223,6 +219,17 @@ class Oracle:
                     f"from {_shown(self._decided[begin])} on"
                 )
 
+    def _restarts(self, life: Life) -> list[tuple[int, int, int, bool]]:
+        """Return from what on silence counts anew: when it was there, of when it is, and which sweep is the first to know.
+
+        And whether it is the end of maintenance.
+        """
+        anew = [(at, seen_at, bisect_left(self._decided, at), False) for at, seen_at in life.signs]
+        anew += [(end, end, bisect_left(self._decided, end), False) for _, end in life.pauses if end < life.end]
+        ends = (end for _, end in self._windows if life.begin < end < min(life.end, self._plan.end))
+        anew += [(end, end, bisect_left(self._cleared, end), True) for end in ends]
+        return sorted(anew)
+
     def _check_recoveries(
         self,
         agent: SimulatedAgent,
@@ -237,6 +244,9 @@ class Oracle:
             due_at = self.deadline(agent, seen_at)
             begin = max(sweeps[0], bisect_right(self._watermarks, received_at))
             end = min(sweeps[1], bisect_right(self._watermarks, next_at), bisect_left(self._watermarks, due_at))
+            # The end of a pause has a deadline of its own, which with a schedule may come earlier.
+            resumed = (bisect_left(self._decided, resumed_at) for _, resumed_at in life.pauses if resumed_at > seen_at)
+            end = min([end, *resumed])
             if begin < end and any(low < end and begin < high for low, high in degraded):
                 judgement.late_recoveries.append(
                     f"{agent.name} seen {_shown(seen_at)}, due {_shown(due_at)}, was degraded still or again"
