@@ -32,6 +32,7 @@ from multiprocessing import get_context
 from typing import TYPE_CHECKING, Any
 
 import click
+from simulate_incidents import find_false_notices
 from simulate_oracle import Oracle
 from simulate_plan import draw_plan
 from simulate_stores import MemoryStore, SqlStore, play
@@ -60,6 +61,7 @@ class Totals:
     false: int = 0
     missed: int = 0
     late: int = 0
+    false_notices: int = 0
     seconds: float = 0.0
     failing_seeds: list[int] = field(default_factory=list)
     flags: list[tuple[Flag, float]] = field(default_factory=list)
@@ -71,6 +73,7 @@ class Totals:
         self.false += len(judgement.false_flags)
         self.missed += len(judgement.missed_flags)
         self.late += len(judgement.late_recoveries)
+        self.false_notices += len(judgement.false_notices)
         self.flags += [(flag, plan.sweep_seconds) for flag in judgement.flags]
         if not judgement.is_good:
             self.failing_seeds.append(plan.seed)
@@ -89,6 +92,7 @@ class Totals:
             "false": self.false,
             "missed": self.missed,
             "late": self.late,
+            "false_notices": self.false_notices,
             "flags": len(self.flags),
             "delay_median_seconds": percentile(delays, 0.5),
             "delay_p99_seconds": percentile(delays, 0.99),
@@ -116,7 +120,11 @@ def try_plan(plan: Plan, kind: str, new_database: Callable[[], str]) -> Judgemen
         return Oracle(plan).judge(play(plan, MemoryStore(plan)))
     engine = open_without_disk(new_database())
     try:
-        return Oracle(plan).judge(play(plan, SqlStore(engine, plan)))
+        store, oracle = SqlStore(engine, plan), Oracle(plan)
+        changes = play(plan, store)
+        judgement = oracle.judge(changes)
+        judgement.false_notices = find_false_notices(plan, oracle, changes, store.told())
+        return judgement
     finally:
         engine.dispose()
 
@@ -124,7 +132,7 @@ def try_plan(plan: Plan, kind: str, new_database: Callable[[], str]) -> Judgemen
 def tell(plan: Plan, judgement: Judgement) -> None:
     """Print what was wrong."""
     print(f"seed {plan.seed}, a sweep each {plan.sweep_seconds} s:", file=sys.stderr)
-    for title in ("false_flags", "missed_flags", "late_recoveries"):
+    for title in ("false_flags", "missed_flags", "late_recoveries", "false_notices"):
         found = getattr(judgement, title)
         for line in found[:SHOWN]:
             print(f"  {title.replace('_', ' ')}: {line}", file=sys.stderr)
@@ -179,7 +187,19 @@ def main(  # noqa: PLR0913 - one argument for each option
     if as_json:
         print_json("simulate", {"databases": {kind: totals.figures() for kind, totals in found.items()}})
     else:
-        headers = ("database", "plans", "false", "missed", "late", "flags", "delay", "p99", "in sweeps, p99", "took s")
+        headers = (
+            "database",
+            "plans",
+            "false",
+            "missed",
+            "late",
+            "notices",
+            "flags",
+            "delay",
+            "p99",
+            "in sweeps, p99",
+            "took s",
+        )
         rows = [
             (kind, *(shown(value) for name, value in totals.figures().items() if name != "failing_seeds"))
             for kind, totals in found.items()

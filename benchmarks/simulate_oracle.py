@@ -62,13 +62,14 @@ class Judgement:
     false_flags: list[str] = field(default_factory=list)
     missed_flags: list[str] = field(default_factory=list)
     late_recoveries: list[str] = field(default_factory=list)
+    false_notices: list[str] = field(default_factory=list)
     flags: list[Flag] = field(default_factory=list)
     """Those that were right."""
 
     @property
     def is_good(self) -> bool:
         """Whether all that was said is true, and was said in time."""
-        return not (self.false_flags or self.missed_flags or self.late_recoveries)
+        return not (self.false_flags or self.missed_flags or self.late_recoveries or self.false_notices)
 
 
 def slots_of(agent: SimulatedAgent, plan: Plan) -> tuple[int, ...]:
@@ -131,7 +132,8 @@ class Oracle:
         self._plan = plan
         self._decided = [look.at for look in plan.looks]
         self._watermarks = _watermarks(plan)
-        self._outages = _outages(plan)
+        self.outages = _outages(plan)
+        """When nobody watched."""
         self._windows = _windows(plan)
         self._in_maintenance = [any(s <= look.looked_at < e for s, e in self._windows) for look in plan.looks]
         # What one sweep knew of the end of maintenance, all later ones know.
@@ -152,7 +154,7 @@ class Oracle:
         return judgement
 
     def _judge(self, agent: SimulatedAgent, changes: Sequence[Change], judgement: Judgement) -> None:
-        lives = self._lives(agent)
+        lives = self.lives(agent)
         for change in changes:
             if change.is_degraded:
                 self._check_flag(agent, lives, change.looks, judgement)
@@ -261,7 +263,7 @@ class Oracle:
             slots = slots_of(agent, self._plan)
             left = slots[bisect_right(slots, since + grace) + missed - 1] + grace - since
         moment = since
-        for start, end in self._outages:
+        for start, end in self.outages:
             if end <= moment:
                 continue
             watched = max(0, start - moment)
@@ -271,7 +273,7 @@ class Oracle:
             moment = end
         return moment + left
 
-    def _lives(self, agent: SimulatedAgent) -> list[Life]:
+    def lives(self, agent: SimulatedAgent) -> list[Life]:
         """Return an agent's sessions, each from the registration that opened it to its end."""
         lives: list[Life] = []
         stored: dict[UUID, int] = {}

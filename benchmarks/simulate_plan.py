@@ -16,7 +16,20 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from simulate_commands import draw_maintenance, draw_pauses
-from simulate_draw import DAY, HOUR, MINUTE, SECOND, Span, Spans, Troubles, chance, draw_spans, log_uniform, pick, weighted
+from simulate_draw import (
+    DAY,
+    HOUR,
+    MINUTE,
+    SECOND,
+    Span,
+    Spans,
+    Troubles,
+    chance,
+    draw_spans,
+    log_uniform,
+    pick,
+    weighted,
+)
 from simulate_oracle import MISSED, slots_of
 
 from fleetbeat_shared.liveness import default_grace_seconds

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Protocol
 
 from simulate_commands import Deed, commands
 from simulate_draw import DAY
+from simulate_incidents import Told
 from simulate_oracle import FOREVER, MISSED, Change
-from sqlalchemy import exists, func, or_, select, update
+from sqlalchemy import exists, func, select, update
 
 from fleetbeat_shared.liveness import State
 from fleetbeat_shared.maintenance import WindowRule, last_end, next_start, running, windows_of
@@ -25,13 +26,13 @@ from fleetbeat_shared.settings import Settings
 from fleetbeat_worker.account import Account
 from fleetbeat_worker.batch import Batch, Facts
 from fleetbeat_worker.column_types import from_milliseconds, to_milliseconds
-from fleetbeat_worker.database import writing
+from fleetbeat_worker.database import reading, writing
 from fleetbeat_worker.deadlines import deadline_of
 from fleetbeat_worker.inbox import Entry, Horizon
 from fleetbeat_worker.store import maintenance
 from fleetbeat_worker.store.pauses import pause, resume
 from fleetbeat_worker.sweep import decide, outage_between
-from fleetbeat_worker.tables import Agent, EventType, Incident, Liveness, Pipeline
+from fleetbeat_worker.tables import Agent, EventType, Liveness, Notification, Pipeline
 from fleetbeat_worker.transactions import put_right, store_entries
 
 if TYPE_CHECKING:
@@ -217,10 +218,11 @@ class SqlStore:
         seen = Horizon(from_milliseconds(now), from_milliseconds(watermark), backlog)
         account = Account(seen.now, life=None, lost=0)
         with writing(self._engine) as connection:
-            flagged = decide(connection, seen, account, self._settings, periodic=True).degraded
-            self._nothing_until = self._first_due(connection)
+            report = decide(connection, seen, account, self._settings, periodic=True)
+            # After a gap an incident ends a sweep later.
+            self._nothing_until = self._first_due(connection) if report.outage_seconds is None else 0
             self._nothing_before = self._first_end(connection, seen.now)
-        return flagged
+        return report.degraded
 
     def pause(self, now: int, name: str, until: int | None) -> list[str]:
         """Pause an agent as the command does."""
@@ -250,6 +252,15 @@ class SqlStore:
         with writing(self._engine) as connection:
             yield connection
 
+    def told(self) -> list[Told]:
+        """Return what people were told."""
+        columns = (Notification.kind, Notification.created_at, Notification.agent_name, Notification.detail)
+        with reading(self._engine) as connection:
+            return [
+                Told(kind, to_milliseconds(created_at), name, detail.get("agents"))
+                for kind, created_at, name, detail in connection.execute(select(*columns))
+            ]
+
     def finish(self) -> None:
         """Leave the database as the last sweep would."""
         self._write_down()
@@ -264,14 +275,11 @@ class SqlStore:
         return outage_between(last, from_milliseconds(now), sweep_seconds) is None
 
     def _first_due(self, connection: Connection) -> int:
-        """Return the earliest deadline there is; zero if a sweep looks for more than silent agents now."""
-        looks_for_more = select(
-            or_(
-                exists().where(Incident.ended_at.is_(None)),
-                exists().where(Agent.flapping_at.is_not(None)),
-            )
-        )
-        if connection.execute(looks_for_more).scalar():
+        """Return the earliest deadline there is; zero if a sweep looks for more than silent agents now.
+
+        An incident that isn't over is so until some agent comes back, ends or is paused, all of which is noticed.
+        """
+        if connection.execute(select(exists().where(Agent.flapping_at.is_not(None)))).scalar():
             return 0
         due_at = connection.execute(select(func.min(Liveness.deadline_at)).where(Liveness.state.in_(_WATCHED))).scalar()
         return to_milliseconds(due_at) if due_at is not None else FOREVER
