@@ -4,8 +4,10 @@ What is done: from each seed a plan is drawn. Agents with intervals of 10 minute
 zones whose clocks change, live, die, say goodbye and return; some fall silent for about as long as they may. Their
 clocks are wrong by days; their heartbeats are slow, lost, doubled, or wait in a spool. Redis, the workers, the sweeper
 and the database go away for seconds to half a day, the machine sleeps, batches are slow, overtake each other, are
-stored twice, or are left by a worker that dies; two sweeps run at once. Then everything runs through the real rules
-(`none`: with the fleet in memory), or through the real ingest and the real sweep on SQLite and PostgreSQL.
+stored twice, or are left by a worker that dies; two sweeps run at once. Most of a fleet falls silent at one moment.
+People pause agents, for a time or until they resume them, and there is maintenance, once or by a cron schedule. Then
+everything runs through the real rules (`none`: with the fleet in memory), or through the real ingest and the real sweep
+on SQLite and PostgreSQL.
 
 Time jumps: most agents promise long intervals and beat in step, so that workers find many heartbeats at once; and on a
 database, of a sweep that can find nothing, only the time and the watermark are written down.
@@ -13,13 +15,15 @@ database, of a sweep that can find nothing, only the time and the watermark are 
   false    flags that the truth of the watermark doesn't bear out
   missed   silences that no sweep flagged when it had to, or later
   late     recoveries that weren't told when they had to be
+  notices  what people were told wrongly (on a database): many silences singly that are one incident, or one as an
+           incident, an incident's end too early or not at all, a flag of which nobody was told
   flags    flags that were right
   took     seconds of work for all plans; with several jobs less time passes
   delay    seconds from the moment at which the rule was met to the flag; and of that, what the pipeline wasn't behind
            anyhow (the lag at the sweep before), in sweep intervals: at most one, but for sweeps that were away
 
-How to read it: false, missed and late must be 0; else the exit status is 1, and what was wrong is printed with the
-seed, which replays with `--seed S --plans 1` and otherwise the same options.
+How to read it: false, missed, late and notices must be 0; else the exit status is 1, and what was wrong is printed with
+the seed, which replays with `--seed S --plans 1` and otherwise the same options.
 """
 
 from __future__ import annotations

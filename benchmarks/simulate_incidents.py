@@ -1,7 +1,7 @@
 """The oracle of what people are told: silences of half the fleet as one incident, their end as one, all others singly.
 
 It goes through the sweeps one after the other, and counts who is live and who is silent anew at each. What happens
-between a sweep's look and its decision may count or not, so that the number of live agents is known from one to another.
+between a sweep's look and its decision may count or not, so that of some agents it isn't sure whether they are live.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ what it judges, and keeps no state from one sweep to the next. As of the waterma
   must not be degraded  if its deadline by what had reached Redis before W lies after W.
 
 The deadline after a sign of life is the moment at which the promised silence, counted in watched time alone, is over.
+Silence counts anew from the end of a pause and of maintenance, in which nobody must be flagged.
 """
 
 from __future__ import annotations
@@ -23,7 +24,6 @@ from zoneinfo import ZoneInfo
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
     from uuid import UUID
 
     from simulate_commands import Pause
@@ -222,9 +222,9 @@ class Oracle:
                 )
 
     def _restarts(self, life: Life) -> list[tuple[int, int, int, bool]]:
-        """Return from what on silence counts anew: when it was there, of when it is, and which sweep is the first to know.
+        """Return from what on silence counts anew: when it was there, and of when it is.
 
-        And whether it is the end of maintenance.
+        And which sweep is the first to know of it, and whether it is the end of maintenance.
         """
         anew = [(at, seen_at, bisect_left(self._decided, at), False) for at, seen_at in life.signs]
         anew += [(end, end, bisect_left(self._decided, end), False) for _, end in life.pauses if end < life.end]

@@ -54,14 +54,15 @@ STARTS = (
 SCHEDULES = {
     "0 * * * *": 1,
     "*/30 * * * *": 1,
-    "15 8 * * *": 6,
-    "30 2 * * *": 6,
-    "0 */6 * * *": 6,
-    "10,40 1-5 * * *": 4,
-    "30 2 * * 1-5": 6,
+    "15 8 * * *": 4,
+    "30 2 * * *": 8,
+    "0 */6 * * *": 4,
+    "10,40 1-5 * * *": 8,
+    "30 2 * * 1-5": 4,
 }
-"""Each with how many have it: a schedule of every half an hour is worked out as one of each day is, and costs more."""
-ZONES = ("UTC", "Europe/Berlin", "America/New_York", "Asia/Kolkata")
+"""Each with how many have it: a schedule of every half an hour is worked out as one of each day is, and costs more.
+Many are at night, when clocks change."""
+ZONES = {"UTC": 1, "Europe/Berlin": 3, "America/New_York": 3, "Asia/Kolkata": 1}
 INTERVALS = {600: 1, 1800: 2, 3600: 6, 7200: 12, 21_600: 12, 43_200: 4, 86_400: 4}
 """Each with how many promise it: most promise long ones, so that a week has few heartbeats and many verdicts."""
 RHYTHMS = (300, 900, 1800)
@@ -187,7 +188,7 @@ def draw_plan(seed: int, agents: int, weeks: float) -> Plan:
 
 def _draw_agent(draw: random.Random, number: int, plan: Plan, troubles: Troubles) -> SimulatedAgent:
     interval = weighted(draw, INTERVALS) if chance(draw, 0.85) else None
-    if plan.alike is not None and chance(draw, 0.9):
+    if plan.alike is not None and interval and chance(draw, 0.9):
         interval = plan.alike
     grace = default_grace_seconds(interval) if chance(draw, 0.7) else float(draw.choice((0, 5, 60, 300)))
     away = draw_spans(draw, plan.time, draw.choice((0, 0, 0, 1, 3)), MINUTE, DAY)
@@ -196,7 +197,7 @@ def _draw_agent(draw: random.Random, number: int, plan: Plan, troubles: Troubles
         session_id=UUID(int=draw.getrandbits(128), version=4),
         interval_seconds=interval,
         schedule=None if interval else weighted(draw, SCHEDULES),
-        time_zone=None if interval else draw.choice(ZONES),
+        time_zone=None if interval else weighted(draw, ZONES),
         grace_seconds=grace,
         missed_limit=draw.choice((1, 3, 5)) if chance(draw, 0.15) else None,
         skew=draw.choice(SKEWS),
