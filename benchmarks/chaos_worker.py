@@ -25,8 +25,8 @@ from fleetbeat_worker.cli import main
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from fleetbeat_worker.batch import Understood
     from fleetbeat_worker.inbox import Entry
+    from fleetbeat_worker.wire import Understood
 
 DEADLY = "deadly"
 FULL = "full"

@@ -56,9 +56,9 @@ from support import (
 )
 
 from fleetbeat_shared.settings import Settings
-from fleetbeat_worker.batch import HEARTBEAT_COLUMNS
 from fleetbeat_worker.database import open_engine, reading, writing
 from fleetbeat_worker.ingest import Ingest
+from fleetbeat_worker.records import HEARTBEAT_COLUMNS
 from fleetbeat_worker.store import bulk
 from fleetbeat_worker.tables import Agent, Liveness, StoredHeartbeat
 

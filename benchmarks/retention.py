@@ -32,11 +32,11 @@ from support import databases, end_in_order, in_new_process, print_json, print_m
 
 from fleetbeat_shared.identifiers import new_message_id
 from fleetbeat_shared.settings import Settings
-from fleetbeat_worker.batch import HEARTBEAT_COLUMNS
 from fleetbeat_worker.column_types import to_milliseconds
 from fleetbeat_worker.database import open_engine, reading, writing
 from fleetbeat_worker.partitions import make_partitions
 from fleetbeat_worker.prune import Cutoffs, prune
+from fleetbeat_worker.records import HEARTBEAT_COLUMNS
 from fleetbeat_worker.store import bulk
 from fleetbeat_worker.tables import Pipeline, StoredHeartbeat
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from simulate_plan import Look, Plan
 
 AT_LEAST = 5
+GIVEN_UP = 86_400_000
 JOINING = 120_000
 
 
@@ -63,6 +64,7 @@ class _Telling:
         self._recoveries = sorted((notice.at, notice.agent or "") for notice in told if notice.kind == "recovered")
         self._stored = self._lifecycle()
         self._faults: list[str] = []
+        self._last_flagged: dict[int, int] = {}
 
     def faults(self) -> list[str]:
         """Go through all sweeps."""
@@ -79,6 +81,7 @@ class _Telling:
             if flagged := self._flagged[place]:
                 incident = self._check_flags(incident, flagged, look)
                 silent |= flagged
+                self._last_flagged |= dict.fromkeys(flagged, look.looked_at)
             before = look.at
         return self._faults
 
@@ -88,10 +91,14 @@ class _Telling:
     def _check_end(self, incident: _Incident | None, silent: set[int], look: Look) -> _Incident | None:
         """Find an end that wasn't told when half of the agents were back, or was told before."""
         was_told = any(notice.kind == "incident_over" for notice in self._at[look.looked_at])
+        left = silent & incident.members if incident is not None else set()
         is_over = (
             incident is not None
             and look.looked_at not in self._gaps
-            and 2 * len(silent & incident.members) <= incident.size
+            and (
+                2 * len(left) <= incident.size
+                or look.looked_at - max(self._last_flagged[number] for number in left) >= GIVEN_UP
+            )
         )
         if was_told != is_over:
             self._fault(look, "told the end of an incident too early" if was_told else "told no end of an incident")

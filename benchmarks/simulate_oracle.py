@@ -7,7 +7,8 @@ what it judges, and keeps no state from one sweep to the next. As of the waterma
   must not be degraded  if its deadline by what had reached Redis before W lies after W.
 
 The deadline after a sign of life is the moment at which the promised silence, counted in watched time alone, is over.
-Silence counts anew from the end of a pause and of maintenance, in which nobody must be flagged.
+Nobody must be flagged in a pause or in maintenance; silence counts anew from the end of a pause, and of the first
+maintenance that it meets.
 """
 
 from __future__ import annotations
@@ -136,9 +137,7 @@ class Oracle:
         """When nobody watched."""
         self._windows = _windows(plan)
         self._in_maintenance = [any(s <= look.looked_at < e for s, e in self._windows) for look in plan.looks]
-        # What one sweep knew of the end of maintenance, all later ones know.
-        ends = (max((e for _, e in self._windows if e <= look.looked_at), default=0) for look in plan.looks)
-        self._cleared = list(accumulate(ends, max))
+        self._unwatched = sorted([*self.outages, *self._windows])
         self._arrivals: dict[int, list[Arrival]] = defaultdict(list)
         for arrival in plan.arrivals:
             self._arrivals[arrival.agent].append(arrival)
@@ -168,8 +167,7 @@ class Oracle:
             if not (life.begin <= decided_at and life.end >= watermark) or self._in_maintenance[look]:
                 continue
             resumed = (end for start, end in life.pauses if end <= decided_at)
-            since = max([life.seen_by(watermark), *resumed])
-            due_at = max(self.deadline(agent, moment) for moment in (since, max(since, self._cleared[look])))
+            due_at = self.deadline(agent, max([life.seen_by(watermark), *resumed]))
             if due_at < watermark and not any(start < decided_at < end for start, end in life.pauses):
                 behind = self._watermarks[look - 1] if look else watermark
                 lag = self._plan.looks[look - 1].looked_at - behind if look else 0
@@ -195,14 +193,13 @@ class Oracle:
         degraded: list[tuple[int, int]],
         judgement: Judgement,
     ) -> None:
-        """Find what wasn't flagged: silence counts from each sign, end of a pause, and end of maintenance anew."""
+        """Find what wasn't flagged: silence counts from each sign, and from the end of each pause."""
         anew = self._restarts(life)
-        since = due_at = 0
-        for place, (_, seen_at, known, is_window) in enumerate(anew):
+        since = 0
+        for place, (_, seen_at, known) in enumerate(anew):
             since = max(since, seen_at)
-            next_at, _, next_known, _ = anew[place + 1] if place + 1 < len(anew) else (FOREVER, FOREVER, FOREVER, False)
-            # The end of maintenance makes no deadline come earlier; with a schedule, a later start may.
-            due_at = max(due_at if is_window else 0, self.deadline(agent, since))
+            next_at, _, next_known = anew[place + 1] if place + 1 < len(anew) else (FOREVER, FOREVER, FOREVER)
+            due_at = self.deadline(agent, since)
             if next_at <= due_at:
                 continue  # it was there before any watermark could be past the deadline
             begin = max(sweeps[0], known, bisect_right(self._watermarks, due_at))
@@ -221,15 +218,10 @@ class Oracle:
                     f"from {_shown(self._decided[begin])} on"
                 )
 
-    def _restarts(self, life: Life) -> list[tuple[int, int, int, bool]]:
-        """Return from what on silence counts anew: when it was there, and of when it is.
-
-        And which sweep is the first to know of it, and whether it is the end of maintenance.
-        """
-        anew = [(at, seen_at, bisect_left(self._decided, at), False) for at, seen_at in life.signs]
-        anew += [(end, end, bisect_left(self._decided, end), False) for _, end in life.pauses if end < life.end]
-        ends = (end for _, end in self._windows if life.begin < end < min(life.end, self._plan.end))
-        anew += [(end, end, bisect_left(self._cleared, end), True) for end in ends]
+    def _restarts(self, life: Life) -> list[tuple[int, int, int]]:
+        """Return from what on silence counts anew: when it was there, of when it is, and which sweep may know it."""
+        anew = [(at, seen_at, bisect_left(self._decided, at)) for at, seen_at in life.signs]
+        anew += [(end, end, bisect_left(self._decided, end)) for _, end in life.pauses if end < life.end]
         return sorted(anew)
 
     def _check_recoveries(
@@ -243,7 +235,7 @@ class Oracle:
         """Find who was degraded although it was heard."""
         for place, (received_at, seen_at) in enumerate(life.signs):
             next_at = life.signs[place + 1][0] if place + 1 < len(life.signs) else FOREVER
-            due_at = self.deadline(agent, seen_at)
+            due_at = self._reckon(agent, seen_at, self.outages)  # maintenance revives nobody
             begin = max(sweeps[0], bisect_right(self._watermarks, received_at))
             end = min(sweeps[1], bisect_right(self._watermarks, next_at), bisect_left(self._watermarks, due_at))
             # The end of a pause has a deadline of its own, which with a schedule may come earlier.
@@ -255,7 +247,19 @@ class Oracle:
                 )
 
     def deadline(self, agent: SimulatedAgent, since: int) -> int:
-        """Return when an agent that is silent since then must be degraded."""
+        """Return when an agent that is silent since then must be degraded.
+
+        The end of the first maintenance that a silence meets starts its clock anew, but puts no deadline earlier; what
+        comes after that counts as time in which nobody watched.
+        """
+        due_at = self._reckon(agent, since, self.outages)
+        for start, end in self._windows:
+            if end > since:
+                return max(due_at, self._reckon(agent, end, self._unwatched)) if start <= due_at else due_at
+        return due_at
+
+    def _reckon(self, agent: SimulatedAgent, since: int, unwatched: Sequence[tuple[int, int]]) -> int:
+        """Return when the promised silence is over, counted in watched time alone."""
         grace, missed = round(agent.grace_seconds * 1000), agent.missed_limit or MISSED
         if agent.interval_seconds is not None:
             left = missed * agent.interval_seconds * 1000 + grace
@@ -263,7 +267,7 @@ class Oracle:
             slots = slots_of(agent, self._plan)
             left = slots[bisect_right(slots, since + grace) + missed - 1] + grace - since
         moment = since
-        for start, end in self.outages:
+        for start, end in unwatched:
             if end <= moment:
                 continue
             watched = max(0, start - moment)
@@ -361,8 +365,8 @@ def _outages(plan: Plan) -> list[tuple[int, int]]:
 
 
 def _windows(plan: Plan) -> list[tuple[int, int]]:
-    """Return when there was maintenance."""
-    found = []
+    """Return when there was maintenance, in spans that don't touch."""
+    found: list[tuple[int, int]] = []
     for rule in plan.maintenance:
         last = FOREVER if rule.ended_at is None else rule.ended_at
         if rule.schedule is None:
@@ -371,8 +375,14 @@ def _windows(plan: Plan) -> list[tuple[int, int]]:
             slots = slots_between(rule.schedule, rule.time_zone or "", plan.start - _DAY, plan.end + 12 * _DAY)
             length = round((rule.duration_seconds or 0) * 1000)
             spans = [(slot, slot + length) for slot in slots if slot >= rule.starts_at]
-        found += [(start, min(end, last)) for start, end in spans if start < last]
-    return sorted(found)
+        found += [(start, min(end, last)) for start, end in spans if start < min(end, last)]
+    merged: list[tuple[int, int]] = []
+    for start, end in sorted(found):
+        if merged and start <= merged[-1][1]:
+            merged[-1] = merged[-1][0], max(end, merged[-1][1])
+        else:
+            merged.append((start, end))
+    return merged
 
 
 def _shown(moment: int) -> str:

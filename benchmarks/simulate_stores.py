@@ -19,16 +19,18 @@ from simulate_incidents import Told
 from simulate_oracle import FOREVER, MISSED, Change
 from sqlalchemy import exists, func, select, update
 
+from fleetbeat_shared.incidents import GIVEN_UP
 from fleetbeat_shared.liveness import State
 from fleetbeat_shared.maintenance import WindowRule, last_end, next_start, running, windows_of
 from fleetbeat_shared.messages import Reason
 from fleetbeat_shared.settings import Settings
 from fleetbeat_worker.account import Account
-from fleetbeat_worker.batch import Batch, Facts
+from fleetbeat_worker.batch import Batch
 from fleetbeat_worker.column_types import from_milliseconds, to_milliseconds
 from fleetbeat_worker.database import reading, writing
-from fleetbeat_worker.deadlines import deadline_of
+from fleetbeat_worker.deadlines import DeadlineRule, Unwatched, deadline_of
 from fleetbeat_worker.inbox import Entry, Horizon
+from fleetbeat_worker.records import Facts
 from fleetbeat_worker.store import maintenance
 from fleetbeat_worker.store.pauses import pause, resume
 from fleetbeat_worker.sweep import decide, outage_between
@@ -47,10 +49,10 @@ if TYPE_CHECKING:
 
     from fleetbeat_shared.maintenance import Window
     from fleetbeat_shared.messages import Deregister, Heartbeat, Register
-    from fleetbeat_worker.batch import AgentRecord
+    from fleetbeat_worker.records import AgentRecord
 
 OVERTAKEN = 90_000
-"""How long after its arrival, in milliseconds, a message may be put right here; SQL counts from when it was refused."""
+"""How long after it was refused, in milliseconds, a message may be put right."""
 
 _WATCHED = (State.PENDING, State.OK)
 
@@ -180,7 +182,7 @@ class SqlStore:
         self._nothing_until = 0
         """What no watermark has to be past for any sweep to find something; zero when that isn't known."""
         self._nothing_before = 0
-        """Before when no pause is over, and no maintenance begins or ends."""
+        """Before when no pause is over, no maintenance begins or ends, and no incident is given up."""
         self._swept_at: int | None = None
         self._watermark = 0
         self._is_written = True
@@ -285,10 +287,13 @@ class SqlStore:
         return to_milliseconds(due_at) if due_at is not None else FOREVER
 
     def _first_end(self, connection: Connection, now: datetime) -> int:
-        """Return when the next pause is over, or maintenance begins or ends."""
+        """Return when the next pause is over, maintenance begins or ends, or an incident is given up."""
+        silent = (Liveness.incident_id.is_not(None), Liveness.state == State.DEGRADED)
+        flagged_at = connection.execute(select(func.max(Liveness.state_changed_at)).where(*silent)).scalar()
         rules = maintenance.window_rules(connection, now).values()
         moments = [
             connection.execute(select(func.min(Agent.paused_until))).scalar(),
+            flagged_at + GIVEN_UP if flagged_at is not None else None,
             *(next_start(rule, now) for rule in rules),
             *(window.ends_at for window in windows_of(rules, now, now)),
         ]
@@ -333,8 +338,8 @@ class MemoryStore:
         self._cleared_at = 0
         self._paused: dict[UUID, int | None] = {}
         """Until when."""
-        self._waiting: list[tuple[Entry, Register | Heartbeat | Deregister, bool]] = []
-        """What has no open session; and whether that was known, and had ended."""
+        self._waiting: list[tuple[Entry, Register | Heartbeat | Deregister, bool, int]] = []
+        """What has no open session; whether that was known, and had ended; and when it was refused."""
         self._due: list[tuple[int, UUID]] = []
         """Deadlines, the next one first; a deadline that moved on is here twice."""
 
@@ -345,12 +350,12 @@ class MemoryStore:
     def put_right(self, now: int) -> list[str]:
         """Apply what waits for a session that is known by now."""
         ready, waiting = [], []
-        for entry, message, had_ended in self._waiting:
+        for entry, message, had_ended, refused_at in self._waiting:
             agent = self._agents.get(message.session_id)
             if agent and not (had_ended and (agent.ended_at or entry.milliseconds < agent.registered_at)):
                 ready.append((entry, message))
-            elif now - entry.milliseconds < OVERTAKEN:
-                waiting.append((entry, message, had_ended))
+            elif now - refused_at < OVERTAKEN:
+                waiting.append((entry, message, had_ended, refused_at))
         self._waiting = waiting
         return self._apply(now, ready) if ready else []
 
@@ -361,7 +366,7 @@ class MemoryStore:
             batch.apply(entry, message)
         waiting = {row["entry_id"]: row["reason"] for row in batch.rejected if row["awaits_session_id"]}
         self._waiting += [
-            (entry, message, waiting[entry.id] == Reason.SESSION_ENDED)
+            (entry, message, waiting[entry.id] == Reason.SESSION_ENDED, now)
             for entry, message in messages
             if entry.id in waiting
         ]
@@ -389,8 +394,12 @@ class MemoryStore:
             if record.deadline_at != due_at or record.state not in _WATCHED:
                 continue
             if record.since < self._cleared_at:
-                self._set_deadline(record, self._cleared_at)
+                over = [(window.starts_at, window.ends_at) for window in self._windows if window.ends_at is not None]
+                windows = [(to_milliseconds(start), to_milliseconds(end)) for start, end in over if end <= moment]
+                rule = DeadlineRule(record.promise, MISSED, Unwatched(self._outages, windows))
+                record.deadline_at = rule(record.since)
                 if record.deadline_at >= self._watermark:
+                    heappush(self._due, (record.deadline_at, session_id))
                     continue
             record.state, record.state_changed_at = State.DEGRADED, now
             flagged.append(record.agent_name)
@@ -414,11 +423,8 @@ class MemoryStore:
             if record.state is State.PAUSED:
                 record.resumed_at = record.state_changed_at = now if until is None else min(now, until)
                 record.state = State.PENDING if record.last_seen_at is None else State.OK
-                self._set_deadline(record, record.since)
-
-    def _set_deadline(self, record: AgentRecord, since: int) -> None:
-        record.deadline_at = deadline_of(record.promise, since, MISSED, self._outages)
-        heappush(self._due, (record.deadline_at, record.session_id))
+                record.deadline_at = deadline_of(record.promise, record.since, MISSED, self._outages)
+                heappush(self._due, (record.deadline_at, key))
 
     def start_maintenance(self, place: int, rule: MaintenanceRule) -> None:
         """Note it, and work out its windows: they are looked at at each sweep."""

@@ -18,6 +18,9 @@ JOINING = timedelta(minutes=2)
 """For how long silences of any number count as the same incident: what stops a fleet at one moment is found as each
 agent's deadline comes, sweep after sweep, those with long intervals last."""
 
+GIVEN_UP = timedelta(days=1)
+"""After this time nobody is waited for any more: a notification isn't tried for longer, either."""
+
 
 def is_incident(silent: int, live: int) -> bool:
     """Return whether agents that went silent at once are one incident: more than half of the live ones, five at least.
@@ -36,6 +39,10 @@ def joins(silent: int, live: int, started_at: datetime, now: datetime) -> bool:
     return now - started_at < JOINING or is_incident(silent, live)
 
 
-def is_over(members: int, silent: int) -> bool:
-    """Return whether at least half of an incident's agents are back, or ended."""
-    return 2 * silent <= members
+def is_over(members: int, silent: int, last_flagged_at: datetime | None, now: datetime) -> bool:
+    """Return whether an incident is over: at least half of its agents are back, ended or paused.
+
+    Or none of those that are silent still was flagged (the last at `last_flagged_at`) in the last day: whoever comes
+    back so much later, after a fleet was taken down for good, say, is told of by itself.
+    """
+    return 2 * silent <= members or (last_flagged_at is not None and now - last_flagged_at >= GIVEN_UP)

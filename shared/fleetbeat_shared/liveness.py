@@ -71,7 +71,12 @@ class Promise:
 
 def silent_since(registered_at: Moment, last_seen_at: Moment | None, resumed_at: Moment | None) -> Moment:
     """Return from when on an agent's silence counts: the newest of its registration, last sign, and end of a pause."""
-    return max(moment for moment in (registered_at, last_seen_at, resumed_at) if moment is not None)
+    since = registered_at
+    if last_seen_at is not None and last_seen_at > since:
+        since = last_seen_at
+    if resumed_at is not None and resumed_at > since:
+        since = resumed_at
+    return since
 
 
 def default_grace_seconds(interval_seconds: float | None) -> float:

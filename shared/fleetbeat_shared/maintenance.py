@@ -1,23 +1,20 @@
 """Maintenance: windows of time in which nobody is flagged, once or again and again.
 
-Pure functions, as in `liveness`. A window holds from its start to its end, the end itself not included. At the end
-every agent's clock starts anew: what a window covers counts for nobody.
+Pure functions, as in `liveness`. A window holds from its start to its end, the end itself not included. What
+it covers counts for nobody: the first one that an agent's silence meets starts its clock anew at its end, and those
+after it move the deadline by their time.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
-from fleetbeat_shared.liveness import deadline
 from fleetbeat_shared.schedules import slots_after
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
-
-    from fleetbeat_shared.liveness import Promise
+    from collections.abc import Iterable, Iterator
 
 INSTANT = timedelta(microseconds=1)
 
@@ -123,14 +120,3 @@ def next_start(rule: WindowRule, now: datetime) -> datetime | None:
         return rule.starts_at if rule.starts_at > now else None
     slot = next(slots_after(rule.schedule, rule.time_zone or "UTC", max(now, rule.starts_at - INSTANT)))
     return slot if rule.ends_at is None or slot < rule.ends_at else None
-
-
-def is_never_due(promise: Promise, found: Sequence[Window], missed_limit: int) -> bool:
-    """Return whether an agent that falls silent would be degraded between no two of these windows.
-
-    The end of each starts its clock anew, so that it may be silent for longer than there is time before the next.
-    """
-    return all(
-        earlier.ends_at is None or deadline(promise, earlier.ends_at, missed_limit) >= later.starts_at
-        for earlier, later in pairwise(found)
-    )

@@ -24,6 +24,9 @@ class Deadline(Protocol):
     def __call__(self, since: int) -> int:
         """Return when a session that is silent since a moment becomes degraded."""
 
+    def before_maintenance(self, since: int) -> int:
+        """Return that without the maintenance that moved it: by this, a heartbeat is recent enough or isn't."""
+
 
 @dataclass(slots=True)
 class Silence:
@@ -52,7 +55,6 @@ class Replay:
         self.live = False
         self.paused = False
         self._deadline = deadline
-        self._windows = 0
         self._open: Silence | None = None
         self._due = 0
         self._due_is_exact = False
@@ -64,9 +66,9 @@ class Replay:
             self._due, self._due_is_exact = self._deadline(self.since), True
         return self._due
 
-    def start(self, at: int, *, live: bool, paused: bool, windows: int) -> None:
+    def start(self, at: int, *, live: bool, paused: bool) -> None:
         """Begin in the middle: the session is what is given, and its clock starts at a moment."""
-        self.live, self.paused, self._windows = live, paused, windows
+        self.live, self.paused = live, paused
         self._restart(at)
 
     def register(self, at: int, deadline: Deadline) -> None:
@@ -90,7 +92,7 @@ class Replay:
             self.since = seen_at
             self._due, self._due_is_exact = seen_at + self._deadline.least, False
         # One that waited somewhere for long fills history, and revives nobody.
-        if self._open is not None and self._deadline(seen_at) > received_at:
+        if self._open is not None and self._deadline.before_maintenance(seen_at) > received_at:
             self._close(seen_at)
 
     def end(self, at: int) -> None:
@@ -110,16 +112,6 @@ class Replay:
         self.paused = False
         self._restart(max(at, self.since))
 
-    def open_window(self, at: int) -> None:
-        """Flag nobody from now on: maintenance. What is degraded stays so."""
-        self._look(at)
-        self._windows += 1
-
-    def close_window(self, at: int) -> None:
-        """Judge everybody again; all clocks start anew."""
-        self._windows = max(0, self._windows - 1)
-        self._restart(max(at, self.since))
-
     def begin_degraded(self, since: int, flagged_at: int) -> None:
         """Let it be degraded from the start, as it was when what is played back begins."""
         self._open = Silence(since, flagged_at)
@@ -134,7 +126,7 @@ class Replay:
         self._due, self._due_is_exact = since, False
 
     def _look(self, at: int) -> None:
-        judged = self.live and not self.paused and not self._windows and self._open is None
+        judged = self.live and not self.paused and self._open is None
         if judged and self.due < at:
             self._open = Silence(self.since, self.due)
             self.silences.append(self._open)

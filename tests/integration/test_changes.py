@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import threading
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from sqlalchemy import update
+from sqlalchemy import select, update
 
 from fleetbeat_shared.maintenance import WindowRule
 from fleetbeat_worker.database import open_engine, reading, writing
 from fleetbeat_worker.store.maintenance import add
+from fleetbeat_worker.store.pauses import pause
 from fleetbeat_worker.sweep import sweep
-from fleetbeat_worker.tables import Agent, Liveness
+from fleetbeat_worker.tables import Agent, Liveness, Notification
 from helpers import (
     agent,
     drain,
@@ -224,6 +225,39 @@ def test_an_ended_agent_is_back(fleet: Fleet) -> None:
     fleet.enrol(*names)
     fleet.fall_silent()
     fleet.enrol(*names[:3], interval_seconds=3600.0)
+    fleet.sweep()
+    assert fleet.told() == [("incident", None), ("incident_over", None)]
+
+
+def test_an_incident_that_nobody_comes_back_from_is_given_up(fleet: Fleet) -> None:
+    """A day after its last flag it is over, told once with who is silent; then each return is told by itself."""
+    names = [f"agent {number}" for number in range(6)]
+    sessions = fleet.enrol(*names)
+    fleet.fall_silent()
+    fleet.beat(sessions[0])
+    fleet.sweep()
+    assert fleet.told() == [("incident", None)]
+    with writing(fleet.engine) as connection:
+        flagged_at = redis_time(fleet.redis) - timedelta(days=1)
+        connection.execute(update(Liveness).where(Liveness.state == "degraded").values(state_changed_at=flagged_at))
+    fleet.sweep()
+    fleet.sweep()
+    assert fleet.told() == [("incident", None), ("incident_over", None)]
+    over = notices(fleet.engine, "incident_over")[0].detail
+    assert (over["agents"], over["back"], over["silent"], over["names"]) == (6, 1, 5, names[1:])
+    fleet.beat(sessions[5])
+    assert fleet.told()[2:] == [("recovered", "agent 5")]
+    assert [agent(fleet.engine, session).incident_id for session in sessions] == [None] * 6
+
+
+def test_a_paused_agent_is_back(fleet: Fleet) -> None:
+    """Members that are silenced on purpose are no longer waited for."""
+    names = [f"agent {number}" for number in range(6)]
+    fleet.enrol(*names)
+    fleet.fall_silent()
+    with writing(fleet.engine) as connection:
+        for name in names[:3]:
+            pause(connection, name, redis_time(fleet.redis), None, None)
     fleet.sweep()
     assert fleet.told() == [("incident", None), ("incident_over", None)]
 
@@ -449,6 +483,23 @@ def test_who_cannot_be_judged_stops_nobody(fleet: Fleet, database_url: str) -> N
     assert (state(fleet.engine, bad), agent(fleet.engine, bad).unjudged_at is not None) == ("pending", True)
     (event,) = events(fleet.engine, "unjudged")
     assert "'Mars/Olympus' is no time zone" in event.detail["why"]
+
+
+def test_many_that_cannot_be_judged_for_one_reason_are_told_as_one(fleet: Fleet) -> None:
+    """A machine that lost a time zone tells once in a sweep of all that are due by it, and of the others singly."""
+    names = [f"bad {number:02}" for number in range(25)]
+    sessions = fleet.enrol(*names, "other", interval_seconds=None, schedule="* * * * *")
+    for session in sessions:
+        break_zone(fleet, session, "Mars/Olympus" if session is not sessions[-1] else "Mars/Hellas")
+        let_pass_until_due(fleet.engine, session)
+    assert sorted(sweep(fleet.redis, fleet.engine, fleet.settings).unjudged) == [*names, "other"]
+    fleet.sweep()
+    assert sorted(fleet.told(), key=str) == [("unjudged", "other"), ("unjudged", None)]
+    assert len(events(fleet.engine, "unjudged")) == 26
+    with reading(fleet.engine) as connection:
+        (detail,) = connection.execute(select(Notification.detail).where(Notification.agent_name.is_(None))).scalars()
+    assert (detail["agents"], detail["names"]) == (25, names[:20])
+    assert "'Mars/Olympus' is no time zone" in detail["why"]
 
 
 def test_a_heartbeat_that_can_be_judged_brings_it_back(fleet: Fleet) -> None:

@@ -11,10 +11,10 @@ from sqlalchemy import event, text
 
 from fleetbeat_shared.names import GROUP, INBOX
 from fleetbeat_worker import database as database_module, ingest, transactions
-from fleetbeat_worker.batch import understand
 from fleetbeat_worker.column_types import from_milliseconds
 from fleetbeat_worker.database import open_engine, writing
 from fleetbeat_worker.inbox import Inbox, Pending
+from fleetbeat_worker.wire import understand
 from helpers import (
     agent,
     backlog,
@@ -69,7 +69,7 @@ STEPS = {
     "after reading": _die_instead(ingest, "store_entries"),
     "after opening the batch": _die_after(transactions, "open_batch"),
     "after writing, before the commit": _die_after(transactions, "write_batch"),
-    "after the commit, before the answers": _die_instead(ingest, "send_replies"),
+    "after the commit, before the answers": _die_instead(ingest, "follow_up"),
     "after the commit, before the acknowledgement": _die_instead(Inbox, "acknowledge"),
     "after the acknowledgement": _die_after(Inbox, "acknowledge"),
 }

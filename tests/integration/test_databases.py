@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import BigInteger, Boolean, Column, Double, Integer, LargeBinary, Text, select, text
+from sqlalchemy import BigInteger, Boolean, Column, Double, Integer, LargeBinary, Text, select, text, update
 
 from fleetbeat_shared.errors import DatabaseUnavailable, SchemaOutdated
 from fleetbeat_shared.identifiers import new_message_id
@@ -83,6 +83,26 @@ def test_promises_survive_the_move_to_liveness(redis: Redis, redis_url: str, dat
         assert list(there) == [60, 2]
     assert schema.upgrade(database)
     assert promises() == before
+    assert schema_differences(database) == []
+
+
+def test_incidents_survive_the_move_to_liveness(redis: Redis, redis_url: str, database: Engine) -> None:
+    """Who went silent in an open incident is known after the migration there and back."""
+    settings = quick_settings(redis_url, str(database.url))
+    (session, _) = enrol(redis, database, settings, "torv", "hint")
+    with writing(database) as connection:
+        connection.execute(update(Liveness).where(Liveness.session_id == session).values(incident_id=3))
+    config = Config()
+    config.set_main_option("script_location", str(Path(schema.__file__).parent / "migrations"))
+    with writing(database) as connection:
+        config.attributes["connection"] = connection
+        command.downgrade(config, "0004")
+        there = connection.execute(text("SELECT incident_id FROM agents ORDER BY agent_name")).scalars()
+        assert list(there) == [None, 3]
+    assert schema.upgrade(database)
+    with reading(database) as connection:
+        found = select(Agent.agent_name, Liveness.incident_id).join(Liveness).order_by(Agent.agent_name)
+        assert connection.execute(found).all() == [("hint", None), ("torv", 3)]
     assert schema_differences(database) == []
 
 

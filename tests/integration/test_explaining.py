@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fleetbeat_shared.settings import Settings
+from fleetbeat_worker import explain as explaining
 from fleetbeat_worker.backtest import backtest
 from fleetbeat_worker.backtest_report import Trial
 from fleetbeat_worker.database import reading
 from fleetbeat_worker.explain import explain
+from fleetbeat_worker.inbox import Horizon
 from fleetbeat_worker.record import read_record
 from fleetbeat_worker.store import history
 from fleetbeat_worker.sweep import sweep
@@ -44,6 +46,37 @@ def test_signs_are_read_by_session_and_by_receipt(database: Engine, monkeypatch:
     assert signs == sorted(signs)
     assert of_one == [sign for sign in signs if sign[0] == first.bytes]
     assert [row.received_at for row in last] == [at(81), at(91), at(101)]
+
+
+def test_who_is_one_of_many_is_explained_as_by_itself(database: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However few heartbeats are looked through at first, the verdict of any moment and its sum are the same."""
+    fleet_of(database, 6)
+    client: Any = None
+    monkeypatch.setattr(explaining, "read_redis", lambda *_: (Horizon(at(240), at(240), 0), 1, None))
+
+    def told(neighbours: int) -> list[Any]:
+        monkeypatch.setattr(history, "NEIGHBOURS", neighbours)
+        found = [
+            explain(Settings(), database, client, f"agent {number}", None if when is None else at(when))
+            for number in range(6)
+            for when in (None, 30, 118, 125, 139, 200, 239)
+        ]
+        return [(one.state, one.arithmetic.start, one.arithmetic.deadline_at, one.heartbeats[-1].id) for one in found]
+
+    assert told(4) == told(1000)
+    assert told(0) == told(1000)
+
+
+def test_only_neighbours_are_looked_through(database: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a session's heartbeats those are found that are among the fleet's last ones, and the strays of that time."""
+    fleet_of(database, 6)
+    monkeypatch.setattr(history, "NEIGHBOURS", 5)
+    with reading(database) as connection:
+        sessions = {row.agent_name: row.session_id for row in history.sessions_after(connection, None, 10)}
+        right, wrong = sessions["agent 1"], sessions["agent 2"]
+        near = [history.heartbeats_near(connection, key, at(40), at(102), 10) for key in (right, wrong)]
+    assert {row.received_at for row in near[0]} == {at(71.01), at(81.01), at(91.01)}
+    assert [row.received_at for row in near[1]][-1] == at(101.02)
 
 
 def test_the_settings_of_today_find_what_was_flagged(database: Engine) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from rq import Queue
-from sqlalchemy import select
+from sqlalchemy import select, update
 
 from fleetbeat_shared.names import NOTICES_DUE, QUEUE
 from fleetbeat_worker import jobs, notify as module, sending
@@ -18,8 +18,8 @@ from fleetbeat_worker.dispatcher import Dispatcher
 from fleetbeat_worker.notify import announce, are_due
 from fleetbeat_worker.store.notifications import Notice, put
 from fleetbeat_worker.store.pipeline import stored_pipeline
-from fleetbeat_worker.tables import NoticeKind, Notification
-from helpers import eventually, quick_settings, redis_time
+from fleetbeat_worker.tables import Liveness, NoticeKind, Notification
+from helpers import drain, enrol, eventually, heartbeat, quick_settings, redis_time, register, send
 from processes import children, running_pool
 from receivers import http_receiver
 
@@ -78,6 +78,31 @@ def test_a_pool_sends_what_is_laid_down(redis_url: str, redis: Redis, database_u
         eventually(lambda: states(settings) == {"sent"})
         assert sorted(payload["agent"] for payload in webhook.taken) == ["sindri", "torv"]
         eventually(lambda: redis.get(NOTICES_DUE) is None)
+
+
+def test_a_recovery_waits_for_no_sweep(redis_url: str, redis: Redis, database_url: str, webhook: HttpReceiver) -> None:
+    """What a heartbeat changes is told at once, however long it is until the next sweep."""
+    settings = quick_settings(redis_url, database_url, notify_urls=webhook.url(), sweep_seconds=600)
+    engine = open_engine(database_url)
+    with running_pool(settings):
+        eventually(lambda: last_sweep(settings).year > 1)
+        registration = register("torv")
+        send(redis, registration)
+        eventually(lambda: look(settings, select(Liveness.state)))
+        with writing(engine) as connection:
+            connection.execute(update(Liveness).values(state="degraded"))
+        send(redis, heartbeat(registration.session_id))
+        eventually(lambda: webhook.taken)
+        assert [payload["kind"] for payload in webhook.taken] == ["recovered"]
+    engine.dispose()
+
+
+def test_a_batch_that_tells_nothing_announces_nothing(redis: Redis, memory: Engine, quick: Settings) -> None:
+    """Only what is written to the outbox makes the dispatcher look there."""
+    (session,) = enrol(redis, memory, quick, "torv")
+    send(redis, heartbeat(session))
+    drain(redis, memory, quick)
+    assert redis.get(NOTICES_DUE) is None
 
 
 def test_a_receiver_that_hangs_stops_no_sweep(

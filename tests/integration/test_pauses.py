@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 import pytest
-from sqlalchemy import update
+from sqlalchemy import delete, update
 
 from fleetbeat_shared.maintenance import WindowRule
 from fleetbeat_worker.database import open_engine, writing
@@ -15,7 +15,7 @@ from fleetbeat_worker.fleet import read_fleet
 from fleetbeat_worker.store import maintenance
 from fleetbeat_worker.store.pauses import pause, resume
 from fleetbeat_worker.sweep import sweep
-from fleetbeat_worker.tables import Agent, Pipeline
+from fleetbeat_worker.tables import Liveness, Maintenance
 from helpers import (
     agent,
     deregister,
@@ -140,7 +140,7 @@ def test_a_degraded_agent_that_was_paused_comes_back_without_having_recovered(
     look()
     assert wait(15) == ["never", "seen"]
     with writing(database) as connection:
-        connection.execute(update(Agent).values(incident_id=1))
+        connection.execute(update(Liveness).values(incident_id=1))
     for name in ("seen", "never"):
         silence(database, redis, name)
     assert agent(database, seen).incident_id is None
@@ -292,14 +292,31 @@ def test_maintenance_that_somebody_ends(
 def test_two_windows_one_after_the_other(
     database: Engine, redis: Redis, quick: Settings, look: Callable[[], list[str]], wait: Callable[[float], list[str]]
 ) -> None:
-    """A deadline that one window's end moved into the next window moves again."""
+    """The first window's end starts the clock anew; the next one moves the deadline by its time, and no more."""
     enrol(redis, database, quick, "torv", interval_seconds=10.0)
     look()
     begin(database, redis, 30)
     assert wait(40) == []
     begin(database, redis, 30)
-    assert wait(45) == []
-    assert wait(14) == ["torv"]
+    assert wait(38) == []
+    assert wait(5) == ["torv"]
+
+
+def test_windows_that_come_again_and_again_hide_nobody(
+    database: Engine, redis: Redis, quick: Settings, look: Callable[[], list[str]], wait: Callable[[float], list[str]]
+) -> None:
+    """An agent that may be silent for longer than windows are apart is flagged in the end, and has its whole time."""
+    enrol(redis, database, quick, "torv", interval_seconds=30.0)
+    look()
+    flagged, waited = False, 0
+    while not flagged and waited < 600:
+        begin(database, redis, 5)
+        for _ in range(2):
+            waited += 10
+            flagged = flagged or wait(10) == ["torv"]
+    # The first window, then 61.5 s of which each 20 s have 5 s of maintenance.
+    assert 5 + 61.5 + 15 < waited <= 5 + 61.5 + 25 + 10
+    assert kinds(database, "degraded") == [("torv", "degraded")]
 
 
 def test_a_spooled_heartbeat_of_the_window_flags_nobody_too_early(
@@ -324,8 +341,10 @@ def test_maintenance_is_over_if_its_row_is_gone(
     """If what a sweep found isn't there any more, every clock starts at the sweep that misses it."""
     enrol(redis, database, quick, "torv", interval_seconds=5.0)
     look()
+    begin(database, redis, 100)
+    look()
     with writing(database) as connection:
-        connection.execute(update(Pipeline).values(maintenance_since=redis_time(redis)))
+        connection.execute(delete(Maintenance))
     let_pass(database, 15)
     assert look() == []
     assert kinds(database, "maintenance_over") == [(None, "maintenance_over")]

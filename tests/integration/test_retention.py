@@ -116,9 +116,9 @@ def put_heartbeats(engine: Engine, *received: datetime, clock: timedelta = timed
     return ids
 
 
-def put_events(engine: Engine, *moments: datetime) -> None:
+def put_events(engine: Engine, *moments: datetime, kind: str = "heartbeat") -> None:
     with writing(engine) as connection:
-        connection.execute(insert(Event), [{"type": "heartbeat", "occurred_at": moment} for moment in moments])
+        connection.execute(insert(Event), [{"type": kind, "occurred_at": moment} for moment in moments])
 
 
 def put_session(engine: Engine, name: str, *, ended_at: datetime | None = None, **columns: Any) -> UUID:
@@ -246,6 +246,21 @@ def test_verdicts_keep_what_they_need(swept: Engine) -> None:
         connection.execute(delete(Agent))
     prune_all(swept)
     assert keys(swept, OutageRow.ended_at) == {days(10)}
+
+
+def test_maintenance_that_a_deadline_counts_is_kept(swept: Engine) -> None:
+    """Its events stay if it ended after the last sign of a live agent, each beginning with its end."""
+    for began, ended in ((301, 300), (260, 240), (200, 199), (20, 19)):
+        put_events(swept, days(began), kind="maintenance")
+        put_events(swept, days(ended), kind="maintenance_over")
+    yearly = put_session(swept, "yearly", last_seen_at=days(250), interval_seconds=31 * 86_400.0)
+    put_events(swept, days(251), days(249))
+    prune_all(swept)
+    assert [row.occurred_at for row in events(swept)] == [days(age) for age in (260, 240, 200, 199, 20, 19)]
+    with writing(swept) as connection:
+        connection.execute(update(Liveness).where(Liveness.session_id == yearly).values(last_seen_at=NOW))
+    prune_all(swept)
+    assert [row.occurred_at for row in events(swept)] == [days(20), days(19)]
 
 
 def test_ages_count_from_the_watermark(swept: Engine) -> None:

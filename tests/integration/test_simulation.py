@@ -122,7 +122,7 @@ def _without_pauses(registered_at: int, last_seen_at: int | None, _resumed_at: i
         (3, "simulate_stores.last_end", _never, "false_flags"),
         (3, "fleetbeat_worker.deadlines.allowed_silence_seconds", _no_grace, "false_flags"),
         (3, "fleetbeat_worker.deadlines.allowed_silence_seconds", _one_too_many, "missed_flags"),
-        (3, "fleetbeat_worker.batch.silent_since", _without_pauses, "false_flags"),
+        (3, "fleetbeat_worker.records.silent_since", _without_pauses, "false_flags"),
     ],
 )
 def test_a_broken_rule_is_found(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from redis import Redis
-from sqlalchemy import text
+from sqlalchemy import select, text
 
 from fleetbeat_shared.connection import connect
 from fleetbeat_shared.errors import DatabaseUnavailable
@@ -21,6 +21,7 @@ from fleetbeat_worker import sweep as sweep_module
 from fleetbeat_worker.database import open_engine, reading
 from fleetbeat_worker.ingest import Ingest
 from fleetbeat_worker.sweep import sweep
+from fleetbeat_worker.tables import Notification
 from helpers import (
     backlog,
     drain,
@@ -240,11 +241,13 @@ def _barrier(parties: int) -> Any:
 
 
 def test_sweepers_and_workers_race_for_the_same_agents(redis: Redis, postgres_url: str, redis_url: str) -> None:
-    """Whoever is first: each change has one flag and one event, in turn, and no deadlock comes to the surface."""
+    """Whoever is first: each change has one flag, one event and one notification, in turn, and there is no deadlock."""
     settings = quick_settings(redis_url, postgres_url, batch_size=25, linger_seconds=0.1)
     database = open_engine(postgres_url)
     names = [f"agent {number:02}" for number in range(40)]
     sessions = enrol(redis, database, settings, *names, interval_seconds=55.0, grace_seconds=0.0)
+    # So many that the others are no majority, and no incident is told instead of each by itself.
+    enrol(redis, database, settings, *(f"calm {number:02}" for number in range(60)), interval_seconds=3600.0)
     draw = random.Random(5)  # noqa: S311 - the same order each time, no secret
     sweep(redis, database, settings)
     for _ in range(ROUNDS):
@@ -265,6 +268,10 @@ def test_sweepers_and_workers_race_for_the_same_agents(redis: Redis, postgres_ur
         assert told[name] == ["degraded"]
     for name in names[:20]:
         assert all(first != second for first, second in pairwise(told[name]))
+    with reading(database) as connection:
+        notices = connection.execute(select(Notification.kind, Notification.agent_name)).all()
+    changes = [(kind, name) for name, kinds in told.items() for kind in kinds]
+    assert sorted((row.kind, row.agent_name or "") for row in notices) == sorted(changes)
     with reading(database) as connection:
         counted = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"
         assert connection.execute(text(counted)).scalar() == 0

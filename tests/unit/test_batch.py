@@ -10,10 +10,12 @@ from hypothesis import given, strategies as st
 
 from fleetbeat_shared.identifiers import new_message_id, stable_session_id
 from fleetbeat_shared.liveness import State
-from fleetbeat_worker.batch import HEARTBEAT_COLUMNS, AgentRecord, Batch, Facts, understand
+from fleetbeat_worker.batch import Batch
 from fleetbeat_worker.column_types import from_milliseconds, to_milliseconds
 from fleetbeat_worker.inbox import Entry
+from fleetbeat_worker.records import HEARTBEAT_COLUMNS, AgentRecord, Facts
 from fleetbeat_worker.store.tasks import TaskCounts
+from fleetbeat_worker.wire import understand
 from helpers import deregister, heartbeat, register
 
 if TYPE_CHECKING:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from hypothesis import given, strategies as st
@@ -10,7 +10,7 @@ from hypothesis import given, strategies as st
 from fleetbeat_shared.flapping import is_flapping, window_start
 from fleetbeat_shared.incidents import is_incident, is_over, joins
 from fleetbeat_shared.liveness import UNJUDGEABLE, Promise
-from fleetbeat_shared.stuck import stuck_deadline, stuck_limit
+from fleetbeat_shared.stuck import stuck_limit
 from helpers import seconds
 
 NOON = datetime(2026, 1, 31, 12, 0, tzinfo=UTC)
@@ -38,7 +38,14 @@ def test_what_joins_an_incident(silent: int, age: float, counts: bool) -> None: 
 @pytest.mark.parametrize(("members", "silent", "over"), [(6, 4, False), (6, 3, True), (7, 4, False), (7, 3, True)])
 def test_when_an_incident_is_over(members: int, silent: int, over: bool) -> None:  # noqa: FBT001 - as above
     """It is over when at least half are back."""
-    assert is_over(members, silent) is over
+    assert is_over(members, silent, NOON, NOON) is over
+
+
+def test_an_incident_is_given_up_after_a_day() -> None:
+    """A day after the last flag among those that are silent still, nobody is waited for any more."""
+    assert not is_over(6, 6, NOON, NOON + timedelta(days=1) - seconds(1))
+    assert is_over(6, 6, NOON, NOON + timedelta(days=1))
+    assert is_over(6, 0, None, NOON)
 
 
 def test_an_agent_flaps_by_its_own_intervals() -> None:
@@ -77,11 +84,3 @@ def test_flapping_counts_what_a_simple_count_does(ages: list[float], limit: int)
 def test_whose_limit_counts(own: int | None, fleet: int | None, limit: int | None) -> None:
     """An agent's own limit comes before the fleet's, and nought means never."""
     assert stuck_limit(own, fleet) == limit
-
-
-def test_when_an_agent_is_stuck() -> None:
-    """After so many intervals and its grace; outages don't count, and a schedule never is."""
-    assert stuck_deadline(EACH_10_SECONDS, NOON, 3) == NOON + seconds(31)
-    outages = [(NOON - seconds(60), NOON + seconds(5)), (NOON + seconds(20), NOON + seconds(620))]
-    assert stuck_deadline(EACH_10_SECONDS, NOON, 3, outages) == NOON + seconds(31 + 605)
-    assert stuck_deadline(EACH_HOUR, NOON, 3) is None

@@ -8,11 +8,13 @@ from sqlalchemy import delete, insert, update
 
 from fleetbeat_shared.errors import FleetbeatError, UnknownSession
 from fleetbeat_shared.identifiers import new_message_id
+from fleetbeat_shared.maintenance import WindowRule
 from fleetbeat_shared.settings import Settings
 from fleetbeat_worker import explain as explaining
 from fleetbeat_worker.database import writing
 from fleetbeat_worker.explain import explain
 from fleetbeat_worker.inbox import Horizon
+from fleetbeat_worker.store import maintenance
 from fleetbeat_worker.tables import Event, Liveness, StoredHeartbeat
 from simulated import Simulation, at
 
@@ -192,7 +194,31 @@ def test_pauses_and_maintenance_start_the_clock_anew(memory: Engine, ask: Callab
     after = ask("torv", 100, 70)
     assert after.arithmetic.lines()[0].startswith("end of maintenance 2026-01-31 12:01:00 + 2 x 10s")
     assert [len(after.pauses), len(after.maintenance)] == [1, 1]
+    with writing(memory) as connection:
+        connection.execute(update(Liveness).values(resumed_at=at(30), deadline_at=at(51)))
     assert ask("torv", 65).arithmetic.deadline_at == at(81)
+
+
+def test_later_windows_move_a_deadline(memory: Engine, ask: Callable[..., Explanation]) -> None:
+    """Without a sign between, only the first window starts the clock anew; what the others moved is a line each."""
+    fleet = Simulation(memory)
+    fleet.register("torv", 0, interval_seconds=30.0, grace_seconds=1.0)
+    with writing(memory) as connection:
+        for start in (20, 60, 100):
+            maintenance.add(connection, WindowRule(at(start), at(start + 10)), at(0))
+    flagged = [second for second in range(5, 160, 5) if fleet.sweep(second).degraded]
+    assert flagged == [115]
+    assert ask("torv", 160, 65).next == "nothing until maintenance ends; its deadline moves by the time that it took"
+    for found in (ask("torv", 160), ask("torv", 160, 140)):
+        assert found.arithmetic.lines() == [
+            "end of maintenance 2026-01-31 12:00:30 + 2 x 30s + 1s grace = 2026-01-31 12:01:31",
+            "+ 10s for maintenance from 2026-01-31 12:01:00 to 2026-01-31 12:01:10",
+            "+ 10s for maintenance from 2026-01-31 12:01:40 to 2026-01-31 12:01:50",
+            "= 2026-01-31 12:01:51",
+        ]
+        assert found.flag is not None
+        assert found.flag.detail["deadline_at"] == at(111).isoformat()
+        assert [one["moved_seconds"] for one in found.arithmetic.to_json()["maintenance"]] == [10, 10]
 
 
 def test_an_ended_session_is_explained_and_an_earlier_one_at_its_time(

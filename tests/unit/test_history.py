@@ -10,7 +10,8 @@ from fleetbeat_shared.liveness import Promise, deadline, extend_over_outages
 from fleetbeat_shared.silences import Silence
 from fleetbeat_worker.arithmetic import Start, amount, work_out
 from fleetbeat_worker.column_types import from_milliseconds, to_milliseconds
-from fleetbeat_worker.history import Change, DeadlineRule, live_spans, paused_spans, promise_told, told_silences
+from fleetbeat_worker.deadlines import DeadlineRule, Unwatched
+from fleetbeat_worker.history import Change, live_spans, paused_spans, promise_told, told_silences
 from fleetbeat_worker.tables import EventType
 from simulated import at
 
@@ -39,10 +40,10 @@ def test_deadlines_are_those_of_the_rules(
     since += NOON
     base = to_milliseconds(deadline(promise, from_milliseconds(since), limit))
     expected = extend_over_outages(base, since, outages)
-    rule = DeadlineRule(promise, limit, outages)
+    rule = DeadlineRule(promise, limit, Unwatched(outages))
     assert rule(since) == expected
     assert since + rule.least <= expected
-    found = work_out(Start(from_milliseconds(since), "last heartbeat"), promise, limit, outages)
+    found = work_out(Start(from_milliseconds(since), "last heartbeat"), promise, limit, Unwatched(outages))
     assert (to_milliseconds(found.base_at), to_milliseconds(found.deadline_at)) == (base, expected)
     assert round(sum(move.seconds for move in found.moves) * 1000) == expected - base
     assert found.late_at <= found.deadline_at

@@ -8,11 +8,9 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from test_schedules import EVERY_HOUR, SOME_HOURS, count_slowly, expression_of
 
-from fleetbeat_shared.liveness import Promise
 from fleetbeat_shared.maintenance import (
     Window,
     WindowRule,
-    is_never_due,
     last_end,
     merged,
     next_start,
@@ -127,23 +125,6 @@ def test_windows_that_touch_are_one() -> None:
 def test_when_a_window_comes_next(rule: WindowRule, expected: float | None) -> None:
     """What is yet to begin after five minutes past noon, unless it was ended for good."""
     assert next_start(rule, at(5)) == (None if expected is None else at(expected))
-
-
-@pytest.mark.parametrize(
-    ("promise", "expected"),
-    [
-        (Promise(1200, None, None, 60), False),
-        (Promise(1500, None, None, 60), True),
-        (Promise(1500, None, None, 60, missed_limit=1), False),
-        (Promise(None, "*/20 * * * *", "UTC", 60), False),
-        (Promise(None, "5 * * * *", "UTC", 60), True),
-        (Promise(None, "5,55 * * * *", "UTC", 60, missed_limit=1), False),
-    ],
-)
-def test_who_would_never_be_flagged(promise: Promise, expected: bool) -> None:  # noqa: FBT001 - a parameter of the test
-    """Between windows of ten minutes, fifty minutes apart, only who is degraded within fifty minutes is flagged."""
-    found = list(windows(HOURLY, at(0), at(300)))
-    assert is_never_due(promise, found, 2) == expected
 
 
 def test_a_night_that_is_an_hour_longer_has_one_window() -> None:

@@ -30,6 +30,7 @@ INCIDENT = {
     "last_silent_at": "2026-11-26T12:00:20.900+00:00",
     "names": [f"agent-{number}" for number in range(20)],
     "back": 400,
+    "silent": 12,
 }
 
 
@@ -83,6 +84,21 @@ def test_an_incident() -> None:
     over = message(NoticeKind.INCIDENT_OVER, INCIDENT, None)
     assert over.title == "400 of 412 agents that went silent together are back"
     assert over.mood is Mood.GOOD
+    few = message(NoticeKind.INCIDENT_OVER, INCIDENT | {"silent": 2, "names": ["torv", "hint"]}, None)
+    assert few.body.count("Silent still: torv, hint\n") == 1
+    given_up = message(NoticeKind.INCIDENT_OVER, INCIDENT | {"silent": 400, "back": 12}, None)
+    assert given_up.title == "400 of 412 agents that went silent together are silent still"
+    assert "agent-19, and 380 more" in given_up.body
+    assert given_up.mood is Mood.BAD
+
+
+def test_many_that_cannot_be_judged() -> None:
+    """Agents that are set aside for one reason are told as one, with the reason and the first names."""
+    told = message(NoticeKind.UNJUDGED, {**INCIDENT, "why": "'Mars' is no time zone"}, None)
+    assert told.title == "412 agents can't be judged"
+    assert "Why: 'Mars' is no time zone\nAgents: agent-0, " in told.body
+    assert "agent-19, and 392 more" in told.body
+    assert "Look: fleetbeat events --type unjudged" in told.body
 
 
 def test_an_outage() -> None:

@@ -94,8 +94,8 @@ def test_a_pause_again_has_the_new_end(engine: Engine) -> None:
         (("pause",), 2, "Give either the agent's NAME or --session."),
         (("pause", "hint", "--session", UNSET), 2, "Give either"),
         (("pause", "hint", "--for", "soon"), 2, "'soon' is no duration"),
-        (("pause", "hint", "--for", "0"), 2, "not above 0"),
-        (("pause", "hint", "--for", "99999999999999d"), 2, "at most ten years"),
+        (("pause", "hint", "--for", "0"), 2, "out of range"),
+        (("pause", "hint", "--for", "99999999999999d"), 2, "out of range"),
         (("pause", "hint", "--reason", ""), 2, "a reason has 1 to 500 characters"),
     ],
     ids=str,
@@ -180,17 +180,6 @@ def test_maintenance_that_cant_be_worked_out_is_listed(engine: Engine) -> None:
     assert run("maintenance", "end", "1").output == "Ended maintenance 1.\n"
 
 
-def test_agents_that_recurring_maintenance_would_hide(engine: Engine) -> None:
-    """Who may be silent for longer than windows are apart is counted in a warning; others need none."""
-    cron = ("maintenance", "start", "--cron", "0 3 * * *", "--for", "1h")
-    put_agent(engine, "hourly", interval_seconds=3600.0)
-    assert answer(*cron)["warning"] is None
-    put_agent(engine, "daily", interval_seconds=86_400.0)
-    put_agent(engine, "gone", interval_seconds=86_400.0, state="ended", ended_at=datetime.now(UTC))
-    assert answer(*cron)["warning"].startswith("1 live agent may be silent for longer")
-    assert "Warning: 1 live agent may be silent" in run(*cron).stderr
-
-
 @pytest.mark.parametrize(
     ("args", "told"),
     [
@@ -201,7 +190,7 @@ def test_agents_that_recurring_maintenance_would_hide(engine: Engine) -> None:
         (("--at", "2020-01-01T00:00Z"), "is over: what was flagged then stays so"),
         (("--at", "soon"), "'soon' is no time"),
         (("--cron", "0 * * * *", "--for", "1h"), "nobody would ever be flagged"),
-        (("--for", "0"), "not above 0"),
+        (("--for", "0"), "out of range"),
     ],
     ids=str,
 )

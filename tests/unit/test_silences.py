@@ -17,6 +17,8 @@ class After:
         """Return the deadline."""
         return since + self.least
 
+    before_maintenance = __call__
+
 
 def replay(least: int = 20) -> Replay:
     """Return a session that was registered at 0."""
@@ -74,19 +76,6 @@ def test_an_end_ends_a_pause_too() -> None:
     assert one.silences == [Silence(100, 120)]
 
 
-def test_maintenance_flags_nobody_and_starts_the_clock_anew() -> None:
-    """What it covers counts for nobody, also where two windows overlap; what was degraded before stays so."""
-    dead, silent = replay(), replay(50)
-    for one in (dead, silent):
-        one.open_window(30)
-        one.open_window(40)
-        one.close_window(60)
-        one.close_window(100)
-        one.finish(151)
-    assert dead.silences == [Silence(0, 20)]
-    assert silent.silences == [Silence(100, 150)]
-
-
 def test_an_end_ends_a_silence_and_a_registration_opens_the_session_anew() -> None:
     """Nothing is expected between; a second registration of a live session is no sign of life."""
     one = replay()
@@ -101,7 +90,7 @@ def test_an_end_ends_a_silence_and_a_registration_opens_the_session_anew() -> No
 def test_who_was_degraded_at_the_start_is_flagged_once() -> None:
     """A silence that began before what is played back goes on."""
     one = Replay(After(20))
-    one.start(100, live=True, paused=False, windows=0)
+    one.start(100, live=True, paused=False)
     one.begin_degraded(50, 70)
     one.beat(200, 200)
     one.finish(220)

@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING, Any
 from fleetbeat_shared.durations import format_duration, parse_duration
 from fleetbeat_shared.liveness import extend_over_outages
 from fleetbeat_shared.schedules import slots_after
+from fleetbeat_shared.silences import subtract
 from fleetbeat_worker.column_types import from_milliseconds, to_milliseconds
-from fleetbeat_worker.history import DeadlineRule
+from fleetbeat_worker.deadlines import DeadlineRule, Unwatched
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from fleetbeat_shared.liveness import Promise
-    from fleetbeat_shared.silences import Span
+
+
+_NAMES = {"outage": "the outage", "maintenance": "maintenance"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,12 +32,14 @@ class Start:
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """An outage that moved a deadline."""
+    """An outage, or maintenance, that moved a deadline."""
 
+    why: str
+    """`outage` or `maintenance`."""
     started_at: datetime
     ended_at: datetime
     seconds: float
-    """By how much: only the part after the agent's last sign counts."""
+    """By how much: only the part after the start counts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +72,7 @@ class Arithmetic:
             first += f"; slots after it: {slots}; + {grace}"
         lines = [f"{first} = {exact(self.base_at)}"]
         lines += [
-            f"+ {amount(move.seconds)} for the outage from {exact(move.started_at)} to {exact(move.ended_at)}"
+            f"+ {amount(move.seconds)} for {_NAMES[move.why]} from {exact(move.started_at)} to {exact(move.ended_at)}"
             for move in self.moves
         ]
         if self.other_seconds:
@@ -89,36 +92,49 @@ class Arithmetic:
             "missed_limit": self.missed_limit,
             "slots": list(self.slots),
             "unmoved_at": self.base_at,
-            "outages": [
-                {"started_at": move.started_at, "ended_at": move.ended_at, "moved_seconds": round(move.seconds, 3)}
-                for move in self.moves
-            ],
+            "outages": self._moves_json("outage"),
+            "maintenance": self._moves_json("maintenance"),
             "other_seconds": self.other_seconds,
             "late_at": self.late_at,
             "deadline_at": self.deadline_at,
             "text": self.lines(),
         }
 
+    def _moves_json(self, why: str) -> list[dict[str, Any]]:
+        return [
+            {"started_at": move.started_at, "ended_at": move.ended_at, "moved_seconds": round(move.seconds, 3)}
+            for move in self.moves
+            if move.why == why
+        ]
+
 
 def work_out(
     start: Start,
     promise: Promise,
     missed_limit: int,
-    outages: Sequence[Span],
+    unwatched: Unwatched,
     stored_at: datetime | None = None,
 ) -> Arithmetic:
     """Return how the deadline of a session that is silent since a moment comes about.
 
-    `stored_at`: the deadline that SQL has, which decides.
+    `stored_at`: the deadline that SQL has, which decides, unless maintenance moved it: a sweep writes that down only
+    when it finds the deadline passed.
     """
-    rule = DeadlineRule(promise, missed_limit, outages)
+    rule = DeadlineRule(promise, missed_limit, unwatched)
     since = to_milliseconds(start.at)
+    started, _ = rule.clock(since)
+    if started != since:
+        since, start = started, Start(from_milliseconds(started), "end of maintenance")
+        stored_at = None
     base = due = rule.base(since)
     moves: list[Move] = []
-    for outage in outages:
-        moved = extend_over_outages(due, since, [outage])
+    spans = [(*outage, "outage") for outage in unwatched.outages]
+    if start.why == "end of maintenance":
+        spans += [(*window, "maintenance") for window in subtract(unwatched.windows, unwatched.outages)]
+    for began, ended, why in sorted(spans):
+        moved = extend_over_outages(due, since, [(began, ended)])
         if moved > due:
-            moves.append(Move(from_milliseconds(outage[0]), from_milliseconds(outage[1]), (moved - due) / 1000))
+            moves.append(Move(why, from_milliseconds(began), from_milliseconds(ended), (moved - due) / 1000))
             due = moved
     other = 0.0 if stored_at is None else (stored_at - from_milliseconds(due)).total_seconds()
     deadline_at = stored_at or from_milliseconds(due)

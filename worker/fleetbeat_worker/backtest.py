@@ -19,15 +19,16 @@ from fleetbeat_shared.silences import Replay, Silence
 from fleetbeat_worker.backtest_report import BacktestReport, Finding, Total, Trial
 from fleetbeat_worker.column_types import from_milliseconds, to_milliseconds
 from fleetbeat_worker.database import reading
+from fleetbeat_worker.deadlines import DeadlineRule, Unwatched
 from fleetbeat_worker.history import (
     PAUSES,
     WINDOWS,
     Change,
-    DeadlineRule,
     changes_of,
     is_open,
     promise_of,
     promise_told,
+    spans_of,
     told_silences,
 )
 from fleetbeat_worker.store import history as store
@@ -92,8 +93,8 @@ class _Run:
         self._report = report
         self._limit = limit
         self._start, self._end = to_milliseconds(report.since), to_milliseconds(report.until)
-        self._outages = store.outages(connection)
-        self._windows = changes_of(store.fleet_changes(connection, WINDOWS))
+        windows = spans_of(changes_of(store.fleet_changes(connection, WINDOWS)), self._end, *WINDOWS)
+        self._unwatched = Unwatched(store.outages(connection), windows)
         self._rules: dict[tuple[Promise, int], DeadlineRule] = {}
         self.kept: list[tuple[int, int, Finding]] = []
         self._found = 0
@@ -150,12 +151,12 @@ class _Run:
     def _rule(self, promise: Promise, missed_limit: int) -> DeadlineRule:
         key = promise, missed_limit
         if key not in self._rules:
-            self._rules[key] = DeadlineRule(promise, missed_limit, self._outages)
+            self._rules[key] = DeadlineRule(promise, missed_limit, self._unwatched)
         return self._rules[key]
 
     def _judge(self, row: Row[Any], changes: Sequence[Change], beats: Iterable[store.Sign]) -> None:
         told = [silence for silence in told_silences(row, changes) if silence.flagged_at < self._end]
-        marks = sorted([*changes, *self._windows], key=lambda change: change.at)
+        marks = sorted(changes, key=lambda change: change.at)
         replay = self._begin(row, marks, told)
         if replay is None:
             return
@@ -177,16 +178,15 @@ class _Run:
             live = self._is_past(row.registered_at) and not self._is_past(row.ended_at)
         if not live and not coming:
             return None
-        windows = kinds.count(EventType.MAINTENANCE) - kinds.count(EventType.MAINTENANCE_OVER)
         rule = self._rule_told(registered[-1] if registered else None, row)
         replay = Replay(rule)
         # Heartbeats of before aren't read: who has some of later was alive then, as far as it isn't told otherwise.
-        restarts = [mark.at for mark in past if mark.kind in {EventType.RESUMED, EventType.MAINTENANCE_OVER}]
+        restarts = [mark.at for mark in past if mark.kind is EventType.RESUMED]
         seen_at = to_milliseconds(row.last_seen_at or row.registered_at)
         since = min(self._start, max(seen_at, to_milliseconds(row.registered_at), *restarts))
         told_of_pauses = any(kind is EventType.PAUSED for kind in kinds)
         paused = is_open(past, *PAUSES) if told_of_pauses else self._is_past(row.paused_at)
-        replay.start(since, live=live, paused=paused, windows=max(0, windows))
+        replay.start(since, live=live, paused=paused)
         open_then = [s for s in told if s.flagged_at < self._start and (s.ended_at or self._end) > self._start]
         if open_then:
             replay.begin_degraded(open_then[-1].since, open_then[-1].flagged_at)
@@ -228,10 +228,6 @@ class _Run:
                 replay.pause(mark.at)
             case EventType.RESUMED:
                 replay.resume(mark.at)
-            case EventType.MAINTENANCE:
-                replay.open_window(mark.at)
-            case EventType.MAINTENANCE_OVER:
-                replay.close_window(mark.at)
 
     def _count(self, row: Row[Any], would: Sequence[Silence], was: Sequence[Silence]) -> None:
         if not would and not was:

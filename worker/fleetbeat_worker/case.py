@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from fleetbeat_shared.errors import FleetbeatError, UnknownSession
@@ -11,9 +11,10 @@ from fleetbeat_worker.arithmetic import exact
 from fleetbeat_worker.column_types import from_milliseconds, to_milliseconds
 from fleetbeat_worker.history import WINDOWS, Change, changes_of, live_spans
 from fleetbeat_worker.store import history as store
+from fleetbeat_worker.tables import EventType
 
 if TYPE_CHECKING:
-    from datetime import datetime
+    from collections.abc import Sequence
     from uuid import UUID
 
     from sqlalchemy import Connection, Row
@@ -25,7 +26,9 @@ HEARTBEATS_READ = 500
 """So many of the last ones are looked at for the newest sign: one that waited long may arrive after newer ones."""
 
 FIRST_LOOK = timedelta(hours=1)
-"""How far back heartbeats are looked for at first; then eight times as far, and so on."""
+"""How far back heartbeats are searched for at first; then eight times as far, and so on."""
+
+_FLAGGED = frozenset({EventType.DEGRADED, EventType.RECOVERED})
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,23 +82,41 @@ class Case:
         return max((span for span in spans if span[0] <= moment), default=None)
 
     def read_heartbeats(self, connection: Connection, until: datetime) -> None:
-        """Look for the last heartbeats received until a moment, farther and farther back."""
-        opened = min([from_milliseconds(change.at) for change in self.changes] + [self.row.registered_at])
-        around = until
+        """Look for the last heartbeats received until a moment: first where they should be, then all over.
+
+        They have no index by session, so that it matters where one looks.
+        """
+        found = {
+            row.id: row
+            for moment in self._signs(until)
+            for row in store.heartbeats_near(connection, self.row.session_id, moment, until, HEARTBEATS_READ)
+        }
+        rows = sorted(found.values(), key=lambda row: (row.received_at, row.seen_at)) or self._search(connection, until)
+        newest: datetime | None = None
+        for row in rows:
+            counted = newest is None or row.seen_at > newest
+            newest = row.seen_at if counted else newest
+            self.beats.append(Beat(row.id, row.sent_at, row.received_at, row.seen_at, counted))
+
+    def _signs(self, until: datetime) -> list[datetime]:
+        """Return near which moments the last heartbeats by a moment are: that one, and the last sign that is known."""
         if self.row.last_seen_at is not None and self.row.last_seen_at < until:
-            around = self.row.last_seen_at  # nothing newer is stored
+            return [self.row.last_seen_at]  # nothing newer is stored
+        flags = [change for change in self.changes if change.kind in _FLAGGED and change.at <= to_milliseconds(until)]
+        seen_at = flags[-1].detail.get("last_seen_at") if flags else None
+        return [until] if seen_at is None else [datetime.fromisoformat(seen_at), until]
+
+    def _search(self, connection: Connection, until: datetime) -> Sequence[Row[Any]]:
+        """Look farther and farther back: the agent's clock is wrong, or it was silent for long."""
+        opened = min([from_milliseconds(change.at) for change in self.changes] + [self.row.registered_at])
+        around = min(until, self.row.last_seen_at or until)
         span = FIRST_LOOK
         while True:
             since = around - span
             found = store.heartbeats_of(connection, self.row.session_id, since, until, HEARTBEATS_READ)
             if len(found) > HEARTBEATS_SHOWN or since < opened - timedelta(days=1):
-                break
+                return found
             span *= 8
-        newest: datetime | None = None
-        for row in found:
-            counted = newest is None or row.seen_at > newest
-            newest = row.seen_at if counted else newest
-            self.beats.append(Beat(row.id, row.sent_at, row.received_at, row.seen_at, counted))
 
 
 def read_case(connection: Connection, asked: str | UUID, moment: datetime) -> Case:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -9,8 +10,8 @@ from fleetbeat_shared.text import clean
 from fleetbeat_worker.column_types import to_milliseconds
 from fleetbeat_worker.flapping import find_calm
 from fleetbeat_worker.incidents import end_incident
-from fleetbeat_worker.maintenance import note_maintenance
-from fleetbeat_worker.notices import Who, agent_notice, fleet_notice
+from fleetbeat_worker.maintenance import note_maintenance, read_unwatched
+from fleetbeat_worker.notices import NAMED, Who, agent_notice, fleet_notice
 from fleetbeat_worker.reminders import find_reminders
 from fleetbeat_worker.silences import flag_silent, judge_due
 from fleetbeat_worker.store import changes as store
@@ -44,13 +45,15 @@ class Changes:
     degraded: list[str] = field(default_factory=list)
     """Names of the agents that were flagged."""
     told: list[Notice] = field(default_factory=list)
+    unjudged: list[str] = field(default_factory=list)
+    """Names of the agents that were set aside."""
     resumed: list[str] = field(default_factory=list)
     """Names of the agents whose pause was over."""
     maintenance_since: datetime | None = None
     """Since when there is maintenance, in which nobody is flagged."""
 
     def named(self, kind: NoticeKind) -> list[str]:
-        """Return the agents that are told of with notices of a kind."""
+        """Return the agents that are told of by themselves with notices of a kind."""
         return [notice.agent_name or "" for notice in self.told if notice.kind is kind]
 
 
@@ -67,7 +70,8 @@ def make_changes(
     """
     watermark, now = horizon.watermark, horizon.now
     notices = []
-    degraded = []
+    degraded: list[str] = []
+    set_aside: list[str] = []
     if outage is not None:
         notices.append(fleet_notice(NoticeKind.OUTAGE, now, record_outage(connection, *outage)))
     else:  # after an outage most agents are locked: an incident may end a sweep later
@@ -76,29 +80,43 @@ def make_changes(
     maintenance, known = note_maintenance(connection, last, now)
     if watermark is not None and maintenance.running is None:
         judged = judge_due(connection, watermark)
-        if maintenance.cleared_at is not None:
-            judged.due = spare(connection, judged.due, maintenance.cleared_at, watermark, settings.missed_intervals)
+        cleared_at = maintenance.cleared_at
+        if cleared_at is not None and any(agent.since < cleared_at for agent in judged.due):
+            unwatched = read_unwatched(connection, maintenance, now)
+            judged.due = spare(connection, judged.due, unwatched, watermark, settings.missed_intervals)
         degraded = [agent.agent_name for agent in judged.due]
         notices += flag_silent(connection, judged.due, watermark, now, horizon.backlog, settings)
         notices += find_reminders(connection, last.watermark, watermark, settings)
         calm, unjudged = find_calm(connection, now, settings, {agent.session_id for agent in judged.due})
         notices += calm
-        notices += find_stuck(connection, watermark, now, maintenance.cleared_at, settings)
-        notices += _set_aside(connection, judged.unjudged | unjudged, now)
+        notices += find_stuck(connection, watermark, now, maintenance, settings)
+        set_aside, told = _set_aside(connection, judged.unjudged | unjudged, now)
+        notices += told
     put(connection, notices, to_milliseconds(now))
     since = maintenance.running.starts_at if maintenance.running else None
     unjudged_agents = store.count_unjudged(connection)
-    return Changes(degraded, notices, resumed, since), replace(known, unjudged=unjudged_agents)
+    return Changes(degraded, notices, set_aside, resumed, since), replace(known, unjudged=unjudged_agents)
 
 
-def _set_aside(connection: Connection, unjudged: Mapping[UUID, str], now: datetime) -> list[Notice]:
-    """Leave agents out of later sweeps, until a registration or a heartbeat can be judged."""
-    found, notices = [], []
-    for session_id, fault in unjudged.items():
-        name, project = store.name_of(connection, session_id)
-        detail = {"why": clean(fault)[:WHY_CHARACTERS]}
-        found.append((session_id, name, detail))
-        notices.append(agent_notice(NoticeKind.UNJUDGED, Who(session_id, name, project), now, detail))
+def _set_aside(connection: Connection, unjudged: Mapping[UUID, str], now: datetime) -> tuple[list[str], list[Notice]]:
+    """Leave agents out of later sweeps, until a registration or a heartbeat can be judged.
+
+    Return their names, and what is told of it. Those for which the reason is the same are told of as one: a machine
+    without time zones has many.
+    """
+    by_reason: dict[str, list[Who]] = defaultdict(list)
+    for row in store.names_of(connection, unjudged):
+        who = Who(row.session_id, row.agent_name, row.project)
+        by_reason[clean(unjudged[who.session_id])[:WHY_CHARACTERS]].append(who)
     store.mark(connection, "unjudged_at", unjudged, now)
+    found = [(who.session_id, who.agent_name, {"why": why}) for why, those in by_reason.items() for who in those]
     store.record_all(connection, EventType.UNJUDGED, now, found)
-    return notices
+    notices = []
+    for number, (why, those) in enumerate(by_reason.items()):
+        if len(those) == 1:
+            notices.append(agent_notice(NoticeKind.UNJUDGED, those[0], now, {"why": why}))
+        else:
+            names = sorted(who.agent_name for who in those)
+            detail = {"why": why, "agents": len(those), "names": names[:NAMED]}
+            notices.append(fleet_notice(NoticeKind.UNJUDGED, now, detail, number=number))
+    return [name for _, name, _ in found], notices

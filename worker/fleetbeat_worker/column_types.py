@@ -87,9 +87,12 @@ class Identifier(TypeDecorator[UUID]):
         return UUID(bytes=value)
 
 
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode  # json.dumps makes one for each object
+
+
 def to_json(value: dict[str, Any]) -> str:
     """Return a JSON object's text as we store it."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return _encode(value)
 
 
 class JsonObject(TypeDecorator[dict[str, Any]]):

@@ -32,9 +32,9 @@ if TYPE_CHECKING:
 BUSY_SECONDS = 5.0
 """How long a statement waits for another process's lock before we say so and try again."""
 
-CACHE_KIBIBYTES = 65_536
-WAL_PAGES = 16_384
-"""64 MiB each of SQLite's, instead of 2 and 4. A batch of a large fleet changes some thousand pages here and there:
+CACHE_KIBIBYTES = 98_304
+WAL_PAGES = 32_768
+"""96 and 128 MiB of SQLite's, instead of 2 and 4. A batch of a large fleet changes some thousand pages here and there:
 they are written several times before it ends if they don't fit, and copied to the file after each batch."""
 
 _ROLLED_BACK = {"40001", "40P01"}

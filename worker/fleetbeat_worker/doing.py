@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from fleetbeat_worker.batch import AgentRecord
+    from fleetbeat_worker.records import AgentRecord
 
 DOING = ("progress", "work_item_id", "status")
 """An agent for which none of these changes, while it beats, is stuck. Not the summary or the counts of tasks: they may

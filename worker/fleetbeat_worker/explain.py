@@ -12,6 +12,7 @@ from fleetbeat_worker.arithmetic import Arithmetic, Start, exact, work_out
 from fleetbeat_worker.case import HEARTBEATS_SHOWN, Case, read_case
 from fleetbeat_worker.column_types import from_milliseconds, to_milliseconds
 from fleetbeat_worker.database import reading
+from fleetbeat_worker.deadlines import Unwatched
 from fleetbeat_worker.explanation import Explanation, Flag
 from fleetbeat_worker.fleet import read_pipeline, read_redis
 from fleetbeat_worker.history import (
@@ -140,16 +141,17 @@ class _Judge:
             for moment, why in (
                 (opened_at, "registration"),
                 (resumed_at, "end of the pause"),
-                (_last(windows, EventType.MAINTENANCE_OVER), "end of maintenance"),
                 (seen_at, "last heartbeat"),
             )
             if moment is not None
         ]
         start = max(reversed(starts), key=lambda start: start.at)
-        # What SQL has decides; but a sweep gives an agent the time after maintenance only when it is due.
-        stored = row.deadline_at if self.at is None and start.why != "end of maintenance" else None
         outages = [span for span in self.case.outages if span[1] <= now]
-        return work_out(start, promise, limit or self.settings.missed_intervals, outages, stored)
+        over = spans_of(windows, now, *WINDOWS)
+        if is_open(windows, *WINDOWS):
+            over.pop()
+        stored = row.deadline_at if self.at is None else None
+        return work_out(start, promise, limit or self.settings.missed_intervals, Unwatched(outages, over), stored)
 
     def _state_now(self) -> tuple[State, datetime]:
         return State(self.case.row.state), self.case.row.state_changed_at
@@ -201,7 +203,9 @@ class _Judge:
         if state is State.DEGRADED:
             return "ok again with the next heartbeat that is recent enough", None
         if in_maintenance:
-            return "nothing until maintenance ends; its clock starts anew then", None
+            again = arithmetic.start.why == "end of maintenance"
+            then = "its deadline moves by the time that it took" if again else "its clock starts anew then"
+            return f"nothing until maintenance ends; {then}", None
         return self._next_missed(state, arithmetic)
 
     def _next_missed(self, state: State, arithmetic: Arithmetic) -> tuple[str, datetime | None]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import TYPE_CHECKING, Protocol
 
-from fleetbeat_shared.flapping import is_flapping
+from fleetbeat_shared.flapping import WINDOW_INTERVALS, is_flapping
 from fleetbeat_shared.liveness import UNJUDGEABLE, Promise
 from fleetbeat_worker.column_types import from_milliseconds
 from fleetbeat_worker.notices import Who, agent_notice, promise_facts
@@ -12,7 +13,7 @@ from fleetbeat_worker.store import changes as store
 from fleetbeat_worker.tables import EventType, NoticeKind
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection, Iterable, Sequence
     from datetime import datetime
     from uuid import UUID
 
@@ -38,13 +39,21 @@ def flapping_among(
 
     `coming` are those that aren't written yet.
     """
-    times = store.change_times(connection, [agent.session_id for agent in changed], now, limit - coming)
+    since = _earliest_window((agent.promise for agent in changed), now)
+    times = store.change_times(connection, [agent.session_id for agent in changed], since, limit - coming)
     often = [agent for agent in changed if agent.session_id in times]
     return {
         agent.session_id
         for agent in often
         if is_flapping([*times[agent.session_id], *[now] * coming], agent.promise, now, limit)
     }
+
+
+def _earliest_window(promises: Iterable[Promise], now: datetime) -> datetime | None:
+    """Return a moment before which no change of agents with these promises counts; None if a schedule says when."""
+    intervals = [promise.interval_seconds for promise in promises]
+    longest = max((seconds for seconds in intervals if seconds is not None), default=0.0)
+    return None if None in intervals else now - timedelta(seconds=WINDOW_INTERVALS * longest)
 
 
 def settle_recoveries(connection: Connection, batch: Batch, settings: Settings) -> None:
@@ -74,7 +83,7 @@ def mark_flapping(
     )
     notices = []
     for agent in found:
-        promised = promise_facts(agent.promise, agent.missed_limit or settings.missed_intervals)
+        promised = promise_facts(agent.promise, settings.missed_intervals)
         who = Who(agent.session_id, agent.agent_name, agent.project)
         facts = {**detail, "since": agent.since.isoformat(), **promised}
         notices.append(agent_notice(NoticeKind.FLAPPING, who, now, facts))
@@ -89,10 +98,13 @@ def find_calm(
     `changed` are those that were flagged just now.
     """
     rows = [row for row in store.find_flapping(connection) if row.session_id not in changed]
-    times = store.change_times(connection, [row.session_id for row in rows], now, settings.flapping_changes)
+    promises = [
+        Promise(row.interval_seconds, row.schedule, row.time_zone, row.grace_seconds, row.missed_limit) for row in rows
+    ]
+    since = _earliest_window(promises, now)
+    times = store.change_times(connection, [row.session_id for row in rows], since, settings.flapping_changes)
     calm, notices, unjudged = [], [], {}
-    for row in rows:
-        promise = Promise(row.interval_seconds, row.schedule, row.time_zone, row.grace_seconds)
+    for row, promise in zip(rows, promises, strict=True):
         try:
             if is_flapping(times.get(row.session_id, ()), promise, now, settings.flapping_changes):
                 continue
@@ -101,7 +113,7 @@ def find_calm(
             continue
         detail = {"state": row.state, "stuck": row.stuck_at is not None}
         calm.append((row.session_id, row.agent_name, detail))
-        facts = {**detail, **promise_facts(promise, row.missed_limit or settings.missed_intervals)}
+        facts = {**detail, **promise_facts(promise, settings.missed_intervals)}
         who = Who(row.session_id, row.agent_name, row.project)
         notices.append(agent_notice(NoticeKind.CALM, who, now, facts))
     store.mark(connection, "flapping_at", [session_id for session_id, *_ in calm], None)

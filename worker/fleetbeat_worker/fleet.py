@@ -16,12 +16,12 @@ from fleetbeat_shared.connection import redis_errors
 from fleetbeat_shared.errors import RedisUnavailable
 from fleetbeat_shared.liveness import State
 from fleetbeat_worker.database import reading
+from fleetbeat_worker.deadlines import Unwatched
 from fleetbeat_worker.judging import Judge
-from fleetbeat_worker.maintenance import read_maintenance
+from fleetbeat_worker.maintenance import read_maintenance, read_unwatched
 from fleetbeat_worker.pipeline_view import PipelineView, view_pipeline
 from fleetbeat_worker.record import Record, read_record
 from fleetbeat_worker.store.agents import newest_session, session, sessions
-from fleetbeat_worker.store.batches import read_outages
 from fleetbeat_worker.store.events import latest_events
 from fleetbeat_worker.store.pipeline import stored_pipeline
 from fleetbeat_worker.store.rejected import count_rejected
@@ -244,8 +244,9 @@ def _stale_before(settings: Settings, pipeline: PipelineView) -> datetime:
 
 def _read_judge(connection: Connection, pipeline: PipelineView, missed_limit: int) -> Judge:
     maintenance = read_maintenance(connection, stored_pipeline(connection), pipeline.now)
-    outages = read_outages(connection, maintenance.cleared_at) if maintenance.cleared_at is not None else []
-    return Judge(pipeline.as_of, missed_limit, maintenance, outages)
+    cleared = maintenance.cleared_at is not None
+    unwatched = read_unwatched(connection, maintenance, pipeline.now) if cleared else Unwatched()
+    return Judge(pipeline.as_of, missed_limit, maintenance, unwatched)
 
 
 def _view(

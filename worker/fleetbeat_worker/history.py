@@ -5,23 +5,13 @@ Pure: rows of `store.history` come in. Every moment is an integer of millisecond
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timedelta
-from functools import lru_cache
-from itertools import islice
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from fleetbeat_shared.liveness import (
-    Promise,
-    State,
-    allowed_silence_seconds,
-    deadline,
-    default_grace_seconds,
-    extend_over_outages,
-)
+from fleetbeat_shared.liveness import Promise, State, default_grace_seconds
 from fleetbeat_shared.silences import Silence
-from fleetbeat_worker.column_types import from_milliseconds, to_milliseconds
+from fleetbeat_worker.column_types import to_milliseconds
 from fleetbeat_worker.tables import EventType
 
 if TYPE_CHECKING:
@@ -38,43 +28,6 @@ PAUSES = (EventType.PAUSED, EventType.RESUMED, EventType.DEREGISTERED)
 """How a pause begins, and how it ends: a goodbye ends it too."""
 
 _BREAKS_A_SILENCE = frozenset({EventType.RECOVERED, EventType.DEREGISTERED, EventType.PAUSED})
-
-
-class DeadlineRule:
-    """When a session with a promise becomes degraded; the rules themselves are in `fleetbeat_shared.liveness`."""
-
-    def __init__(self, promise: Promise, missed_limit: int, outages: Sequence[Span]) -> None:
-        allowed = allowed_silence_seconds(promise, missed_limit)
-        self._allowed = None if allowed is None else round(allowed * 1000)
-        self._promise = promise
-        self._missed_limit = missed_limit
-        self._outages = outages
-        self._ends = [ended_at for _, ended_at in outages]
-        self.least = self._allowed or 0
-
-    def base(self, since: int) -> int:
-        """Return the deadline as if there had been no outage."""
-        if self._allowed is not None:
-            return since + self._allowed
-        return _scheduled(self._promise, since, self._missed_limit)
-
-    def __call__(self, since: int) -> int:
-        """Return the deadline of a session that is silent since a moment."""
-        first = bisect_right(self._ends, since)
-        return extend_over_outages(self.base(since), since, islice(self._outages, first, None))
-
-
-def _scheduled(promise: Promise, since: int, missed_limit: int) -> int:
-    # Slots are at whole minutes, so all of one minute have the same next one: finding it takes croniter 0.1 ms.
-    grace = timedelta(seconds=promise.grace_seconds)
-    moment = (from_milliseconds(since) + grace).replace(second=0, microsecond=0)
-    return _scheduled_after(promise, moment, missed_limit)
-
-
-@lru_cache(maxsize=16_384)
-def _scheduled_after(promise: Promise, moment: datetime, missed_limit: int) -> int:
-    grace = timedelta(seconds=promise.grace_seconds)
-    return to_milliseconds(deadline(promise, moment - grace, missed_limit))
 
 
 def promise_of(row: Row[Any]) -> Promise:

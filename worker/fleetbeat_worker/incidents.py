@@ -28,6 +28,8 @@ def find_incident(connection: Connection, silent: Sequence[Due], now: datetime) 
     incident = store.open_incident(connection) if silent else None
     if incident is None and len(silent) < INCIDENT_AGENTS:
         return None, []
+    if incident is None and not is_incident(len(silent), store.count_live(connection, 2 * len(silent))):
+        return None, []
     live = store.count_live(connection)
     span = min(agent.since for agent in silent), max(agent.since for agent in silent)
     detail = {
@@ -37,8 +39,6 @@ def find_incident(connection: Connection, silent: Sequence[Due], now: datetime) 
         "last_silent_at": span[1].isoformat(),
     }
     if incident is None:
-        if not is_incident(len(silent), live):
-            return None, []
         incident_id = store.begin(connection, now, len(silent), live, span)
     elif joins(len(silent), live, incident.started_at, now):
         incident_id = incident.id
@@ -53,12 +53,12 @@ def find_incident(connection: Connection, silent: Sequence[Due], now: datetime) 
 
 
 def end_incident(connection: Connection, now: datetime) -> list[Notice]:
-    """End the incident that is open if at least half of its agents are back; return what is told of it.
+    """End the incident that is open if it is over (`is_over`); return what is told of it.
 
     It waits for batches (`store.end`), so it comes before anything else that locks agents.
     """
     incident = store.open_incident(connection)
-    if incident is None or not is_over(incident.agents, store.count_silent(connection, incident.id)):
+    if incident is None or not is_over(incident.agents, *store.silent_of(connection, incident.id), now):
         return []
     silent = store.end(connection, incident.id, now)
     detail = {

@@ -30,12 +30,12 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from fleetbeat_shared.errors import DatabaseUnavailable
 from fleetbeat_shared.messages import Reason
-from fleetbeat_worker.batch import Understood, understand
 from fleetbeat_worker.database import flush, writing
 from fleetbeat_worker.inbox import Entry, Inbox, is_missing
 from fleetbeat_worker.log import Complaint, logger
 from fleetbeat_worker.metrics import BATCH_MESSAGES, BATCH_SECONDS, DATABASE_FAILURES, TAKEN_OVER, count, observe
-from fleetbeat_worker.transactions import put_right, send_replies, set_aside, store_entries
+from fleetbeat_worker.transactions import follow_up, put_right, set_aside, store_entries
+from fleetbeat_worker.wire import Understood, understand
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -280,9 +280,11 @@ class Ingest:
 
     def _process(self, unit: Unit) -> None:
         self._held = unit.ids
-        ahead = self._send_for_more(unit)
+        ahead = Ahead(self._inbox)
         try:
-            self._store(unit, ahead.begin)
+            now = self._now()  # before Redis is busy with what is sent for
+            ahead = self._send_for_more(unit)
+            self._store(unit, now, ahead.begin)
             self._settle()  # of the batch before this one, which had its time
         except DatabaseUnavailable as error:
             # That is no fault of the messages: they are laid down with the delivery count that they had.
@@ -369,8 +371,7 @@ class Ingest:
         self._patiently(lambda: self._inbox.release(self._consumer, unit.ids, lease, unit.deliveries))
         self._own_may_be_pending = True
 
-    def _store(self, unit: Unit, meanwhile: Callable[[], None]) -> None:
-        now = self._now()
+    def _store(self, unit: Unit, now: datetime, meanwhile: Callable[[], None]) -> None:
         started_at = time.monotonic()
         if unit.deliveries >= DIED_ALONE_THRICE:
             detail = "three times running, a process died while it worked on this message alone"
@@ -382,7 +383,7 @@ class Ingest:
         if any(batch.replies for batch in batches):
             flush(self._engine)  # whoever waits is told what is certain
         for batch in batches:
-            send_replies(self._client, batch.replies)
+            follow_up(self._client, batch)
             if any(row["awaits_session_id"] for row in batch.rejected):
                 self._put_right_at = time.monotonic() + PUT_RIGHT_SECONDS
             if any(agent.is_new for agent in batch.agents.values()):

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from fleetbeat_shared.liveness import (
@@ -11,24 +10,19 @@ from fleetbeat_shared.liveness import (
     UNJUDGEABLE,
     Promise,
     State,
-    deadline,
-    extend_over_outages,
     missed_intervals,
     shown_state,
     silent_since,
 )
-from fleetbeat_worker.column_types import from_milliseconds
+from fleetbeat_worker.column_types import from_milliseconds, to_milliseconds
+from fleetbeat_worker.deadlines import DeadlineRule, Unwatched
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from datetime import datetime
 
     from sqlalchemy import Row
 
     from fleetbeat_worker.maintenance import MaintenanceState
-
-# Most agents promise the same, and after maintenance all count from the same moment.
-_deadline_anew = lru_cache(maxsize=1024)(deadline)
 
 _WATCHED = frozenset({State.PENDING, State.OK})
 """States that time can change."""
@@ -42,8 +36,8 @@ class Judge:
     missed_limit: int
     """The fleet's; an agent's own goes first."""
     maintenance: MaintenanceState
-    outages: Sequence[tuple[int, int]]
-    """Those after the last maintenance, in milliseconds."""
+    unwatched: Unwatched
+    _rules: dict[Promise, DeadlineRule] = field(default_factory=dict)  # most agents of a fleet promise the same
 
     def state(self, row: Row[Any]) -> State:
         """Return the state to show."""
@@ -58,19 +52,19 @@ class Judge:
         return self._count(row, MISSED_COUNTED)
 
     def clock(self, row: Row[Any]) -> tuple[datetime, datetime]:
-        """Return from when on an agent's silence counts, and its deadline.
+        """Return when an agent's clock started, and its deadline.
 
-        After maintenance the clock starts anew, also where no sweep has moved the deadline yet.
+        Maintenance counts, also where no sweep has moved the deadline yet.
         """
         since = silent_since(row.registered_at, row.last_seen_at, row.resumed_at)
         cleared_at = self.maintenance.cleared_at
         if cleared_at is None or since >= cleared_at or row.state not in _WATCHED:
             return since, row.deadline_at
-        outages = [
-            (from_milliseconds(started_at), from_milliseconds(ended_at)) for started_at, ended_at in self.outages
-        ]
-        anew = extend_over_outages(_deadline_anew(_promise(row), cleared_at, self.missed_limit), cleared_at, outages)
-        return cleared_at, max(anew, row.deadline_at)
+        promise = _promise(row)
+        if promise not in self._rules:
+            self._rules[promise] = DeadlineRule(promise, self.missed_limit, self.unwatched)
+        start, deadline = self._rules[promise].clock(to_milliseconds(since))
+        return from_milliseconds(start), max(from_milliseconds(deadline), row.deadline_at)
 
     def _count(self, row: Row[Any], count_to: int) -> int | None:
         if self.as_of is None:

@@ -1,4 +1,4 @@
-"""What maintenance means for the sweep and for whoever looks: whether it is on, and since when silence counts."""
+"""What maintenance means for the sweep and for whoever looks: whether it is on, and which windows are over."""
 
 from __future__ import annotations
 
@@ -6,7 +6,12 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from fleetbeat_shared.maintenance import find_fault, last_end, running, windows_of
+from fleetbeat_shared.silences import merge
+from fleetbeat_worker.column_types import to_milliseconds
+from fleetbeat_worker.deadlines import Unwatched
+from fleetbeat_worker.history import WINDOWS, changes_of, spans_of
 from fleetbeat_worker.log import logger
+from fleetbeat_worker.store import history
 from fleetbeat_worker.store.maintenance import window_rules
 from fleetbeat_worker.store.verdicts import record
 from fleetbeat_worker.tables import EventType
@@ -29,7 +34,7 @@ class MaintenanceState:
     """Those that weren't over at the last sweep and began since, merged."""
     running: Window | None
     cleared_at: datetime | None
-    """When the last one ended: nobody's silence counts from earlier."""
+    """When the last one ended: it concerns those who were silent before."""
 
 
 def read_maintenance(connection: Connection, last: StoredPipeline, now: datetime) -> MaintenanceState:
@@ -51,6 +56,17 @@ def _usable(rules: Mapping[int, WindowRule]) -> list[WindowRule]:
         else:
             logger.error("Maintenance %s is left out: %s. End it, and start it anew.", number, fault)
     return usable
+
+
+def read_unwatched(connection: Connection, found: MaintenanceState, now: datetime) -> Unwatched:
+    """Return the outages, and the windows that are over: those that events tell, and those that none tells yet."""
+    changes = changes_of(history.fleet_changes(connection, WINDOWS))
+    over = [(window.starts_at, window.ends_at) for window in found.windows if window.ends_at is not None]
+    new = [(to_milliseconds(start), to_milliseconds(end)) for start, end in over if end <= now]
+    told = spans_of(changes, to_milliseconds(now), *WINDOWS)
+    if told and changes[-1].kind is EventType.MAINTENANCE:
+        told.pop()  # it runs still, or is among those that no sweep found over yet
+    return Unwatched(history.outages(connection), merge([*told, *new]))
 
 
 def note_maintenance(

@@ -26,7 +26,7 @@ LONGEST_NAME = 128
 LONGEST_SECONDS = 1e10
 """What is longer than three centuries is no duration."""
 NAMED = 20
-"""How many agents of an incident are named."""
+"""How many of many agents are named."""
 LATE_SECONDS = 60
 """After this time a message says that it comes late."""
 
@@ -137,7 +137,8 @@ def _at(moment: datetime | None) -> str:
 def _command(facts: Facts) -> str:
     """Return what tells more; a name is quoted, so that no shell makes anything of it."""
     if facts.agent_name is None:
-        return "fleetbeat events --limit 20" if facts.kind is NoticeKind.OUTAGE else "fleetbeat dashboard"
+        looks = {NoticeKind.OUTAGE: "events --limit 20", NoticeKind.UNJUDGED: "events --type unjudged"}
+        return f"fleetbeat {looks.get(facts.kind, 'dashboard')}"
     name = clean(facts.agent_name)
     return f"fleetbeat explain {'-- ' if name.startswith('-') else ''}{shlex.quote(name)}"
 
@@ -240,21 +241,26 @@ def _incident(facts: Facts) -> _Told:
     else:
         span, day = "at once", ""
     why = "So many at once point at what they share: a machine, a network, an account. They are told as one."
-    return f"{agents} of {live} agents went silent {span}", Mood.BAD, [f"{day}{why}", _names(facts)]
+    return f"{agents} of {live} agents went silent {span}", Mood.BAD, [f"{day}{why}", _names(facts, "Agents", "agents")]
 
 
 def _incident_over(facts: Facts) -> _Told:
-    title = f"{facts.count('back')} of {facts.count('agents')} agents that went silent together are back"
-    return title, Mood.GOOD, [f"They went silent from {_at(facts.moment('first_silent_at'))} on.", _names(facts)]
+    since = f"They went silent from {_at(facts.moment('first_silent_at'))} on."
+    names = _names(facts, "Silent still", "silent")
+    together = f"of {facts.count('agents')} agents that went silent together are"
+    if 2 * (facts.number("silent") or 0) <= (facts.number("agents") or 0):
+        return f"{facts.count('back')} {together} back", Mood.GOOD, [since, names]
+    why = "They are waited for no longer: from now on each return is told by itself."
+    return f"{facts.count('silent')} {together} silent still", Mood.BAD, [f"{since} {why}", names]
 
 
-def _names(facts: Facts) -> str:
+def _names(facts: Facts, what: str, number: str) -> str:
     names = facts.detail.get("names")
     if not isinstance(names, list) or not names:
         return ""
     shown = [_told(name, LONGEST_NAME) for name in names[:NAMED]]
-    more = int(facts.number("agents") or len(names)) - len(shown)
-    return f"Agents: {', '.join(shown)}" + (f", and {more:,} more" if more > 0 else "")
+    more = int(facts.number(number) or len(names)) - len(shown)
+    return f"{what}: {', '.join(shown)}" + (f", and {more:,} more" if more > 0 else "")
 
 
 def _outage(facts: Facts) -> _Told:
@@ -267,8 +273,16 @@ def _outage(facts: Facts) -> _Told:
 
 
 def _unjudged(facts: Facts) -> _Told:
+    why = f"Why: {_told(facts.detail.get('why'), LONGEST_TEXT)}" if facts.detail.get("why") else ""
+    if facts.agent_name is None:
+        what = "Their rows in the database can't be judged, all for one reason. They are left out until that changes."
+        return (
+            f"{facts.count('agents')} agents can't be judged",
+            Mood.BAD,
+            [what, why, _names(facts, "Agents", "agents")],
+        )
     what = "Its row in the database can't be judged. It is left out until it changes; a new registration mends most."
-    return f"{facts.who} can't be judged", Mood.BAD, [what, *_doing(facts)]
+    return f"{facts.who} can't be judged", Mood.BAD, [what, why, *_doing(facts)]
 
 
 _KINDS: dict[NoticeKind, Callable[[Facts], _Told]] = {

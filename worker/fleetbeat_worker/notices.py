@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from fleetbeat_worker.tables import NoticeKind
 
 NAMED = 20
-"""How many agents the notice of an incident names."""
+"""How many agents a notice of many names."""
 
 
 class Who(NamedTuple):
@@ -40,17 +40,18 @@ def agent_notice(
     return Notice(kind, key, dict(detail), *who)
 
 
-def fleet_notice(kind: NoticeKind, changed_at: datetime, detail: Mapping[str, Any]) -> Notice:
-    """Return the notice of a change of the whole fleet."""
-    return Notice(kind, f"{kind.value}:{to_milliseconds(changed_at)}", dict(detail))
+def fleet_notice(kind: NoticeKind, changed_at: datetime, detail: Mapping[str, Any], *, number: int = 0) -> Notice:
+    """Return the notice of a change of the whole fleet, or of many agents at once; `number`: of those of a moment."""
+    key = f"{kind.value}:{to_milliseconds(changed_at)}"
+    return Notice(kind, f"{key}:{number}" if number else key, dict(detail))
 
 
 def promise_facts(promise: Promise, missed_limit: int) -> dict[str, Any]:
-    """Return what an agent had promised, as facts."""
+    """Return what an agent had promised, as facts; `missed_limit` is the fleet's."""
     return {
         "interval_seconds": promise.interval_seconds,
         "schedule": promise.schedule,
         "time_zone": promise.time_zone,
         "grace_seconds": promise.grace_seconds,
-        "missed_limit": missed_limit,
+        "missed_limit": promise.limit(missed_limit),
     }

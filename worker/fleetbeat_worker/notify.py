@@ -47,8 +47,6 @@ JITTER = 0.25
 """By which part of it the pause is shorter or longer, so that not all come at once to a receiver that is back."""
 LONGEST_FAILURE = 500
 
-_FLEET_WIDE = {NoticeKind.INCIDENT, NoticeKind.INCIDENT_OVER, NoticeKind.OUTAGE}
-
 
 @dataclass(slots=True)
 class NotifyReport:
@@ -131,8 +129,7 @@ class _Run:
             self._take_down(parcels[outcome.notice_id], outcome)
 
     def _wanted(self, row: Row[Any]) -> list[Target]:
-        fleet_wide = row.kind in _FLEET_WIDE
-        return targets_for(self._targets, row.agent_name, row.project, fleet_wide=fleet_wide)
+        return targets_for(self._targets, row.agent_name, row.project, fleet_wide=row.agent_name is None)
 
     def _rounds(self, parcels: dict[int, _Parcel]) -> list[Round]:
         """Return what each target gets, without what it has already."""
@@ -219,15 +216,23 @@ def pause_after(attempts: int) -> timedelta:
 def announce(client: Redis, engine: Engine) -> None:
     """Tell the dispatcher, which asks no database, when the next notification is due. Raises DatabaseUnavailable.
 
-    Each sweep does, after its own changes and those that were stored since the last one.
+    Each sweep does, after its own changes, and each job that sent some.
     """
     with reading(engine) as connection:
         due_at = store.next_due(connection)
+    expect(client, None if due_at is None else to_milliseconds(due_at))
+
+
+def expect(client: Redis, due_at: int | None) -> None:
+    """Tell the dispatcher when notifications are due, in milliseconds since 1970; None: none is.
+
+    A batch that wrote some says so, and asks nothing of the database: they are due at once.
+    """
     try:
         if due_at is None:
             client.delete(NOTICES_DUE)
         else:
-            client.set(NOTICES_DUE, to_milliseconds(due_at))
+            client.set(NOTICES_DUE, due_at)
     except RedisError as error:  # away, or full: the next sweep tells it
         logger.debug("The dispatcher can't be told of notifications: %s", type(error).__name__)
 

@@ -35,14 +35,14 @@ def find_reminders(
         if row.state_changed_at + number * every <= before:
             continue
         signs = (row.registered_at, row.last_seen_at, row.resumed_at)
-        promise = Promise(row.interval_seconds, row.schedule, row.time_zone, row.grace_seconds)
+        promise = Promise(row.interval_seconds, row.schedule, row.time_zone, row.grace_seconds, row.missed_limit)
         facts = {
             "since": max(moment for moment in signs if moment is not None).isoformat(),
             "degraded_at": row.state_changed_at.isoformat(),
             "deadline_at": row.deadline_at.isoformat(),
             "watermark": watermark.isoformat(),
             "number": number,
-            **promise_facts(promise, row.missed_limit or settings.missed_intervals),
+            **promise_facts(promise, settings.missed_intervals),
             **{name: getattr(row, name) for name in ("current_work", "progress", "summary", "error")},
         }
         who = Who(row.session_id, row.agent_name, row.project)

@@ -100,7 +100,7 @@ def flag_silent(  # noqa: PLR0913, PLR0917 - what the flags tell
             "since": agent.since.isoformat(),
             "deadline_at": agent.deadline_at.isoformat(),
             "watermark": watermark.isoformat(),
-            **promise_facts(agent.promise, agent.missed_limit or settings.missed_intervals),
+            **promise_facts(agent.promise, settings.missed_intervals),
             **work.get(agent.session_id, {}),
         }
         who = Who(agent.session_id, agent.agent_name, agent.project)

@@ -156,7 +156,7 @@ def decide(
         outage_seconds=gap.total_seconds() if gap else None,
         degraded=changes.degraded,
         stuck=changes.named(NoticeKind.STUCK),
-        unjudged=changes.named(NoticeKind.UNJUDGED),
+        unjudged=changes.unjudged,
         trimmed=trimmed,
         lost_backlog=lost_backlog,
         resumed=changes.resumed,

@@ -16,12 +16,14 @@ from fleetbeat_shared.errors import DatabaseUnavailable
 from fleetbeat_shared.messages import Reason
 from fleetbeat_shared.names import REPLY_SECONDS, reply_key
 from fleetbeat_shared.text import clean
-from fleetbeat_worker.batch import Batch, Facts, own_ids, understand
+from fleetbeat_worker.batch import Batch
 from fleetbeat_worker.column_types import from_milliseconds, to_milliseconds
 from fleetbeat_worker.database import reading, rolled_back_by_conflict, writing
 from fleetbeat_worker.flapping import settle_recoveries
 from fleetbeat_worker.log import logger
 from fleetbeat_worker.metrics import DATABASE_RETRIES, INGESTED, RECOVERED, REJECTED, count
+from fleetbeat_worker.notify import expect
+from fleetbeat_worker.records import Facts
 from fleetbeat_worker.store.batches import (
     find_overtaken,
     give_up,
@@ -32,6 +34,7 @@ from fleetbeat_worker.store.batches import (
     write_batch,
 )
 from fleetbeat_worker.tables import EventType
+from fleetbeat_worker.wire import own_ids, understand
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
@@ -43,8 +46,8 @@ if TYPE_CHECKING:
 
     from fleetbeat_shared.replies import Reply
     from fleetbeat_shared.settings import Settings
-    from fleetbeat_worker.batch import Understood
     from fleetbeat_worker.inbox import Entry
+    from fleetbeat_worker.wire import Understood
 
 CONFLICT_TRIES = 10
 """How often a batch that lost against another transaction is tried again at once."""
@@ -125,7 +128,7 @@ def put_right(engine: Engine, client: Redis, now: datetime, settings: Settings) 
             return count
         for batch in _apply_overtaken(engine, ids, now, settings):
             count += len(batch.heartbeats) + sum(agent.is_new for agent in batch.agents.values())
-            send_replies(client, batch.replies)
+            follow_up(client, batch)
 
 
 def _apply_overtaken(engine: Engine, ids: Sequence[int], now: datetime, settings: Settings) -> list[Batch]:
@@ -154,7 +157,7 @@ def apply_rejected(engine: Engine, client: Redis, now: datetime, settings: Setti
             connection.rollback()
         else:
             write_batch(connection, batch)
-    send_replies(client, batch.replies)
+    follow_up(client, batch)
     return batch
 
 
@@ -213,6 +216,13 @@ def _count(batch: Batch) -> None:
 def _what_failed(error: Exception) -> str:
     lines = str(getattr(error, "orig", None) or error).splitlines()
     return clean(f"{type(error).__name__}: {lines[0] if lines else ''}")[:500]
+
+
+def follow_up(client: Redis, batch: Batch) -> None:
+    """Tell in Redis what a committed batch is to others: answers to senders that wait, and notices to be sent."""
+    send_replies(client, batch.replies)
+    if batch.notices:
+        expect(client, batch.facts.now)
 
 
 def send_replies(client: Redis, replies: Collection[tuple[UUID, Reply]]) -> None:

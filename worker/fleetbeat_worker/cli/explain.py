@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 import click
@@ -20,7 +21,6 @@ from fleetbeat_worker.explain import explain as run_explain
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from datetime import datetime
     from uuid import UUID
 
     from rich.console import RenderableType
@@ -46,13 +46,13 @@ CLOCK_SECONDS = 5.0
 @click.option("--session", "session_id", type=click.UUID, metavar="ID", help="The session with this id.")
 @click.option(
     "--at",
-    type=MomentType(),
+    type=MomentType("2h for 2 h ago"),
     help="Explain a moment of before: ISO 8601 (local time unless it says a zone), or how long ago it was: 2h.",
 )
 @json_option
 @common_options
 def explain(
-    *, settings: Settings, name: str | None, session_id: UUID | None, at: datetime | None, as_json: bool
+    *, settings: Settings, name: str | None, session_id: UUID | None, at: datetime | timedelta | None, as_json: bool
 ) -> None:
     """Say how an agent is judged, as of when, and every fact behind it, with the sum that gives its deadline.
 
@@ -63,7 +63,8 @@ def explain(
         raise click.UsageError(message)
     asked = session_id or normalise_name(name or "")
     with open_database(settings) as engine, open_redis(settings) as client:
-        found = run_explain(settings, engine, client, asked, at)
+        moment = datetime.now(UTC) - at if isinstance(at, timedelta) else at
+        found = run_explain(settings, engine, client, asked, moment)
     if as_json:
         print_json(found.to_json())
     else:
@@ -143,8 +144,6 @@ def _flagged(found: Explanation) -> str:
 
 def _told(value: object) -> str:
     """Return a moment of an event's detail as the rest of the page has it."""
-    from datetime import UTC, datetime
-
     try:
         return exact(datetime.fromisoformat(str(value)).astimezone(UTC))
     except ValueError:

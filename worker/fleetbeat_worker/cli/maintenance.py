@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from itertools import islice, pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -10,49 +10,35 @@ import click
 from rich.text import Text
 
 from fleetbeat_shared.connection import redis_errors
-from fleetbeat_shared.durations import format_duration, parse_duration
+from fleetbeat_shared.durations import format_duration
 from fleetbeat_shared.errors import FleetbeatError
-from fleetbeat_shared.maintenance import Window, WindowRule, find_fault, is_never_due, next_start, running, windows_of
+from fleetbeat_shared.maintenance import Window, WindowRule, find_fault, next_start, running, windows_of
 from fleetbeat_shared.schedules import check_schedule, find_time_zone, slots_after
+from fleetbeat_worker.cli.moments import DurationType, MomentType
 from fleetbeat_worker.cli.options import ROW_ID, common_options, example, json_option, open_database, open_redis
-from fleetbeat_worker.cli.output import console, counted, plain_table, print_json, safe, stamp
-from fleetbeat_worker.cli.pauses import Duration, Reason
+from fleetbeat_worker.cli.output import console, plain_table, print_json, safe, stamp
+from fleetbeat_worker.cli.pauses import Reason
 from fleetbeat_worker.database import reading, writing
 from fleetbeat_worker.inbox import Inbox
-from fleetbeat_worker.store.maintenance import add, cut, end as end_for_good, promises, window_rules
+from fleetbeat_worker.store.maintenance import add, cut, end as end_for_good, window_rules
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from rich.table import Table
 
-    from fleetbeat_shared.liveness import Promise
     from fleetbeat_shared.settings import Settings
 
 SLOTS_COMPARED = 100
 """How many of a schedule's times are looked at to tell whether its windows would leave no time between them."""
 
 
-class _Start(click.ParamType["datetime | timedelta"]):
-    """A moment: ISO 8601, in local time unless it has a zone, or how long from now."""
-
-    name = "TIME"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime | timedelta:  # noqa: ANN401
-        """Return the moment, or the time until it."""
-        try:
-            return datetime.fromisoformat(str(value)).astimezone(UTC)
-        except (ValueError, OverflowError):
-            pass
-        try:
-            return timedelta(seconds=parse_duration(str(value)))
-        except (ValueError, OverflowError):
-            self.fail(f"{value!r} is no time; write for example 2026-01-31T22:00, or 2h for in two hours.", param, ctx)
-
-
 @click.group()
 def maintenance() -> None:
-    """Have nobody flagged for a time. At its end every agent's clock starts anew."""
+    """Have nobody flagged for a time. At its end every agent's clock starts anew.
+
+    Of windows that come again and again the first one starts it anew; the others move its deadline by their time.
+    """
 
 
 @maintenance.command(
@@ -62,9 +48,12 @@ def maintenance() -> None:
         'fleetbeat maintenance start --cron "0 3 * * 0" --time-zone Europe/Berlin --for 1h',
     )
 )
-@click.option("--for", "length", type=Duration(), help="How long: 30m, 2h; until `end` if not given.")
+@click.option("--for", "length", type=DurationType(), help="How long: 30m, 2h; until `end` if not given.")
 @click.option(
-    "--at", "start_at", type=_Start(), help="When it begins: ISO 8601, or 2h for in two hours; now if not given."
+    "--at",
+    "start_at",
+    type=MomentType("2h for in two hours"),
+    help="When it begins: ISO 8601, or 2h for in two hours; now if not given.",
 )
 @click.option("--cron", metavar="EXPRESSION", help="Again and again, at the times of a cron expression of five fields.")
 @click.option("--time-zone", metavar="ZONE", help="IANA name of the zone that --cron means; UTC if not given.")
@@ -98,13 +87,9 @@ def start(  # noqa: PLR0913 - one parameter per option
         rule = WindowRule(rule.starts_at, rule.starts_at + length, reason=reason)
     with open_database(settings) as engine, writing(engine) as connection:
         number = add(connection, rule, now)
-        promised = promises(connection) if rule.schedule is not None else {}
-    warning = _warning(rule, promised, settings.missed_intervals)
     if as_json:
-        print_json({"ok": True, **_json(number, rule, now), "warning": warning})
+        print_json({"ok": True, **_json(number, rule, now)})
     else:
-        if warning:
-            click.echo(f"Warning: {warning}", err=True)
         click.echo(f"Maintenance {number}: {_span(rule)}. End it with: fleetbeat maintenance end {number}")
 
 
@@ -193,22 +178,6 @@ def _refuse_without_gaps(schedule: str, zone: str, since: datetime, length: time
             f"{format_duration(shortest.total_seconds())} apart: nobody would ever be flagged. Give a shorter --for."
         )
         raise click.UsageError(message)
-
-
-def _warning(rule: WindowRule, promised: Mapping[Promise, int], missed_limit: int) -> str | None:
-    """Return what to say of agents that are never flagged because each window starts their clock anew."""
-    if rule.schedule is None:
-        return None
-    length = timedelta(seconds=rule.duration_seconds or 0)
-    slots = islice(slots_after(rule.schedule, rule.time_zone or "UTC", rule.starts_at), SLOTS_COMPARED)
-    found = [Window(slot, slot + length) for slot in slots]
-    number = sum(count for promise, count in promised.items() if is_never_due(promise, found, missed_limit))
-    if not number:
-        return None
-    return (
-        f"{counted(number, 'live agent')} may be silent for longer than the time between two of these windows, and as "
-        "each starts every clock anew, would never be flagged. See: fleetbeat agents list"
-    )
 
 
 def _redis_time(settings: Settings) -> datetime:

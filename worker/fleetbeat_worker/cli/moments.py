@@ -25,36 +25,42 @@ class DurationType(click.ParamType[timedelta]):
         if isinstance(value, timedelta):
             return value
         try:
-            duration = timedelta(seconds=parse_duration(str(value)))
-        except (ValueError, OverflowError):
-            self.fail(f"{value!r} is no duration; write for example 30s, 5m, 6h or 1d.", param, ctx)
-        if duration > LONGEST or (not duration and not self._zero):
+            seconds = parse_duration(str(value))
+        except ValueError as error:
+            self.fail(f"{error}.", param, ctx)
+        if seconds > LONGEST.total_seconds() or (not seconds and not self._zero):
             self.fail(f"{value!r} is out of range; take more than 0s and at most {LONGEST.days}d.", param, ctx)
-        return duration
+        return timedelta(seconds=seconds)
 
 
-class MomentType(click.ParamType[datetime]):
-    """A moment: ISO 8601, in local time unless it says a zone; or how long ago it was, as a duration."""
+class MomentType(click.ParamType["datetime | timedelta"]):
+    """A moment: ISO 8601, in local time unless it says a zone; or a duration: how long ago, or from now, it is.
+
+    `example`: what a duration means where it is asked for, for who writes neither.
+    """
 
     name = "TIME"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime:  # noqa: ANN401
-        """Return the moment that a text names, in UTC."""
-        if isinstance(value, datetime):
+    def __init__(self, example: str) -> None:
+        self._example = example
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime | timedelta:  # noqa: ANN401
+        """Return the moment that a text names, in UTC, or how far it is from now."""
+        if isinstance(value, datetime | timedelta):
             return value
         text = str(value).strip()
-        for read in (_ago, _iso):
+        for read in (_iso, _duration):
             try:
                 return read(text)
             except (ValueError, OverflowError):
                 continue
-        message = f"{value!r} is no time; write for example 2026-01-31T08:15, 2026-01-31T08:15:00Z, or 2h for 2 h ago."
+        message = f"{value!r} is no time; write for example 2026-01-31T08:15, 2026-01-31T08:15:00Z, or {self._example}."
         return self.fail(message, param, ctx)
-
-
-def _ago(text: str) -> datetime:
-    return datetime.now(UTC) - timedelta(seconds=parse_duration(text))
 
 
 def _iso(text: str) -> datetime:
     return datetime.fromisoformat(text).astimezone(UTC)
+
+
+def _duration(text: str) -> timedelta:
+    return timedelta(seconds=parse_duration(text))

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 import click
 
 from fleetbeat_shared.connection import redis_errors
-from fleetbeat_shared.durations import parse_duration
 from fleetbeat_shared.errors import FleetbeatError, SessionEnded, UnknownSession
 from fleetbeat_shared.identifiers import normalise_name
 from fleetbeat_shared.text import clean
+from fleetbeat_worker.cli.moments import DurationType
 from fleetbeat_worker.cli.options import common_options, example, json_option, open_database, open_redis
 from fleetbeat_worker.cli.output import counted, print_json, stamp
 from fleetbeat_worker.database import writing
@@ -22,31 +21,15 @@ from fleetbeat_worker.store.agents import name_is_known, session as find_session
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from datetime import datetime, timedelta
 
     from sqlalchemy import Connection
 
     from fleetbeat_shared.settings import Settings
     from fleetbeat_worker.store.pauses import PausedAgent
 
-LONGEST_SECONDS = 10 * 366 * 86_400
 MAX_REASON = 500
 """As long as a progress text may be."""
-
-
-class Duration(click.ParamType[timedelta]):
-    """A time above zero, as people write it."""
-
-    name = "DURATION"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> timedelta:  # noqa: ANN401
-        """Return the time that a text means."""
-        try:
-            seconds = parse_duration(str(value))
-        except ValueError as error:
-            self.fail(f"{error}.", param, ctx)
-        if not 0 < seconds <= LONGEST_SECONDS:
-            self.fail(f"{value!r} is not above 0 and at most ten years; write for example 2h.", param, ctx)
-        return timedelta(seconds=seconds)
 
 
 class Reason(click.ParamType[str]):
@@ -75,7 +58,7 @@ def _whose(command: Callable[..., None]) -> Callable[..., None]:
     )
 )
 @_whose
-@click.option("--for", "length", type=Duration(), help="How long: 30m, 2h, 1d; until `resume` if not given.")
+@click.option("--for", "length", type=DurationType(), help="How long: 30m, 2h, 1d; until `resume` if not given.")
 @click.option("--reason", type=Reason(), help="Why; shown with the agent and in its events.")
 @json_option
 @common_options

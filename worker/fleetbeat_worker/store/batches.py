@@ -11,19 +11,18 @@ from sqlalchemy import and_, bindparam, delete, exists, insert, or_, select, tex
 
 from fleetbeat_shared.liveness import Promise, State
 from fleetbeat_shared.messages import Heartbeat, Reason, Register
-from fleetbeat_worker.batch import (
+from fleetbeat_worker.batch import Batch, is_plain
+from fleetbeat_worker.column_types import Instant, from_milliseconds, to_milliseconds
+from fleetbeat_worker.doing import DOING
+from fleetbeat_worker.inbox import Entry, is_credible, is_credible_place
+from fleetbeat_worker.records import (
     HEARTBEAT_COLUMNS,
     REPORTED,
     STRAY_COLUMNS,
     AgentRecord,
-    Batch,
     Facts,
     LivenessRecord,
-    is_plain,
 )
-from fleetbeat_worker.column_types import Instant, from_milliseconds, to_milliseconds
-from fleetbeat_worker.doing import DOING
-from fleetbeat_worker.inbox import Entry, is_credible, is_credible_place
 from fleetbeat_worker.store import bulk
 from fleetbeat_worker.store.notifications import put
 from fleetbeat_worker.store.tasks import count_tasks_of
@@ -64,7 +63,7 @@ _REPORT_COLUMNS = ("session_id", "reported_at", "reported_entry", "current_work"
 _SEEN_COLUMNS = ("session_id", "state", "state_changed_at", "last_seen_at", "deadline_at")
 _PROMISE_COLUMNS = ("interval_seconds", "schedule", "time_zone", "grace_seconds", "missed_limit")
 _LIVENESS_COLUMNS = (*_SEEN_COLUMNS, "registered_at", "resumed_at", *_PROMISE_COLUMNS)
-_STANDING = ("project", "changed_at", "stuck_at", "flapping_at", "incident_id", "unjudged_at")
+_STANDING = ("project", "changed_at", "stuck_at", "flapping_at", "unjudged_at")
 _key_of = attrgetter("session_id.int")
 _seen_of = attrgetter(*_SEEN_COLUMNS)
 _liveness_of = attrgetter(
@@ -85,6 +84,8 @@ _OF_AN_AGENT = [
     *(_AGENTS.c[name] for name in _STANDING),
     *(_AGENTS.c[name] for name in DOING),
 ]
+
+_OF_THE_SILENT = [_LIVENESS.c.session_id, _LIVENESS.c.incident_id]
 
 # Built once, here: building and adapting them for each batch took a third of a small batch's time.
 _READ_PIPELINE = select(Pipeline.watermark, Pipeline.unjudged, exists(select(Task.id)))
@@ -222,6 +223,9 @@ def _read_agents(
             **dict(zip(_STANDING, more, strict=False)),
             doing=dict(zip(DOING, more[len(_STANDING) :], strict=True)),
         )
+    silent = [key for key, agent in agents.items() if agent.state is State.DEGRADED]
+    for session_id, (incident_id,) in bulk.select(connection, _OF_THE_SILENT, silent):
+        agents[session_id].incident_id = incident_id
     return agents
 
 

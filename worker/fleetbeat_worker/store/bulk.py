@@ -11,6 +11,9 @@ from functools import lru_cache
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
+from sqlalchemy import bindparam, text
+from sqlalchemy.types import NullType
+
 from fleetbeat_worker.column_types import Identifier, Instant, JsonObject, to_json
 from fleetbeat_worker.store.arrays import array_of, element_type
 
@@ -18,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from uuid import UUID
 
-    from sqlalchemy import Column, Connection, Table
+    from sqlalchemy import Column, ColumnElement, Connection, Table
 
     from fleetbeat_worker.store.arrays import Array
 
@@ -51,6 +54,14 @@ def select(
         parameters = tuple(by_bytes)
     for found, *row in connection.exec_driver_sql(statement, parameters).all():
         yield by_bytes[found], row
+
+
+def among(connection: Connection, column: Column[Any], keys: Sequence[UUID]) -> ColumnElement[bool]:
+    """Return the condition that a column is one of some keys, with one parameter on PostgreSQL instead of as many."""
+    if connection.dialect.name == "postgresql":
+        named = text(f"{column.table.name}.{column.name} = ANY(CAST(:keys AS uuid[]))")
+        return named.bindparams(bindparam("keys", array_of(column, keys), type_=NullType()))  # type: ignore[return-value] # SQLAlchemy takes text for a condition
+    return column.in_(keys)
 
 
 def insert(connection: Connection, table: Table, names: Sequence[str], rows: Sequence[Sequence[Any]]) -> int:
@@ -93,17 +104,38 @@ def update(
     else:
         columns, values = [table.c[name] for name in names], list(zip(*rows, strict=True))
     key, *changed = columns
-    on_postgresql = connection.dialect.name == "postgresql"
     new = "{0} = COALESCE({1}, t.{0})" if keep_when_null else "{0} = {1}"
-    given = [_moment(column) if on_postgresql else f"v.column{place}" for place, column in enumerate(changed, start=2)]
-    sets = ", ".join(new.format(column.name, value) for column, value in zip(changed, given, strict=True))
-    begin = f"UPDATE {table.name} AS t SET {sets} FROM"  # noqa: S608 - as above
-    if on_postgresql:
-        statement = f"{begin} {_unnest(columns)} WHERE t.{key.name} = v.{key.name}"
+    if connection.dialect.name == "postgresql":
+        sets = ", ".join(new.format(column.name, _moment(column)) for column in changed)
+        statement = f"UPDATE {table.name} AS t SET {sets} FROM {_unnest(columns)} WHERE t.{key.name} = v.{key.name}"  # noqa: S608 - as above
         connection.exec_driver_sql(statement, _arrays(columns, values))
-    else:
-        where = f"WHERE t.{key.name} = v.column1"
-        _in_steps(connection, columns, values, lambda rows: f"{begin} (VALUES {rows}) AS v {where}")
+        return
+    # Row by row: from a list of values SQLite would look up each row twice.
+    sets = ", ".join(new.format(column.name, f"?{place}") for place, column in enumerate(changed, start=2))
+    statement = f"UPDATE {table.name} AS t SET {sets} WHERE t.{key.name} = ?1"  # noqa: S608 - as above
+    converted = [_plain(column, of_column) for column, of_column in zip(columns, values, strict=True)]
+    connection.exec_driver_sql(statement, list(zip(*converted, strict=True)))
+
+
+def update_all(connection: Connection, table: Table, keys: Sequence[UUID], values: Mapping[str, Any]) -> None:
+    """Give the same values to all rows with these primary keys."""
+    if not keys:
+        return
+    (key,) = table.primary_key.columns
+    columns = [table.c[name] for name in values]
+    on_postgresql = connection.dialect.name == "postgresql"
+    given = ["TIMESTAMPTZ 'epoch' + %s * INTERVAL '1 ms'" if isinstance(c.type, Instant) else "%s" for c in columns]
+    sets = ", ".join(
+        f"{column.name} = {value if on_postgresql else '?'}" for column, value in zip(columns, given, strict=True)
+    )
+    begin = f"UPDATE {table.name} SET {sets} WHERE {key.name}"  # noqa: S608 - as above
+    if on_postgresql:
+        statement = f"{begin} = ANY(CAST(%s AS uuid[]))"
+        connection.exec_driver_sql(statement, (*values.values(), array_of(key, keys)))
+        return
+    for start in range(0, len(keys), ROWS_AT_ONCE):
+        some = [one.bytes for one in keys[start : start + ROWS_AT_ONCE]]
+        connection.exec_driver_sql(f"{begin} IN {_places(1, len(some))}", (*values.values(), *some))
 
 
 def _said(

@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import bindparam, exists, func, select, text
 
-from fleetbeat_shared.flapping import WINDOW_INTERVALS
 from fleetbeat_shared.liveness import State
 from fleetbeat_worker.column_types import Instant, to_milliseconds
 from fleetbeat_worker.store import bulk
-from fleetbeat_worker.tables import Agent, Event, EventType, Liveness, OutageRow
+from fleetbeat_worker.tables import Agent, Event, EventType, Liveness
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -23,8 +22,8 @@ if TYPE_CHECKING:
 _AGENTS: Table = Agent.__table__  # type: ignore[assignment] # a mapped class has a Table
 _EVENTS: Table = Event.__table__  # type: ignore[assignment] # as above
 
-IDS_AT_ONCE = 1000
-"""How many sessions one query names."""
+IDS_AT_ONCE = 10_000
+"""How many sessions one query names: SQLite takes 32,766 parameters at most."""
 
 _ARE_CHANGES = text("events.type IN ('degraded', 'recovered')")  # as in the index, word for word
 _PROMISE: tuple[Any, ...] = (
@@ -35,6 +34,7 @@ _PROMISE: tuple[Any, ...] = (
     Liveness.missed_limit,
 )
 _NAMED: tuple[Any, ...] = (Agent.session_id, Agent.agent_name, Agent.project)
+_NAMES = select(*_NAMED)
 
 
 def _after(connection: Connection, seconds: str) -> str:
@@ -48,26 +48,25 @@ def _some_at_once(ids: Collection[UUID]) -> Iterator[list[UUID]]:
 
 
 def change_times(
-    connection: Connection, ids: Collection[UUID], now: datetime, more_than: int
+    connection: Connection, ids: Collection[UUID], since: datetime | None, more_than: int
 ) -> dict[UUID, list[datetime]]:
-    """Return when agents became degraded or recovered, of those that did so more often than that.
+    """Return when agents became degraded or recovered, of those that did so more often than that since a moment.
 
-    Looked back upon are the last twenty intervals; with a schedule, all that is kept.
+    With None, since whenever. They aren't joined to anything: PostgreSQL might sort all ids anew for each row it joins.
     """
-    window = _after(connection, f"{WINDOW_INTERVALS}.0 * liveness.interval_seconds")
-    recent = text(f"(liveness.interval_seconds IS NULL OR events.occurred_at > :now - {window})")
-    recent = recent.bindparams(bindparam("now", now, type_=Instant))
     often: list[UUID] = []
     for some in _some_at_once(ids):
-        query = select(Event.session_id).join(Liveness, Liveness.session_id == Event.session_id)
-        query = query.where(Event.session_id.in_(some), _ARE_CHANGES, recent)
+        query = select(Event.session_id).where(bulk.among(connection, _EVENTS.c.session_id, some), _ARE_CHANGES)
+        if since is not None:
+            query = query.where(Event.occurred_at > since)
         found = connection.execute(query.group_by(Event.session_id).having(func.count() > more_than))
         often += [session_id for session_id in found.scalars() if session_id is not None]
     times: dict[UUID, list[datetime]] = defaultdict(list)
     for some in _some_at_once(often):
         session_id: Any  # events of the fleet have none, those of agents do
-        moments = select(Event.session_id, Event.occurred_at).where(Event.session_id.in_(some), _ARE_CHANGES)
-        for session_id, occurred_at in connection.execute(moments):
+        moments = select(Event.session_id, Event.occurred_at).where(_ARE_CHANGES)
+        named = bulk.among(connection, _EVENTS.c.session_id, some)
+        for session_id, occurred_at in connection.execute(moments.where(named)):
             times[session_id].append(occurred_at)
     return times
 
@@ -115,12 +114,6 @@ def find_stuck_candidates(connection: Connection, watermark: datetime, fleet_lim
     ]
 
 
-def outages_since(connection: Connection, moment: datetime) -> list[tuple[datetime, datetime]]:
-    """Return the spans after a moment in which nobody watched, in their order."""
-    query = select(OutageRow.started_at, OutageRow.ended_at).where(OutageRow.ended_at > moment)
-    return [(row[0], row[1]) for row in connection.execute(query.order_by(OutageRow.started_at))]
-
-
 def find_degraded(connection: Connection, before: datetime) -> Sequence[Row[Any]]:
     """Return the agents that have been degraded since before a moment and are told of by themselves."""
     said = (Agent.current_work, Agent.progress, Agent.summary, Agent.error)
@@ -133,7 +126,7 @@ def find_degraded(connection: Connection, before: datetime) -> Sequence[Row[Any]
             Liveness.state == State.DEGRADED.value,
             Liveness.state_changed_at <= before,
             Agent.flapping_at.is_(None),
-            Agent.incident_id.is_(None),
+            Liveness.incident_id.is_(None),
             Agent.unjudged_at.is_(None),
         )
     )
@@ -143,18 +136,17 @@ def find_degraded(connection: Connection, before: datetime) -> Sequence[Row[Any]
 def work_of(connection: Connection, ids: Collection[UUID]) -> dict[UUID, dict[str, Any]]:
     """Return what agents last said of their work."""
     names = ("current_work", "progress", "summary", "error")
-    query = select(Agent.session_id, *(getattr(Agent, name) for name in names))
+    columns = [_AGENTS.c[name] for name in ("session_id", *names)]
     return {
         session_id: dict(zip(names, said, strict=True))
         for some in _some_at_once(ids)
-        for session_id, *said in connection.execute(query.where(Agent.session_id.in_(some)))
+        for session_id, said in bulk.select(connection, columns, some)
     }
 
 
-def name_of(connection: Connection, session_id: UUID) -> tuple[str, str | None]:
-    """Return an agent's name and its project."""
-    row = connection.execute(select(Agent.agent_name, Agent.project).where(Agent.session_id == session_id)).one()
-    return row[0], row[1]
+def names_of(connection: Connection, ids: Collection[UUID]) -> list[Row[Any]]:
+    """Return agents' sessions, names and projects."""
+    return [row for some in _some_at_once(ids) for row in connection.execute(_NAMES.where(Agent.session_id.in_(some)))]
 
 
 def count_unjudged(connection: Connection) -> int:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
 _NOT_LIVE = (State.ENDED.value, State.PAUSED.value)
+_SILENT = Liveness.state == State.DEGRADED.value
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,10 +39,10 @@ def open_incident(connection: Connection) -> OpenIncident | None:
     return None if row is None else OpenIncident(*row)
 
 
-def count_live(connection: Connection) -> int:
-    """Return how many agents are neither ended nor paused."""
-    query = select(func.count()).select_from(Liveness).where(Liveness.state.not_in(_NOT_LIVE))
-    return connection.execute(query).scalar_one()
+def count_live(connection: Connection, at_most: int | None = None) -> int:
+    """Return how many agents are neither ended nor paused; `at_most`: when so many are found that is enough."""
+    live = select(Liveness.session_id).where(Liveness.state.not_in(_NOT_LIVE)).limit(at_most).subquery()
+    return connection.execute(select(func.count()).select_from(live)).scalar_one()
 
 
 def begin(connection: Connection, now: datetime, agents: int, live_agents: int, span: tuple[datetime, datetime]) -> int:
@@ -61,11 +62,11 @@ def extend(connection: Connection, incident: OpenIncident, agents: int, span: tu
     connection.execute(update(Incident).where(Incident.id == incident.id).values(values))
 
 
-def count_silent(connection: Connection, incident_id: int) -> int:
-    """Return how many of an incident's agents are silent still."""
-    query = select(func.count()).select_from(Agent).join(Liveness, Liveness.session_id == Agent.session_id)
-    query = query.where(Agent.incident_id == incident_id, Liveness.state == State.DEGRADED.value)
-    return connection.execute(query).scalar_one()
+def silent_of(connection: Connection, incident_id: int) -> tuple[int, datetime | None]:
+    """Return how many of an incident's agents are silent still, and when the last of them was flagged."""
+    query = select(func.count(), func.max(Liveness.state_changed_at))
+    row = connection.execute(query.where(Liveness.incident_id == incident_id, _SILENT)).one()
+    return row[0], row[1]
 
 
 def end(connection: Connection, incident_id: int, now: datetime) -> list[str]:
@@ -74,12 +75,12 @@ def end(connection: Connection, incident_id: int, now: datetime) -> list[str]:
     It locks the agents in the order of their keys, as batches do, and waits for them: whoever is locked already by the
     same transaction may make a circle of it.
     """
-    members = select(Agent.session_id).join(Liveness, Liveness.session_id == Agent.session_id)
-    members = members.where(Agent.incident_id == incident_id).order_by(Liveness.session_id)
-    connection.execute(members.with_for_update(of=Liveness)).fetchall()
-    silent = select(Agent.agent_name).join(Liveness, Liveness.session_id == Agent.session_id)
-    silent = silent.where(Agent.incident_id == incident_id, Liveness.state == State.DEGRADED.value)
+    member = Liveness.incident_id == incident_id
+    if connection.dialect.name == "postgresql":
+        lock = select(Liveness.session_id).where(member).order_by(Liveness.session_id).with_for_update()
+        connection.execute(select(func.count()).select_from(lock.cte())).scalar()
+    silent = select(Agent.agent_name).join(Liveness, Liveness.session_id == Agent.session_id).where(member, _SILENT)
     names = list(connection.execute(silent.order_by(Agent.agent_name)).scalars())
-    connection.execute(update(Agent).where(Agent.incident_id == incident_id).values(incident_id=None))
+    connection.execute(update(Liveness).where(member).values(incident_id=None))
     connection.execute(update(Incident).where(Incident.id == incident_id).values(ended_at=now))
     return names

@@ -16,6 +16,7 @@ from fleetbeat_worker.partitions import id_at
 from fleetbeat_worker.tables import (
     Agent,
     Event,
+    EventType,
     Liveness,
     NoticeState,
     Notification,
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 
 _PRUNING_LOCK = 0x626561740002
 """One number for all that remove on PostgreSQL: two of them would wait for each other's rows in a circle."""
+
+_MAINTENANCE = [EventType.MAINTENANCE.value, EventType.MAINTENANCE_OVER.value]
 
 _HEARTBEATS: Table = StoredHeartbeat.__table__  # type: ignore[assignment] # a mapped class has a Table
 _STRAYS: Table = StrayHeartbeat.__table__  # type: ignore[assignment] # as above
@@ -192,17 +195,29 @@ def _remove_sessions(connection: Connection, before: datetime, keys: Sequence[An
     return connection.execute(statement.where(_has_no_young_delegate(before))).rowcount
 
 
-def _needed_by_nobody(before: datetime) -> ColumnElement[bool]:
-    """Tell outages that ended before the last sign of every live agent: no deadline counts their time."""
+def _oldest_sign(before: datetime) -> ColumnElement[Any]:
+    """Return the last sign of that live agent which has been silent longest: no deadline counts time before it."""
     sign = func.min(func.coalesce(_LIVENESS.c.last_seen_at, _LIVENESS.c.registered_at))
-    signs = select(sign).where(_LIVENESS.c.state != State.ENDED.value).scalar_subquery()
-    return _OUTAGES.c.ended_at < func.coalesce(signs, before)
+    return func.coalesce(select(sign).where(_LIVENESS.c.state != State.ENDED.value).scalar_subquery(), before)
+
+
+def _moves_no_deadline(before: datetime) -> ColumnElement[bool]:
+    """Tell events other than the beginnings and ends of such maintenance as a deadline may count.
+
+    That is all since the last window that began before the oldest sign: it may have ended after it.
+    """
+    begun = select(func.max(_EVENTS.c.occurred_at)).where(
+        _EVENTS.c.session_id.is_(None),
+        _EVENTS.c.type == EventType.MAINTENANCE.value,
+        _EVENTS.c.occurred_at <= _oldest_sign(before),
+    )
+    return _EVENTS.c.type.not_in(_MAINTENANCE) | (_EVENTS.c.occurred_at < begun.scalar_subquery())
 
 
 STRAYS = _by_time(_STRAYS.c.received_at, table="heartbeats", remove=_remove_strays)
 HEARTBEATS = Kind("heartbeats", _due_heartbeats, _find_heartbeats, _remove_heartbeats)
-EVENTS = _by_time(_EVENTS.c.occurred_at)
+EVENTS = _by_time(_EVENTS.c.occurred_at, _moves_no_deadline)
 REJECTED = _by_time(_REJECTED.c.received_at)
-OUTAGES = _by_time(_OUTAGES.c.ended_at, _needed_by_nobody)
+OUTAGES = _by_time(_OUTAGES.c.ended_at, lambda before: _OUTAGES.c.ended_at < _oldest_sign(before))
 NOTIFICATIONS = _by_time(_NOTIFICATIONS.c.created_at, lambda _: _NOTIFICATIONS.c.state != NoticeState.WAITING.value)
 SESSIONS = _by_time(_AGENTS.c.ended_at, _has_no_young_delegate, remove=_remove_sessions)

@@ -1,0 +1,181 @@
+"""How registrations and goodbyes change sessions: they open, go on with other promises, lose their names, and end."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from fleetbeat_shared.liveness import Promise, State, default_grace_seconds
+from fleetbeat_shared.messages import Deregister, Reason, Register
+from fleetbeat_worker.inbox import place_milliseconds
+from fleetbeat_worker.ledger import Ledger
+from fleetbeat_worker.records import AgentRecord
+from fleetbeat_worker.tables import EventType
+
+if TYPE_CHECKING:
+    from uuid import UUID
+
+    from fleetbeat_worker.inbox import Entry
+    from fleetbeat_worker.records import Row
+
+_TOLD = {
+    "interval_seconds",
+    "schedule",
+    "time_zone",
+    "grace_seconds",
+    "missed_intervals",
+    "stuck_after",
+    "project",
+    "work",
+    "parent_id",
+}
+"""What the event of a registration says of it."""
+
+
+@dataclass(slots=True)
+class Lifecycle(Ledger):
+    """Applies what opens and ends sessions."""
+
+    def _register(self, entry: Entry, message: Register) -> None:
+        received_at, position = entry.arrival(self.facts.now)
+        agent = self.agents.get(message.session_id)
+        if message.id in self.facts.applied or (agent is not None and position <= agent.lifecycle_entry):
+            return  # a replay, or overtaken by a newer registration or end
+        if message.parent_id is not None and message.parent_id not in self.agents:
+            detail = f"no session {message.parent_id} is registered that could be the parent"
+            self.reject(entry, Reason.UNKNOWN_PARENT, detail, message, awaits=message.parent_id)
+            return
+        promise = _promise(message)
+        if agent is None:
+            agent = self._new_agent(message, promise, received_at, position)
+        elif agent.ended_at is not None:
+            agent.registered_at, agent.ended_at = received_at, None
+            agent.reported = (received_at, position)
+            reported = {"reported_at": received_at, "reported_entry": position}
+            agent.changed_at = None
+            agent.set(ended_at=None, exit_status=None, error=None, changed_at=None, **reported)
+            self._change_state(agent, State.PENDING, received_at)
+        agent.agent_name, agent.promise, agent.parallel = message.agent_name, promise, message.parallel
+        agent.project = message.project or agent.project
+        agent.unjudged_at = None
+        agent.lifecycle_entry = position
+        agent.deadline_at = self._deadline(promise, agent.since)
+        agent.seen = agent.promised = True
+        agent.set(**_settings(message, position))
+        promised = message.model_dump(
+            mode="json",
+            exclude_none=True,
+            include=_TOLD,
+        )
+        self._event(EventType.REGISTERED, received_at, agent, message_id=message.id, detail=promised)
+        if not message.parallel:
+            self._take_name(agent, received_at)
+
+    def _new_agent(self, message: Register, promise: Promise, received_at: int, position: int) -> AgentRecord:
+        agent = AgentRecord(
+            session_id=message.session_id,
+            agent_name=message.agent_name,
+            promise=promise,
+            parallel=message.parallel,
+            registered_at=received_at,
+            ended_at=None,
+            lifecycle_entry=position,
+            reported=None,
+            state=State.PENDING,
+            state_changed_at=received_at,
+            last_seen_at=None,
+            deadline_at=received_at,
+            resumed_at=None,
+            settings={"ended_at": None},
+            is_new=True,
+        )
+        self.agents[message.session_id] = agent
+        return agent
+
+    def _take_name(self, agent: AgentRecord, received_at: int) -> None:
+        """Leave one live session to a name: the one that was registered last."""
+        for other in list(self.agents.values()):
+            same = other.agent_name == agent.agent_name and other is not agent
+            if not same or other.ended_at is not None or other.parallel:
+                continue
+            older, newer = sorted((other, agent), key=lambda record: record.lifecycle_entry)
+            detail = {"superseded_by": str(newer.session_id)}
+            self._end(older, received_at, newer.lifecycle_entry, detail)
+
+    def _deregister(self, entry: Entry, message: Deregister) -> None:
+        received_at, position = entry.arrival(self.facts.now)
+        agent = self.agents.get(message.session_id)
+        if agent is None:
+            detail = f"no session {message.session_id} is registered"
+            self.reject(entry, Reason.UNKNOWN_SESSION, detail, message, awaits=message.session_id)
+            return
+        if message.id in self.facts.applied:
+            return  # a replay
+        if position <= agent.lifecycle_entry:
+            if agent.ended_at is None and received_at > agent.registered_at:
+                self._end_overtaken(agent, message, received_at)
+            return  # else a replay: the registration that came after it has opened the session anew
+        if agent.ended_at is not None:
+            # It ended before, but a registration between the two that comes late must open it for nobody.
+            agent.lifecycle_entry = position
+            agent.set(lifecycle_entry=position)
+            return
+        said: Row = {"error": message.error, "exit_status": message.exit_status}
+        said = {name: value for name, value in said.items() if value is not None}
+        agent.set(**said)
+        self._end(agent, received_at, position, said, message_id=message.id)
+
+    def _end_overtaken(self, agent: AgentRecord, message: Deregister, ended_at: int) -> None:
+        """Let a session end before the registration that overtook the end, and that opened it anew.
+
+        What was missed before the end counts no longer.
+        """
+        detail = {"lived_seconds": (ended_at - agent.registered_at) / 1000}
+        self._event(EventType.DEREGISTERED, ended_at, agent, message_id=message.id, detail=detail)
+        agent.registered_at = place_milliseconds(agent.lifecycle_entry)
+        agent.seen = agent.promised = True
+        if agent.last_seen_at is None or agent.last_seen_at <= agent.registered_at:
+            self._change_state(agent, State.PENDING, agent.registered_at)
+        agent.deadline_at = self._deadline(agent.promise, agent.since)
+
+    def _end(
+        self, agent: AgentRecord, ended_at: int, position: int, detail: Row, message_id: UUID | None = None
+    ) -> None:
+        agent.ended_at, agent.lifecycle_entry = ended_at, position
+        agent.stuck_at = agent.flapping_at = agent.unjudged_at = None
+        agent.set(ended_at=ended_at, lifecycle_entry=position, stuck_at=None, flapping_at=None, unjudged_at=None)
+        if agent.state is State.PAUSED:
+            agent.set(paused_at=None, paused_until=None, pause_reason=None)
+        self._change_state(agent, State.ENDED, ended_at)
+        self.idle_tasks_of.add(agent.agent_name)
+        detail = {"lived_seconds": (ended_at - agent.registered_at) / 1000, **detail}
+        self._event(EventType.DEREGISTERED, ended_at, agent, message_id=message_id, detail=detail)
+
+
+def _promise(message: Register) -> Promise:
+    grace = message.grace_seconds
+    return Promise(
+        interval_seconds=message.interval_seconds,
+        schedule=message.schedule,
+        time_zone=(message.time_zone or "UTC") if message.schedule else None,
+        grace_seconds=default_grace_seconds(message.interval_seconds) if grace is None else grace,
+        missed_limit=message.missed_intervals,
+    )
+
+
+def _settings(message: Register, position: int) -> Row:
+    """Return the columns of `agents` that a registration sets; what it may leave out is kept if it does."""
+    settings = {
+        "agent_name": message.agent_name,
+        "parallel": message.parallel,
+        "lifecycle_entry": position,
+        "stuck_after": message.stuck_after,
+        "unjudged_at": None,
+    }
+    optional = {
+        "project": message.project,
+        "parent_id": message.parent_id,
+        "metadata": message.metadata,
+        "current_work": message.work,
+    }
+    return settings | {name: value for name, value in optional.items() if value is not None}
