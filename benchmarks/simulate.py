@@ -1,31 +1,42 @@
 """A fleet on a simulated clock, and an oracle that knows the truth: who is flagged in error, missed or late.
 
-What is done: from each seed a plan is drawn. Agents with intervals of 5 minutes to a day, or with cron schedules in
-zones whose clocks change, live, die, say goodbye and return. Their clocks are wrong by days; their heartbeats are slow,
-lost, doubled, or wait in a spool. Redis, the workers, the sweeper and the database go away for seconds to half a day,
-the machine sleeps, batches are slow, overtake each other, are stored twice, or are left by a worker that dies; two
-sweeps run at once. Then everything runs through the real rules (`none`: with the fleet in memory), or through the real
-ingest and the real sweep on SQLite and PostgreSQL, each sweep of them.
+What is done: from each seed a plan is drawn. Agents with intervals of 10 minutes to a day, or with cron schedules in
+zones whose clocks change, live, die, say goodbye and return; some fall silent for about as long as they may. Their
+clocks are wrong by days; their heartbeats are slow, lost, doubled, or wait in a spool. Redis, the workers, the sweeper
+and the database go away for seconds to half a day, the machine sleeps, batches are slow, overtake each other, are
+stored twice, or are left by a worker that dies; two sweeps run at once. Most of a fleet falls silent at one moment.
+People pause agents, for a time or until they resume them, and there is maintenance, once or by a cron schedule. Then
+everything runs through the real rules (`none`: with the fleet in memory), or through the real ingest and the real sweep
+on SQLite and PostgreSQL.
+
+Time jumps: most agents promise long intervals and beat in step, so that workers find many heartbeats at once; and on a
+database, of a sweep that can find nothing, only the time and the watermark are written down.
 
   false    flags that the truth of the watermark doesn't bear out
   missed   silences that no sweep flagged when it had to, or later
   late     recoveries that weren't told when they had to be
+  notices  what people were told wrongly (on a database): many silences singly that are one incident, or one as an
+           incident, an incident's end too early or not at all, a flag of which nobody was told
   flags    flags that were right
+  took     seconds of work for all plans; with several jobs less time passes
   delay    seconds from the moment at which the rule was met to the flag; and of that, what the pipeline wasn't behind
            anyhow (the lag at the sweep before), in sweep intervals: at most one, but for sweeps that were away
 
-How to read it: false, missed and late must be 0; else the exit status is 1, and what was wrong is printed with the
-seed, which replays with `--seed S --plans 1` and otherwise the same options.
+How to read it: false, missed, late and notices must be 0; else the exit status is 1, and what was wrong is printed with
+the seed, which replays with `--seed S --plans 1` and otherwise the same options.
 """
 
 from __future__ import annotations
 
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
+from multiprocessing import get_context
 from typing import TYPE_CHECKING, Any
 
 import click
+from simulate_incidents import find_false_notices
 from simulate_oracle import Oracle
 from simulate_plan import draw_plan
 from simulate_stores import MemoryStore, SqlStore, play
@@ -35,7 +46,7 @@ from support import databases, end_in_order, percentile, print_json, print_machi
 from fleetbeat_worker.database import open_engine
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from simulate_oracle import Flag, Judgement
     from simulate_plan import Plan
@@ -54,6 +65,7 @@ class Totals:
     false: int = 0
     missed: int = 0
     late: int = 0
+    false_notices: int = 0
     seconds: float = 0.0
     failing_seeds: list[int] = field(default_factory=list)
     flags: list[tuple[Flag, float]] = field(default_factory=list)
@@ -65,9 +77,15 @@ class Totals:
         self.false += len(judgement.false_flags)
         self.missed += len(judgement.missed_flags)
         self.late += len(judgement.late_recoveries)
+        self.false_notices += len(judgement.false_notices)
         self.flags += [(flag, plan.sweep_seconds) for flag in judgement.flags]
         if not judgement.is_good:
             self.failing_seeds.append(plan.seed)
+
+    def join(self, other: Totals) -> None:
+        """Count what another process counted."""
+        for name, value in vars(other).items():
+            setattr(self, name, getattr(self, name) + value)
 
     def figures(self) -> dict[str, Any]:
         """Return what is printed."""
@@ -78,6 +96,7 @@ class Totals:
             "false": self.false,
             "missed": self.missed,
             "late": self.late,
+            "false_notices": self.false_notices,
             "flags": len(self.flags),
             "delay_median_seconds": percentile(delays, 0.5),
             "delay_p99_seconds": percentile(delays, 0.99),
@@ -105,7 +124,11 @@ def try_plan(plan: Plan, kind: str, new_database: Callable[[], str]) -> Judgemen
         return Oracle(plan).judge(play(plan, MemoryStore(plan)))
     engine = open_without_disk(new_database())
     try:
-        return Oracle(plan).judge(play(plan, SqlStore(engine, plan)))
+        store, oracle = SqlStore(engine, plan), Oracle(plan)
+        changes = play(plan, store)
+        judgement = oracle.judge(changes)
+        judgement.false_notices = find_false_notices(plan, oracle, changes, store.told())
+        return judgement
     finally:
         engine.dispose()
 
@@ -113,7 +136,7 @@ def try_plan(plan: Plan, kind: str, new_database: Callable[[], str]) -> Judgemen
 def tell(plan: Plan, judgement: Judgement) -> None:
     """Print what was wrong."""
     print(f"seed {plan.seed}, a sweep each {plan.sweep_seconds} s:", file=sys.stderr)
-    for title in ("false_flags", "missed_flags", "late_recoveries"):
+    for title in ("false_flags", "missed_flags", "late_recoveries", "false_notices"):
         found = getattr(judgement, title)
         for line in found[:SHOWN]:
             print(f"  {title.replace('_', ' ')}: {line}", file=sys.stderr)
@@ -121,18 +144,32 @@ def tell(plan: Plan, judgement: Judgement) -> None:
             print(f"  and {len(found) - SHOWN} more {title.replace('_', ' ')}", file=sys.stderr)
 
 
-def run(kind: str, *, plans: int, seed: int, agents: int, weeks: float) -> Totals:
-    """Run some plans on one store."""
+def run(kind: str, seeds: Sequence[int], *, agents: int, weeks: float) -> Totals:
+    """Run the plans of some seeds on one store."""
+    end_in_order()
     totals = Totals()
     with databases("sqlite" if kind == "none" else kind) as new_database:
-        for number in range(plans):
+        for seed in seeds:
             started = time.perf_counter()
-            plan = draw_plan(seed + number, agents, weeks)
+            plan = draw_plan(seed, agents, weeks)
             judgement = try_plan(plan, kind, new_database)
             totals.seconds += time.perf_counter() - started
             totals.add(plan, judgement)
             if not judgement.is_good:
                 tell(plan, judgement)
+    return totals
+
+
+def run_in_jobs(kind: str, seeds: Sequence[int], jobs: int, *, agents: int, weeks: float) -> Totals:
+    """Run plans in some processes at once, each with databases of its own."""
+    shares = [share for share in (seeds[job::jobs] for job in range(jobs)) if share]
+    if len(shares) == 1:
+        return run(kind, seeds, agents=agents, weeks=weeks)
+    with ProcessPoolExecutor(len(shares), get_context("spawn")) as pool:
+        futures = [pool.submit(run, kind, share, agents=agents, weeks=weeks) for share in shares]
+        totals = Totals()
+        for future in futures:
+            totals.join(future.result())
     return totals
 
 
@@ -142,24 +179,42 @@ def run(kind: str, *, plans: int, seed: int, agents: int, weeks: float) -> Total
 @click.option("--agents", type=click.IntRange(1), default=200, show_default=True)
 @click.option("--weeks", type=click.FloatRange(0.05), default=1.0, show_default=True)
 @click.option("--database", type=click.Choice(list(KINDS)), default="none", show_default=True)
+@click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Processes that share the plans.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
 def main(  # noqa: PLR0913 - one argument for each option
-    *, plans: int, seed: int, agents: int, weeks: float, database: str, as_json: bool
+    *, plans: int, seed: int, agents: int, weeks: float, database: str, jobs: int, as_json: bool
 ) -> None:
     """Simulate, judge, and print."""
     end_in_order()
-    found = {kind: run(kind, plans=plans, seed=seed, agents=agents, weeks=weeks) for kind in KINDS[database]}
+    seeds = range(seed, seed + plans)
+    found = {kind: run_in_jobs(kind, seeds, jobs, agents=agents, weeks=weeks) for kind in KINDS[database]}
     if as_json:
         print_json("simulate", {"databases": {kind: totals.figures() for kind, totals in found.items()}})
     else:
-        headers = ("database", "plans", "false", "missed", "late", "flags", "delay", "p99", "in sweeps, p99", "took s")
+        headers = (
+            "database",
+            "plans",
+            "false",
+            "missed",
+            "late",
+            "notices",
+            "flags",
+            "delay",
+            "p99",
+            "in sweeps, p99",
+            "took s",
+        )
         rows = [
             (kind, *(shown(value) for name, value in totals.figures().items() if name != "failing_seeds"))
             for kind, totals in found.items()
         ]
-        print_table(f"{plans} plans of {weeks:g} weeks with {agents} agents, from seed {seed} on", headers, rows)
+        print_table(
+            f"{plans} plans of {weeks:g} weeks with {agents} agents, seeds {seeds[0]} to {seeds[-1]}", headers, rows
+        )
         print_machine()
-    if any(totals.failing_seeds for totals in found.values()):
+    failing = sorted({seed for totals in found.values() for seed in totals.failing_seeds})
+    if failing:
+        print(f"Failing seeds: {', '.join(map(str, failing))}", file=sys.stderr)
         sys.exit(1)
 
 

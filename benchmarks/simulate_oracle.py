@@ -7,6 +7,8 @@ what it judges, and keeps no state from one sweep to the next. As of the waterma
   must not be degraded  if its deadline by what had reached Redis before W lies after W.
 
 The deadline after a sign of life is the moment at which the promised silence, counted in watched time alone, is over.
+Nobody must be flagged in a pause or in maintenance; silence counts anew from the end of a pause, and of the first
+maintenance that it meets.
 """
 
 from __future__ import annotations
@@ -23,7 +25,9 @@ from zoneinfo import ZoneInfo
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from uuid import UUID
 
+    from simulate_commands import Pause
     from simulate_plan import Arrival, Plan, SimulatedAgent
 
 MISSED = 2
@@ -59,41 +63,57 @@ class Judgement:
     false_flags: list[str] = field(default_factory=list)
     missed_flags: list[str] = field(default_factory=list)
     late_recoveries: list[str] = field(default_factory=list)
+    false_notices: list[str] = field(default_factory=list)
     flags: list[Flag] = field(default_factory=list)
     """Those that were right."""
 
     @property
     def is_good(self) -> bool:
         """Whether all that was said is true, and was said in time."""
-        return not (self.false_flags or self.missed_flags or self.late_recoveries)
+        return not (self.false_flags or self.missed_flags or self.late_recoveries or self.false_notices)
 
 
-@lru_cache(maxsize=2048)
+def slots_of(agent: SimulatedAgent, plan: Plan) -> tuple[int, ...]:
+    """Return the times of an agent's schedule, from a day before the plan to long after it."""
+    return slots_between(agent.schedule or "", agent.time_zone or "", plan.start - _DAY, plan.end + 12 * _DAY)
+
+
+@lru_cache(maxsize=512)
 def slots_between(schedule: str, time_zone: str, start: int, end: int) -> tuple[int, ...]:
     """Return a schedule's times, found by looking at the wall clock of each minute.
 
     A fixed hour that clocks skip is when they go on; one that comes twice counts the first time.
     """
-    zone, found = ZoneInfo(time_zone), []
     minute, hour, _, _, weekday = schedule.split(" ")
     minutes, hours, weekdays = _values(minute, 60), _values(hour, 24), _values(weekday, 7)
     by_the_wall = not hour.startswith("*")
+    return tuple(
+        at
+        for at, shows, skipped, is_second in _wall_clock(time_zone, start, end)
+        if not (by_the_wall and is_second)
+        and any(
+            wall.minute in minutes and wall.hour in hours and wall.isoweekday() % 7 in weekdays
+            for wall in (shows, *(skipped if by_the_wall else ()))
+        )
+    )
+
+
+@lru_cache(maxsize=32)
+def _wall_clock(time_zone: str, start: int, end: int) -> list[tuple[int, datetime, tuple[datetime, ...], bool]]:
+    """Return each minute: when it is, what a clock on the wall shows, what it skipped, and whether it comes again."""
+    zone, found = ZoneInfo(time_zone), []
     moment = datetime.fromtimestamp(start / 1000, UTC).replace(second=0, microsecond=0)
     before = (moment - _MINUTE).astimezone(zone).replace(tzinfo=None)
     while moment.timestamp() * 1000 <= end:
         local = moment.astimezone(zone)
-        wall = local.replace(tzinfo=None)
-        walls = [wall]
-        while by_the_wall and before + _MINUTE < wall:
+        shows, skipped = local.replace(tzinfo=None), []
+        while before + _MINUTE < shows:
             before += _MINUTE
-            walls.append(before)
-        before = wall
-        if not (by_the_wall and local.fold) and any(
-            each.minute in minutes and each.hour in hours and each.isoweekday() % 7 in weekdays for each in walls
-        ):
-            found.append(round(moment.timestamp() * 1000))
+            skipped.append(before)
+        before = shows
+        found.append((round(moment.timestamp() * 1000), shows, tuple(skipped), bool(local.fold)))
         moment += _MINUTE
-    return tuple(found)
+    return found
 
 
 def _values(text: str, count: int) -> set[int]:
@@ -113,10 +133,17 @@ class Oracle:
         self._plan = plan
         self._decided = [look.at for look in plan.looks]
         self._watermarks = _watermarks(plan)
-        self._outages = _outages(plan)
+        self.outages = _outages(plan)
+        """When nobody watched."""
+        self._windows = _windows(plan)
+        self._in_maintenance = [any(s <= look.looked_at < e for s, e in self._windows) for look in plan.looks]
+        self._unwatched = sorted([*self.outages, *self._windows])
         self._arrivals: dict[int, list[Arrival]] = defaultdict(list)
         for arrival in plan.arrivals:
             self._arrivals[arrival.agent].append(arrival)
+        self._pauses: dict[int, list[Pause]] = defaultdict(list)
+        for pause in plan.pauses:
+            self._pauses[pause.agent].append(pause)
 
     def judge(self, changes: dict[int, list[Change]]) -> Judgement:
         """Return what is true of all that was said, by agents' numbers."""
@@ -126,7 +153,7 @@ class Oracle:
         return judgement
 
     def _judge(self, agent: SimulatedAgent, changes: Sequence[Change], judgement: Judgement) -> None:
-        lives = self._lives(agent)
+        lives = self.lives(agent)
         for change in changes:
             if change.is_degraded:
                 self._check_flag(agent, lives, change.looks, judgement)
@@ -135,15 +162,18 @@ class Oracle:
             self._check_life(agent, life, degraded, judgement)
 
     def _check_flag(self, agent: SimulatedAgent, lives: list[Life], look: int, judgement: Judgement) -> None:
-        watermark = self._watermarks[look]
+        watermark, decided_at = self._watermarks[look], self._decided[look]
         for life in lives:
-            due_at = self.deadline(agent, life.seen_by(watermark))
-            if life.begin <= self._decided[look] and life.end >= watermark and due_at < watermark:
+            if not (life.begin <= decided_at and life.end >= watermark) or self._in_maintenance[look]:
+                continue
+            resumed = (end for start, end in life.pauses if end <= decided_at)
+            due_at = self.deadline(agent, max([life.seen_by(watermark), *resumed]))
+            if due_at < watermark and not any(start < decided_at < end for start, end in life.pauses):
                 behind = self._watermarks[look - 1] if look else watermark
                 lag = self._plan.looks[look - 1].looked_at - behind if look else 0
-                judgement.flags.append(Flag(due_at, self._decided[look], lag))
+                judgement.flags.append(Flag(due_at, decided_at, lag))
                 return
-        judgement.false_flags.append(f"{agent.name} at {_shown(self._decided[look])}, as of {_shown(watermark)}")
+        judgement.false_flags.append(f"{agent.name} at {_shown(decided_at)}, as of {_shown(watermark)}")
 
     def _check_life(
         self, agent: SimulatedAgent, life: Life, degraded: list[tuple[int, int]], judgement: Judgement
@@ -151,34 +181,93 @@ class Oracle:
         # Before the watermark has passed the registration nobody need know of it, nor once the end is there.
         first = bisect_right(self._watermarks, life.begin)
         last = bisect_left(self._decided, life.end)
-        for place, (received_at, seen_at) in enumerate(life.signs):
-            next_at = life.signs[place + 1][0] if place + 1 < len(life.signs) else FOREVER
-            due_at = self.deadline(agent, seen_at)
-            begin = max(first, bisect_left(self._decided, received_at), bisect_right(self._watermarks, due_at))
-            end = min(last, bisect_left(self._decided, next_at))
+        self._check_silences(agent, life, (first, last), degraded, judgement)
+        if degraded:
+            self._check_recoveries(agent, life, (first, last), degraded, judgement)
+
+    def _check_silences(
+        self,
+        agent: SimulatedAgent,
+        life: Life,
+        sweeps: tuple[int, int],
+        degraded: list[tuple[int, int]],
+        judgement: Judgement,
+    ) -> None:
+        """Find what wasn't flagged: silence counts from each sign, and from the end of each pause."""
+        anew = self._restarts(life)
+        since = 0
+        for place, (_, seen_at, known) in enumerate(anew):
+            since = max(since, seen_at)
+            next_at, _, next_known = anew[place + 1] if place + 1 < len(anew) else (FOREVER, FOREVER, FOREVER)
+            due_at = self.deadline(agent, since)
+            if next_at <= due_at:
+                continue  # it was there before any watermark could be past the deadline
+            begin = max(sweeps[0], known, bisect_right(self._watermarks, due_at))
+            end = min(sweeps[1], next_known)
+            for pause in life.pauses:
+                paused, resumed = (bisect_left(self._decided, moment) for moment in pause)
+                if paused <= begin < resumed:
+                    begin = end
+                elif begin < paused:
+                    end = min(end, paused)
+            while begin < end and self._in_maintenance[begin]:
+                begin += 1
             if begin < end and not any(low <= begin and end <= high for low, high in degraded):
                 judgement.missed_flags.append(
-                    f"{agent.name} seen {_shown(seen_at)}, due {_shown(due_at)}, from {_shown(self._decided[begin])} on"
+                    f"{agent.name} silent since {_shown(since)}, due {_shown(due_at)}, "
+                    f"from {_shown(self._decided[begin])} on"
                 )
-            begin = max(first, bisect_right(self._watermarks, received_at))
-            end = min(last, bisect_right(self._watermarks, next_at), bisect_left(self._watermarks, due_at))
+
+    def _restarts(self, life: Life) -> list[tuple[int, int, int]]:
+        """Return from what on silence counts anew: when it was there, of when it is, and which sweep may know it."""
+        anew = [(at, seen_at, bisect_left(self._decided, at)) for at, seen_at in life.signs]
+        anew += [(end, end, bisect_left(self._decided, end)) for _, end in life.pauses if end < life.end]
+        return sorted(anew)
+
+    def _check_recoveries(
+        self,
+        agent: SimulatedAgent,
+        life: Life,
+        sweeps: tuple[int, int],
+        degraded: list[tuple[int, int]],
+        judgement: Judgement,
+    ) -> None:
+        """Find who was degraded although it was heard."""
+        for place, (received_at, seen_at) in enumerate(life.signs):
+            next_at = life.signs[place + 1][0] if place + 1 < len(life.signs) else FOREVER
+            due_at = self._reckon(agent, seen_at, self.outages)  # maintenance revives nobody
+            begin = max(sweeps[0], bisect_right(self._watermarks, received_at))
+            end = min(sweeps[1], bisect_right(self._watermarks, next_at), bisect_left(self._watermarks, due_at))
+            # The end of a pause has a deadline of its own, which with a schedule may come earlier.
+            resumed = (bisect_left(self._decided, resumed_at) for _, resumed_at in life.pauses if resumed_at > seen_at)
+            end = min([end, *resumed])
             if begin < end and any(low < end and begin < high for low, high in degraded):
                 judgement.late_recoveries.append(
                     f"{agent.name} seen {_shown(seen_at)}, due {_shown(due_at)}, was degraded still or again"
                 )
 
     def deadline(self, agent: SimulatedAgent, since: int) -> int:
-        """Return when an agent that is silent since then must be degraded."""
-        grace = round(agent.grace_seconds * 1000)
+        """Return when an agent that is silent since then must be degraded.
+
+        The end of the first maintenance that a silence meets starts its clock anew, but puts no deadline earlier; what
+        comes after that counts as time in which nobody watched.
+        """
+        due_at = self._reckon(agent, since, self.outages)
+        for start, end in self._windows:
+            if end > since:
+                return max(due_at, self._reckon(agent, end, self._unwatched)) if start <= due_at else due_at
+        return due_at
+
+    def _reckon(self, agent: SimulatedAgent, since: int, unwatched: Sequence[tuple[int, int]]) -> int:
+        """Return when the promised silence is over, counted in watched time alone."""
+        grace, missed = round(agent.grace_seconds * 1000), agent.missed_limit or MISSED
         if agent.interval_seconds is not None:
-            left = MISSED * agent.interval_seconds * 1000 + grace
+            left = missed * agent.interval_seconds * 1000 + grace
         else:
-            slots = slots_between(
-                agent.schedule or "", agent.time_zone or "", self._plan.start - _DAY, self._plan.end + 12 * _DAY
-            )
-            left = slots[bisect_right(slots, since + grace) + MISSED - 1] + grace - since
+            slots = slots_of(agent, self._plan)
+            left = slots[bisect_right(slots, since + grace) + missed - 1] + grace - since
         moment = since
-        for start, end in self._outages:
+        for start, end in unwatched:
             if end <= moment:
                 continue
             watched = max(0, start - moment)
@@ -188,18 +277,30 @@ class Oracle:
             moment = end
         return moment + left
 
-    def _lives(self, agent: SimulatedAgent) -> list[Life]:
+    def lives(self, agent: SimulatedAgent) -> list[Life]:
         """Return an agent's sessions, each from the registration that opened it to its end."""
         lives: list[Life] = []
+        stored: dict[UUID, int] = {}
+        """When each message was first in SQL; it may have been sent twice."""
+        for arrival in self._arrivals[agent.number]:
+            stored_at, key = arrival.stored_at or FOREVER, arrival.message.id
+            stored[key] = min(stored_at, stored.get(key, FOREVER))
         for arrival in self._arrivals[agent.number]:
             kind = arrival.message.kind
             is_open = bool(lives) and lives[-1].end == FOREVER
             if kind == "register" and not is_open:
-                lives.append(Life(arrival.received_at, [(arrival.received_at, arrival.received_at)]))
+                signs = [(arrival.received_at, arrival.received_at)]
+                lives.append(Life(arrival.received_at, stored[arrival.message.id], signs))
             elif kind == "deregister" and is_open:
                 lives[-1].end = arrival.received_at
             elif kind == "heartbeat" and is_open and arrival.seen_at > lives[-1].signs[-1][1]:
                 lives[-1].signs.append((arrival.received_at, arrival.seen_at))
+        for pause in self._pauses[agent.number]:
+            ends = [end for end in (pause.until, pause.resumed_at) if end is not None]
+            for life in lives:
+                # Who isn't in SQL can't be paused.
+                if life.begin <= pause.at < life.end and life.stored_at <= pause.at:
+                    life.pauses.append((pause.at, min([*ends, life.end])))
         return lives
 
 
@@ -208,9 +309,12 @@ class Life:
     """A session from the registration that opened it on."""
 
     begin: int
+    stored_at: int
+    """When SQL knew of it."""
     signs: list[tuple[int, int]]
     """When each sign of life that was newer than all before reached Redis, and of when it was."""
     end: int = FOREVER
+    pauses: list[tuple[int, int]] = field(default_factory=list)
 
     def seen_by(self, watermark: int) -> int:
         """Return of when the newest sign was that had reached Redis before a time; the registration is one, always."""
@@ -258,6 +362,27 @@ def _outages(plan: Plan) -> list[tuple[int, int]]:
             found.append((last, look.looked_at))
         last = look.looked_at if last is None else max(last, look.looked_at)
     return found
+
+
+def _windows(plan: Plan) -> list[tuple[int, int]]:
+    """Return when there was maintenance, in spans that don't touch."""
+    found: list[tuple[int, int]] = []
+    for rule in plan.maintenance:
+        last = FOREVER if rule.ended_at is None else rule.ended_at
+        if rule.schedule is None:
+            spans = [(rule.starts_at, FOREVER if rule.ends_at is None else rule.ends_at)]
+        else:
+            slots = slots_between(rule.schedule, rule.time_zone or "", plan.start - _DAY, plan.end + 12 * _DAY)
+            length = round((rule.duration_seconds or 0) * 1000)
+            spans = [(slot, slot + length) for slot in slots if slot >= rule.starts_at]
+        found += [(start, min(end, last)) for start, end in spans if start < min(end, last)]
+    merged: list[tuple[int, int]] = []
+    for start, end in sorted(found):
+        if merged and start <= merged[-1][1]:
+            merged[-1] = merged[-1][0], max(end, merged[-1][1])
+        else:
+            merged.append((start, end))
+    return merged
 
 
 def _shown(moment: int) -> str:

@@ -7,28 +7,39 @@ set forward, is one and the same here: a span in which nobody does anything.
 
 from __future__ import annotations
 
-import math
 import random
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import count
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from simulate_oracle import slots_between
+from simulate_commands import draw_maintenance, draw_pauses
+from simulate_draw import (
+    DAY,
+    HOUR,
+    MINUTE,
+    SECOND,
+    Span,
+    Spans,
+    Troubles,
+    chance,
+    draw_spans,
+    log_uniform,
+    pick,
+    weighted,
+)
+from simulate_oracle import MISSED, slots_of
 
 from fleetbeat_shared.liveness import default_grace_seconds
 from fleetbeat_shared.messages import Deregister, Heartbeat, Register
 from fleetbeat_worker.column_types import from_milliseconds, to_milliseconds
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
-SECOND = 1000
-MINUTE = 60 * SECOND
-HOUR = 60 * MINUTE
-DAY = 24 * HOUR
+    from simulate_commands import MaintenanceRule, Pause
 
 LEASE = 30 * SECOND
 LARGEST_BATCH = 200
@@ -40,18 +51,24 @@ STARTS = (
     datetime(2026, 3, 5, tzinfo=UTC),  # and forward on the 8th
     datetime(2026, 6, 1, tzinfo=UTC),
 )
-SCHEDULES = ("0 * * * *", "*/30 * * * *", "15 8 * * *", "30 2 * * *", "0 */6 * * *", "10,40 1-5 * * *", "30 2 * * 1-5")
-ZONES = ("UTC", "Europe/Berlin", "America/New_York", "Asia/Kolkata")
-INTERVALS = (600, 1800, 3600, 3600, 7200, 21_600, 86_400)
+SCHEDULES = {
+    "0 * * * *": 1,
+    "*/30 * * * *": 1,
+    "15 8 * * *": 4,
+    "30 2 * * *": 8,
+    "0 */6 * * *": 4,
+    "10,40 1-5 * * *": 8,
+    "30 2 * * 1-5": 4,
+}
+"""Each with how many have it: a schedule of every half an hour is worked out as one of each day is, and costs more.
+Many are at night, when clocks change."""
+ZONES = {"UTC": 1, "Europe/Berlin": 3, "America/New_York": 3, "Asia/Kolkata": 1}
+INTERVALS = {600: 1, 1800: 2, 3600: 6, 7200: 12, 21_600: 12, 43_200: 4, 86_400: 4}
+"""Each with how many promise it: most promise long ones, so that a week has few heartbeats and many verdicts."""
+RHYTHMS = (300, 900, 1800)
+"""On what grid of seconds most of a fleet's agents beat, as programs do that one timer wakes."""
 SKEWS = (0, 0, 0, -3 * DAY, 2 * DAY, 400 * DAY)
 """How wrong agents' clocks are."""
-
-
-class Span(NamedTuple):
-    """A time in which something isn't there."""
-
-    start: int
-    end: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,11 +81,15 @@ class SimulatedAgent:
     schedule: str | None
     time_zone: str | None
     grace_seconds: float
+    missed_limit: int | None
+    """How many it may miss, if that isn't the fleet's number."""
     skew: int
     spools: bool
     """Whether it keeps what it can't send, and sends it later."""
-    away: list[Span]
-    """When it has no network."""
+    in_step: bool
+    """Whether it beats on the fleet's grid."""
+    away: Spans = field(compare=False)
+    """When it reaches no Redis, or Redis isn't there."""
 
     @property
     def name(self) -> str:
@@ -87,6 +108,8 @@ class Arrival:
     entry_id: str = ""
     removed_at: int | None = None
     """When it was acknowledged, and left the inbox."""
+    stored_at: int | None = None
+    """When it was first committed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,24 +136,49 @@ class Plan:
     start: int
     end: int
     sweep_seconds: int
+    rhythm: int
+    """The grid on which agents beat that are in step, in milliseconds."""
+    outage: Span | None
+    """When all agents that are in step are silent, each from a last sign at its start on: a switch that failed."""
+    alike: int | None
+    """The interval that most agents have, in seconds."""
     agents: list[SimulatedAgent] = field(default_factory=list)
     arrivals: list[Arrival] = field(default_factory=list)
     """In the order of the stream."""
     commits: list[Commit] = field(default_factory=list)
     looks: list[Look] = field(default_factory=list)
     """In the order in which they decide."""
+    pauses: list[Pause] = field(default_factory=list)
+    maintenance: list[MaintenanceRule] = field(default_factory=list)
+
+    @property
+    def time(self) -> Span:
+        """From its start to its end."""
+        return Span(self.start, self.end)
 
 
 def draw_plan(seed: int, agents: int, weeks: float) -> Plan:
     """Return the plan of a seed."""
     draw = random.Random(seed)  # noqa: S311 - the same plan for the same seed, no secret
     start = to_milliseconds(draw.choice(STARTS))
-    plan = Plan(seed, start, start + round(weeks * 7 * DAY), draw.choice((20, 60, 120, 300)))
-    troubles = Troubles(draw, plan)
+    end = start + round(weeks * 7 * DAY)
+    failed_at = draw.randrange(start, end)
+    plan = Plan(
+        seed,
+        start,
+        end,
+        sweep_seconds=draw.choice((20, 60, 120, 300)),
+        rhythm=draw.choice(RHYTHMS) * SECOND,
+        outage=Span(failed_at, failed_at + log_uniform(draw, HOUR, DAY)) if chance(draw, 0.5) else None,
+        alike=draw.choice((1800, 3600, 7200)) if chance(draw, 0.5) else None,
+    )
+    troubles = Troubles(draw, plan.time)
     for number in range(agents):
         agent = _draw_agent(draw, number, plan, troubles)
         plan.agents.append(agent)
         plan.arrivals += _Life(draw, agent, plan, troubles).arrivals()
+        plan.pauses += draw_pauses(draw, number, plan.time, troubles)
+    plan.maintenance = draw_maintenance(draw, plan.time, troubles)
     _enter(plan)
     _work(draw, plan, troubles)
     plan.looks = _looks(draw, plan, troubles)
@@ -138,66 +186,24 @@ def draw_plan(seed: int, agents: int, weeks: float) -> Plan:
     return plan
 
 
-class Troubles:
-    """When parts of the pipeline aren't there."""
-
-    def __init__(self, draw: random.Random, plan: Plan) -> None:
-        self._draw = draw
-        self.asleep = self._spans(plan, 3)
-        self.redis = self._spans(plan, 4)
-        self.workers = self._spans(plan, 4)
-        self.sweeper = self._spans(plan, 5)
-        self.database = self._spans(plan, 3)
-
-    def _spans(self, plan: Plan, most: int) -> list[Span]:
-        weeks = max(1, round((plan.end - plan.start) / (7 * DAY)))
-        return draw_spans(self._draw, plan, self._draw.randint(0, most * weeks), 10 * SECOND, 12 * HOUR)
-
-    def after(self, moment: int, *kinds: Sequence[Span], pause: float = 3.0) -> int:
-        """Return the moment, or one soon after the spans that it lies in."""
-        while ends := [span.end for spans in kinds for span in spans if span.start <= moment < span.end]:
-            moment = max(ends) + round(self._draw.uniform(0.05, pause) * SECOND)
-        return moment
-
-
-def holds(spans: Sequence[Span], moment: int) -> bool:
-    """Return whether a moment lies in one of some spans."""
-    return any(span.start <= moment < span.end for span in spans)
-
-
-def draw_spans(draw: random.Random, plan: Plan, number: int, shortest: int, longest: int) -> list[Span]:
-    """Return some spans of the plan's time, most of them short."""
-    spans = []
-    for _ in range(number):
-        start = draw.randrange(plan.start, plan.end)
-        spans.append(Span(start, start + log_uniform(draw, shortest, longest)))
-    return sorted(spans)
-
-
-def log_uniform(draw: random.Random, low: int, high: int) -> int:
-    """Return a number between two, as often between 1 and 10 as between 10 and 100."""
-    return round(math.exp(draw.uniform(math.log(low), math.log(high))))
-
-
-def chance(draw: random.Random, share: float) -> bool:
-    """Return whether something happens that happens in this share of all cases."""
-    return draw.random() < share
-
-
 def _draw_agent(draw: random.Random, number: int, plan: Plan, troubles: Troubles) -> SimulatedAgent:
-    interval = draw.choice(INTERVALS) if chance(draw, 0.85) else None
+    interval = weighted(draw, INTERVALS) if chance(draw, 0.85) else None
+    if plan.alike is not None and interval and chance(draw, 0.9):
+        interval = plan.alike
     grace = default_grace_seconds(interval) if chance(draw, 0.7) else float(draw.choice((0, 5, 60, 300)))
-    away = draw_spans(draw, plan, draw.choice((0, 0, 0, 1, 3)), MINUTE, DAY)
+    away = draw_spans(draw, plan.time, draw.choice((0, 0, 0, 1, 3)), MINUTE, DAY)
     return SimulatedAgent(
         number,
         session_id=UUID(int=draw.getrandbits(128), version=4),
         interval_seconds=interval,
-        schedule=None if interval else draw.choice(SCHEDULES),
-        time_zone=None if interval else draw.choice(ZONES),
+        schedule=None if interval else weighted(draw, SCHEDULES),
+        time_zone=None if interval else weighted(draw, ZONES),
         grace_seconds=grace,
+        missed_limit=draw.choice((1, 3, 5)) if chance(draw, 0.15) else None,
         skew=draw.choice(SKEWS),
         spools=chance(draw, 0.7),
-        away=sorted([*away, *troubles.redis]),
+        in_step=chance(draw, 0.9),
+        away=away + troubles.no_redis,
     )
 
 
@@ -215,6 +221,7 @@ class _Life:
         """Return what Redis receives of the agent, in no order."""
         draw = self._draw
         begin = self._plan.start + (0 if chance(draw, 0.8) else log_uniform(draw, MINUTE, 3 * DAY))
+        promised = (self._agent.interval_seconds or 21_600) * SECOND
         immortal = chance(draw, 0.3)
         registers = True
         while begin < self._plan.end:
@@ -227,33 +234,42 @@ class _Life:
             if says_goodbye and end < self._plan.end:
                 self._send(end, "deregister")
             registers = says_goodbye or chance(draw, 0.5)
-            begin = self._troubles.after(end + log_uniform(draw, 5 * SECOND, DAY), self._troubles.asleep)
+            gone = log_uniform(draw, 5 * SECOND, max(DAY, 8 * promised))
+            begin = self._troubles.after(end + gone, self._troubles.asleep)
         return self._found
 
     def _beats(self, begin: int, end: int) -> Iterator[int]:
         draw, asleep = self._draw, self._troubles.asleep
         if self._agent.interval_seconds is None:
             early = round(self._agent.grace_seconds * 400)
-            for slot in slots_between(
-                self._agent.schedule or "", self._agent.time_zone or "", self._plan.start, self._plan.end
-            ):
-                moment = slot + draw.randint(-early, 2 * early + 1)
-                if begin <= moment < end and not holds(asleep, moment):  # cron doesn't make up for it
+            for slot in slots_of(self._agent, self._plan):
+                moment = slot + pick(draw, -early, 2 * early + 1)
+                if begin <= moment < end and asleep.end_of(moment) is None:  # cron doesn't make up for it
                     yield moment
             return
         step = self._agent.interval_seconds * SECOND
-        moment = begin + draw.randint(10, min(step, 20 * SECOND))
+        grid = min(self._plan.rhythm, step // 10) if self._agent.in_step else 1
+        moment = begin + pick(draw, 10, min(step, 20 * SECOND))
+        outage = self._plan.outage if self._agent.in_step else None
         while moment < end:
+            if outage is not None and outage.start <= moment < outage.end:
+                yield outage.start + pick(draw, 0, 2 * SECOND)
+                moment, outage = outage.end + pick(draw, 0, 20 * SECOND), None
+                continue
             moment = self._troubles.after(moment, asleep)
             yield moment
-            moment += round(step * draw.uniform(0.9, 1.0))
+            if chance(draw, 0.01):  # it has an eye on what it may
+                allowed = (self._agent.missed_limit or MISSED) * step + round(self._agent.grace_seconds * SECOND)
+                moment += allowed + pick(draw, -30 * SECOND, 30 * SECOND)
+                continue
+            following = moment + round(step * draw.uniform(0.9, 1.0))
+            moment = max(moment + 1, following - following % grid)
 
     def _send(self, moment: int, kind: str) -> None:
         """Let a message arrive: soon, or much later from a spool, or never, or twice."""
-        draw, asleep = self._draw, self._troubles.asleep
-        if holds(asleep, moment):
-            moment = self._troubles.after(moment, asleep)
-        reached_at = self._troubles.after(moment, self._agent.away, asleep, pause=20.0)
+        draw, troubles = self._draw, self._troubles
+        moment = troubles.after(moment, troubles.asleep)
+        reached_at = troubles.after(moment, self._agent.away, pause=20.0)
         waited = reached_at - moment
         is_lost = chance(draw, 0.01) or (waited > 0 and not self._agent.spools)
         if kind == "heartbeat" and is_lost:
@@ -261,9 +277,9 @@ class _Life:
         # A registration is sent until it arrives, and counts from then on.
         buffered = waited if kind == "heartbeat" else 0
         message = self._message(moment, kind, buffered)
-        travels = draw.randint(1, 50) if chance(draw, 0.97) else log_uniform(draw, 50, MINUTE)
+        travels = pick(draw, 1, 50) if chance(draw, 0.97) else log_uniform(draw, 50, MINUTE)
         for _ in range(2 if chance(draw, 0.01) else 1):
-            received_at = self._troubles.after(reached_at + travels, self._troubles.redis, asleep)
+            received_at = troubles.after(reached_at + travels, troubles.no_redis)
             if received_at < self._plan.end:
                 self._found.append(Arrival(self._agent.number, received_at, received_at - buffered, message))
             travels += log_uniform(draw, 10, 5 * MINUTE)
@@ -273,21 +289,22 @@ class _Life:
         head: dict[str, Any] = {"id": self._message_id(clock), "session_id": agent.session_id}
         head["sent_at"] = from_milliseconds(clock)
         if kind == "register":
-            return Register(
+            return Register(  # checked as an agent's is; the many others aren't until they come out of the inbox
                 **head,
                 agent_name=agent.name,
                 interval_seconds=agent.interval_seconds,
                 schedule=agent.schedule,
                 time_zone=agent.time_zone,
                 grace_seconds=agent.grace_seconds,
+                missed_intervals=agent.missed_limit,
             )
         if kind == "deregister":
-            return Deregister(**head)
+            return Deregister.model_construct(**head)
         if chance(self._draw, 0.05):
             head["progress"] = f"step {moment}"
         if buffered:
             head["buffered_seconds"] = buffered / 1000
-        return Heartbeat(**head)
+        return Heartbeat.model_construct(**head)
 
     def _message_id(self, clock: int) -> UUID:
         noise = self._draw.getrandbits(74)
@@ -306,11 +323,10 @@ def _enter(plan: Plan) -> None:
 
 def _work(draw: random.Random, plan: Plan, troubles: Troubles) -> None:
     """Let workers take what arrived, in batches that may overtake each other; some die, before or after the commit."""
-    position, pace = 0, draw.choice((200, 2000, 20_000))
+    position, pace = 0, draw.choice((2 * SECOND, 20 * SECOND, MINUTE))
     while position < len(plan.arrivals):
         first = plan.arrivals[position].received_at
-        read_at = first + draw.randint(2, pace)
-        read_at = troubles.after(read_at, troubles.asleep, troubles.redis, troubles.workers, troubles.database)
+        read_at = troubles.after(first + pick(draw, 2, pace), troubles.no_ingest)
         end = position
         while end < len(plan.arrivals) and plan.arrivals[end].received_at <= read_at and end - position < LARGEST_BATCH:
             end += 1
@@ -320,41 +336,42 @@ def _work(draw: random.Random, plan: Plan, troubles: Troubles) -> None:
 
 def _deliver(draw: random.Random, plan: Plan, troubles: Troubles, batch: list[Arrival], read_at: int) -> None:
     """Hand a batch to a worker, and again to another until it is stored and acknowledged."""
-    stored_at = read_at + (draw.randint(3, 100) if chance(draw, 0.95) else log_uniform(draw, 100, MINUTE))
+    stored_at = read_at + (pick(draw, 3, 100) if chance(draw, 0.95) else log_uniform(draw, 100, MINUTE))
     stored_at = troubles.after(stored_at, troubles.asleep)
-    if chance(draw, 0.01) or holds(troubles.workers, stored_at) or holds(troubles.database, stored_at):
+    if chance(draw, 0.01) or troubles.no_commit.end_of(stored_at) is not None:
         _take_over(draw, plan, troubles, batch, max(read_at + LEASE, stored_at))
         return
     plan.commits.append(Commit(stored_at, batch))
+    for arrival in batch:
+        arrival.stored_at = stored_at if arrival.stored_at is None else min(stored_at, arrival.stored_at)
     if chance(draw, 0.01):  # it died before it acknowledged
         _take_over(draw, plan, troubles, batch, read_at + LEASE)
         return
-    removed_at = stored_at + (draw.randint(1, 10) if chance(draw, 0.97) else log_uniform(draw, 10, 30 * SECOND))
+    removed_at = stored_at + (pick(draw, 1, 10) if chance(draw, 0.97) else log_uniform(draw, 10, 30 * SECOND))
+    removed_at = troubles.after(removed_at, troubles.no_redis)
     for arrival in batch:
-        arrival.removed_at = troubles.after(removed_at, troubles.redis, troubles.asleep)
+        arrival.removed_at = removed_at
 
 
 def _take_over(draw: random.Random, plan: Plan, troubles: Troubles, batch: list[Arrival], expired_at: int) -> None:
     middle = draw.randint(0, len(batch))
     for part in (batch[:middle], batch[middle:]):
-        taken_at = expired_at + draw.randint(10, 10 * SECOND)
-        taken_at = troubles.after(taken_at, troubles.asleep, troubles.redis, troubles.workers, troubles.database)
         if part:
+            taken_at = troubles.after(expired_at + pick(draw, 10, 10 * SECOND), troubles.no_ingest)
             _deliver(draw, plan, troubles, part, taken_at)
 
 
 def _looks(draw: random.Random, plan: Plan, troubles: Troubles) -> list[Look]:
     """Return the sweeps. Now and then two are under way at once, or one sleeps between its look and its decision."""
     looks = []
-    missing = (troubles.asleep, troubles.redis, troubles.workers, troubles.sweeper, troubles.database)
     moment = plan.start + draw.randint(0, 5 * SECOND)
     while moment < plan.end:
-        looked_at = troubles.after(moment, *missing)
+        looked_at = troubles.after(moment, troubles.no_sweep)
         for _ in range(2 if chance(draw, 0.03) else 1):
-            decided_at = looked_at + (draw.randint(1, 50) if chance(draw, 0.95) else log_uniform(draw, 50, MINUTE))
+            decided_at = looked_at + (pick(draw, 1, 50) if chance(draw, 0.95) else log_uniform(draw, 50, MINUTE))
             decided_at = troubles.after(decided_at, troubles.asleep)
-            if not holds(troubles.workers, decided_at) and not holds(troubles.database, decided_at):
+            if troubles.no_commit.end_of(decided_at) is None:
                 looks.append(Look(looked_at, decided_at))
-            looked_at += draw.randint(0, 2 * SECOND)
+            looked_at += pick(draw, 0, 2 * SECOND)
         moment = max(moment, looked_at) + plan.sweep_seconds * SECOND
     return sorted(looks, key=attrgetter("at"))

@@ -474,6 +474,18 @@ def test_an_end_that_was_overtaken_revokes_no_newer_heartbeat() -> None:
     )
 
 
+@pytest.mark.parametrize(("paused_after", "expected"), [(50, State.PENDING), (101, State.PAUSED)])
+def test_an_end_that_was_overtaken_takes_the_old_pause_with_it(paused_after: float, expected: State) -> None:
+    """A pause of the session that ended, ends with it; one of after the registration stays."""
+    agent = registered()
+    batch = new_batch(agent)
+    apply(batch, register("torv", agent.session_id), 100)
+    only(batch).state, only(batch).state_changed_at = State.PAUSED, NOON + seconds(paused_after)
+    apply(batch, deregister(agent.session_id), 90)
+    assert only(batch).state is expected
+    assert ("paused_at" in only(batch).settings) is (expected is State.PENDING)
+
+
 def live_sessions(batch: Batch, name: str) -> set[UUID]:
     return {a.session_id for a in batch.agents.values() if a.agent_name == name and a.ended_at is None}
 
