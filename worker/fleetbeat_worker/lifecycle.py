@@ -135,13 +135,10 @@ class Lifecycle(Ledger):
         agent.registered_at = place_milliseconds(agent.lifecycle_entry)
         agent.seen = agent.promised = True
         was_seen = agent.last_seen_at is not None and agent.last_seen_at > agent.registered_at
-        if agent.state is State.PAUSED:
-            if (
-                agent.state_changed_at < agent.registered_at
-            ):  # the pause was of the session that ended, and ends with it
-                agent.set(paused_at=None, paused_until=None, pause_reason=None)
-                self._change_state(agent, State.OK if was_seen else State.PENDING, agent.registered_at)
-        elif not was_seen:
+        if agent.state is State.PAUSED and agent.state_changed_at < agent.registered_at:  # it ends with its session
+            agent.set(paused_at=None, paused_until=None, pause_reason=None)
+            self._change_state(agent, State.OK if was_seen else State.PENDING, agent.registered_at)
+        elif agent.state is not State.PAUSED and not was_seen:
             self._change_state(agent, State.PENDING, agent.registered_at)
         agent.deadline_at = self._deadline(agent.promise, agent.since)
 
