@@ -90,7 +90,7 @@ class Unit:
 
 
 class Ahead:
-    """The next entries, fetched and understood by a thread while the database writes the ones before."""
+    """The next entries; fetched and understood by a thread, if a database server stores the ones before meanwhile."""
 
     def __init__(self, inbox: Inbox, errand: Errand | None = None, done: Sequence[str] = ()) -> None:
         """Prepare to fetch what an errand was sent for; without one there is nothing."""

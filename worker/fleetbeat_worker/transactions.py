@@ -73,8 +73,8 @@ def store_entries(  # noqa: PLR0913, PLR0917 - what is stored, where, and two to
     """Store entries; return what was changed: one batch, or one for each entry if they had to be tried alone.
 
     When something in a batch can't be stored, each entry is tried alone, and the one that fails again is set aside.
-    What the entries hold need not be looked up again if it is known: `understood`. `meanwhile` is called when all is
-    decided and the database begins to write: from then on this thread mostly waits.
+    What the entries hold need not be looked up again if it is known: `understood`. `meanwhile` is called when the
+    transaction begins, if this thread mostly waits for a server then.
 
     Raises DatabaseUnavailable; then nothing of the failing transaction is stored.
     """
@@ -171,8 +171,9 @@ def _store(
     for attempt in range(1, CONFLICT_TRIES + 1):
         try:
             with writing(engine) as connection:
+                if connection.dialect.name == "postgresql":  # SQLite works in this thread, and others wait for it
+                    meanwhile()
                 batch = _apply(connection, take(connection), now, settings)
-                meanwhile()
                 write_batch(connection, batch)
         except DatabaseUnavailable as error:
             if attempt == CONFLICT_TRIES or not rolled_back_by_conflict(error):
