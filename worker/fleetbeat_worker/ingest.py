@@ -117,9 +117,10 @@ class Ahead:
 
     def result(self) -> tuple[list[Entry], bool, Understood] | None:
         """Return the entries, whether they are all that came, and what they hold. Raises redis-py's errors."""
-        self.begin()
         if self._thread is not None:
             self._thread.join()
+        elif self._errand is not None:
+            self._fetch(self._errand)
         if isinstance(self._found, RedisError):
             raise self._found
         return self._found
