@@ -196,13 +196,14 @@ class Oracle:
         """Find what wasn't flagged: silence counts from each sign, and from the end of each pause."""
         anew = self._restarts(life)
         since = 0
-        for place, (_, seen_at, known) in enumerate(anew):
+        for place, (at, seen_at, known) in enumerate(anew):
             since = max(since, seen_at)
             next_at, _, next_known = anew[place + 1] if place + 1 < len(anew) else (FOREVER, FOREVER, FOREVER)
             due_at = self.deadline(agent, since)
             if next_at <= due_at:
                 continue  # it was there before any watermark could be past the deadline
-            begin = max(sweeps[0], known, bisect_right(self._watermarks, due_at))
+            # A sign that waited for long may be due before it is there, and earlier than the one before it.
+            begin = max(sweeps[0], known, bisect_right(self._watermarks, max(at, due_at)))
             end = min(sweeps[1], next_known)
             for pause in life.pauses:
                 paused, resumed = (bisect_left(self._decided, moment) for moment in pause)

@@ -14,6 +14,7 @@ from fleetbeat_shared.messages import MAX_MESSAGE_BYTES
 from fleetbeat_shared.names import GROUP, INBOX, reply_key
 from fleetbeat_shared.settings import Settings
 from fleetbeat_worker.batch import Batch
+from fleetbeat_worker.column_types import from_milliseconds
 from fleetbeat_worker.database import open_engine, reading, writing
 from fleetbeat_worker.inbox import Entry, Inbox
 from fleetbeat_worker.sweep import sweep
@@ -330,6 +331,26 @@ def test_a_heartbeat_that_overtakes_the_registration_that_reopens(
     assert [row.entry_id for row in rejected(database)] == [too_late.entry_id]
     assert count_heartbeats(database) == 1
     assert state(database, session) == "ok"
+
+
+def test_silence_counts_from_the_first_registration_after_the_last_end(
+    redis: Redis, database: Engine, quick: Settings
+) -> None:
+    """An end and a registration that are stored after the next registration, each in a batch, and delivered twice."""
+    (session,) = enrol(redis, database, quick, "torv")
+    inbox = Inbox(redis)
+    send_spread(redis, deregister(session, error="gone"), register("torv", session), register("torv", session))
+    overtaken = inbox.read("slow", 2, 0.1)
+    drain(redis, database, quick)
+    opened_at = from_milliseconds(overtaken[1].milliseconds)
+    for entry in [*overtaken, *reversed(overtaken)]:
+        store_entries(database, [entry], redis_time(redis), quick)
+    found = agent(database, session)
+    assert (found.state, found.registered_at, found.error) == ("pending", opened_at, None)
+    stored = events(database)
+    assert [event.type for event in stored] == ["registered", "registered", "deregistered", "registered"]
+    assert stored[-1].occurred_at == opened_at
+    assert stored[-2].detail["error"] == "gone"
 
 
 def test_a_replayed_registration_reopens_nothing(redis: Redis, database: Engine, quick: Settings) -> None:

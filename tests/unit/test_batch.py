@@ -3,6 +3,7 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import permutations
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,10 +16,12 @@ from fleetbeat_worker.column_types import from_milliseconds, to_milliseconds
 from fleetbeat_worker.inbox import Entry
 from fleetbeat_worker.records import HEARTBEAT_COLUMNS, AgentRecord, Facts
 from fleetbeat_worker.store.tasks import TaskCounts
+from fleetbeat_worker.tables import LIFECYCLE
 from fleetbeat_worker.wire import understand
 from helpers import deregister, heartbeat, register
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from uuid import UUID
 
     from fleetbeat_shared.messages import Deregister, Heartbeat, Register
@@ -44,6 +47,17 @@ def new_batch(
         a.session_id: replace(a, settings={}, reports={}, is_new=False, seen=False, promised=False) for a in agents
     }
     return Batch(facts, stored)
+
+
+def following(batch: Batch) -> Batch:
+    """Begin a batch after another one, with what that stored; for this it is known which messages come."""
+    lifecycles = {session_id: list(events) for session_id, events in batch.facts.lifecycles.items()}
+    for event in batch.events:
+        if event["type"] in LIFECYCLE:
+            told = (event["type"], event["occurred_at"], event["message_id"])
+            lifecycles.setdefault(event["session_id"], []).append(told)
+    found = new_batch(*batch.agents.values())
+    return replace(found, facts=replace(found.facts, lifecycles=lifecycles))
 
 
 def apply(batch: Batch, message: Register | Heartbeat | Deregister, after: float, sequence: int = 0) -> Entry:
@@ -367,7 +381,7 @@ def test_an_end_is_idempotent() -> None:
     batch = new_batch(agent)
     message = deregister(agent.session_id)
     apply(batch, message, 90)
-    later = new_batch(only(batch))
+    later = following(batch)
     apply(later, message, 90)
     apply(later, deregister(agent.session_id, error="again"), 95)
     assert (later.events, later.rejected) == ([], [])
@@ -417,18 +431,109 @@ def test_a_replayed_registration_reopens_nothing() -> None:
     message = register()
     apply(batch, message, 0)
     apply(batch, deregister(message.session_id), 90)
-    later = new_batch(only(batch))
+    later = following(batch)
     apply(later, message, 0)
     assert (only(later).state, later.events, only(later).settings) == (State.ENDED, [], {})
 
 
-def test_an_overtaken_registration_is_ignored() -> None:
-    """Of two registrations of a session the later one by stream counts, in whatever order they are read."""
+def test_an_overtaken_registration_opens_the_session_earlier() -> None:
+    """Of two registrations the later one by stream says what is promised, the earlier one since when silence counts."""
     session_id = new_message_id()
     batch = new_batch()
     apply(batch, register("torv", session_id, interval_seconds=100.0), 10)
     apply(batch, register("torv", session_id, interval_seconds=20.0), 5)
-    assert only(batch).promise.interval_seconds == 100
+    found = only(batch)
+    assert (found.promise.interval_seconds, found.registered_at) == (100, NOON + seconds(5))
+    assert found.deadline_at == NOON + seconds(5 + 200 + 5)
+
+
+def test_a_registration_that_was_sent_twice_counts_from_its_first_copy() -> None:
+    """The first copy may be stored last, and is told by no second event."""
+    batch = new_batch()
+    message = register()
+    apply(batch, message, 18)
+    later = following(batch)
+    apply(later, message, 0)
+    assert (only(later).registered_at, later.events) == (NOON, [])
+    assert only(later).deadline_at == NOON + seconds(61.5)
+
+
+def test_what_was_said_between_two_overtaken_messages_counts() -> None:
+    """After an end and a registration, both overtaken by the next registration, a heartbeat says how the agent is."""
+    agent = registered()
+    batch = new_batch(agent)
+    apply(batch, register("torv", agent.session_id), 100)
+    apply(batch, deregister(agent.session_id, error="gone"), 40)
+    batch = following(batch)
+    apply(batch, register("torv", agent.session_id), 60)
+    apply(batch, heartbeat(agent.session_id, progress="page 3"), 65)
+    found = only(batch)
+    assert (found.registered_at, found.last_seen_at, found.state) == (
+        NOON + seconds(60),
+        NOON + seconds(65),
+        State.OK,
+    )
+    assert found.deadline_at == NOON + seconds(65 + 61.5)
+    assert found.reports["current_work"] == "page 3"
+    assert "error" not in found.settings
+
+
+STEPS = st.lists(st.tuples(st.sampled_from("rde"), st.sampled_from([None, "a", "b"])), min_size=1, max_size=7)
+
+
+@given(steps=STEPS, data=st.data())
+def test_what_opens_and_ends_sessions_leads_to_the_same_in_any_order(
+    steps: list[tuple[str, str | None]], data: st.DataObject
+) -> None:
+    """Registrations, ends and heartbeats, in any order and any batches, delivered any times."""
+    session_id = new_message_id()
+    make = {"r": register_again, "d": end_of, "e": heartbeat_of}
+    messages = [(register("torv", session_id), 0)]
+    messages += [(make[kind](session_id, text), 10 * (1 + place)) for place, (kind, text) in enumerate(steps)]
+    shuffled = [*data.draw(st.permutations(messages[1:] + messages)), *messages[:1]]
+    first = next(place for place, (message, _) in enumerate(shuffled) if message.kind == "register")
+    shuffled.insert(0, shuffled.pop(first))
+    expected, found = play(messages, [0] * len(messages)), play(shuffled, data.draw(cuts(len(shuffled))))
+    assert (found.ended_at is None) == (expected.ended_at is None)
+    if expected.ended_at is None:
+        assert (found.promise, found.registered_at) == (expected.promise, expected.registered_at)
+        assert (found.deadline_at, found.state) == (expected.deadline_at, expected.state)
+
+
+def register_again(session_id: UUID, text: str | None) -> Register:
+    return register("torv", session_id, interval_seconds=30.0 if text is None else 60.0)
+
+
+def end_of(session_id: UUID, _: str | None) -> Deregister:
+    return deregister(session_id)
+
+
+def heartbeat_of(session_id: UUID, text: str | None) -> Heartbeat:
+    return heartbeat(session_id, progress=text)
+
+
+def cuts(count: int) -> st.SearchStrategy[list[int]]:
+    """Return strategies of how many messages each of some batches has."""
+    return st.lists(st.integers(0, 3), min_size=count, max_size=count)
+
+
+def play(messages: Sequence[tuple[Register | Heartbeat | Deregister, int]], sizes: list[int]) -> AgentRecord:
+    """Apply messages in batches, and those that waited for a registration after them, as a steward does."""
+    batch, left, waiting = new_batch(), 0, []
+    for (message, after), size in zip(messages, sizes, strict=True):
+        if left == 0:
+            batch, left = following(batch), size
+        else:
+            left -= 1
+        refused_before = len(batch.rejected)
+        apply(batch, message, after)
+        if len(batch.rejected) > refused_before:
+            waiting.append((message, after))
+    batch = following(batch)
+    for message, after in sorted(waiting, key=itemgetter(1)):
+        if only(batch).ended_at is None and NOON + seconds(after) >= only(batch).registered_at:
+            apply(batch, message, after)
+    return only(batch)
 
 
 def test_an_end_that_was_overtaken_by_a_registration_is_ignored() -> None:
@@ -454,7 +559,7 @@ def test_an_end_that_was_overtaken_takes_the_old_silence_with_it(in_order: bool)
     assert (found.state, found.ended_at, found.registered_at) == (State.PENDING, None, NOON + seconds(100))
     assert (found.last_seen_at, found.deadline_at) == (NOON + seconds(1), NOON + seconds(161.5))
     assert sorted(kinds(batch)) == ["deregistered", "registered"]
-    replay = new_batch(found)
+    replay = following(batch)
     apply(replay, end, 90)
     assert (replay.events, only(replay).seen) == ([], False)
 
@@ -656,8 +761,9 @@ def test_a_second_goodbye_counts_against_an_earlier_registration() -> None:
     apply(batch, deregister(agent.session_id), 1)
     apply(batch, deregister(agent.session_id), 3)
     apply(batch, register("torv", agent.session_id), 2)
-    assert only(batch).state is State.ENDED
-    assert kinds(batch) == ["deregistered"]
+    assert (only(batch).state, only(batch).ended_at) == (State.ENDED, NOON + seconds(3))
+    told = [(event["type"], event["occurred_at"] - NOON) for event in batch.events]
+    assert told == [("deregistered", 1000), ("registered", 2000), ("deregistered", 3000)]
 
 
 def stuck(**columns: Any) -> AgentRecord:

@@ -11,7 +11,7 @@ from fleetbeat_shared.silences import Silence
 from fleetbeat_worker.arithmetic import Start, amount, work_out
 from fleetbeat_worker.column_types import from_milliseconds, to_milliseconds
 from fleetbeat_worker.deadlines import DeadlineRule, Unwatched
-from fleetbeat_worker.history import Change, live_spans, paused_spans, promise_told, told_silences
+from fleetbeat_worker.history import Change, changes_of, live_spans, paused_spans, promise_told, told_silences
 from fleetbeat_worker.tables import EventType
 from simulated import at
 
@@ -107,6 +107,27 @@ def test_lives_and_pauses_are_told_as_far_as_events_reach() -> None:
     assert paused_spans(row(), paused, until) == [span(10, 30)]
     again = [*paused, change(EventType.REGISTERED, 40), change(EventType.PAUSED, 50), change(EventType.RESUMED, 60)]
     assert paused_spans(row(), again, until) == [span(10, 30), span(50, 60)]
+
+
+def test_what_was_overtaken_is_told_in_its_place() -> None:
+    """A registration or an end that was stored after a newer one comes before it; the verdicts keep their order."""
+    stored = [
+        (EventType.REGISTERED, 0),
+        (EventType.REGISTERED, 60),
+        (EventType.PAUSED, 70),
+        (EventType.DEREGISTERED, 30),
+        (EventType.REGISTERED, 50),
+        (EventType.DEGRADED, 95),
+        (EventType.RECOVERED, 90),
+        (EventType.DEREGISTERED, 99),
+    ]
+    rows: Any = [SimpleNamespace(occurred_at=at(when), type=kind.value, detail=None) for kind, when in stored]
+    changes = changes_of(rows)
+    order = [to_milliseconds(at(when)) for when in (0, 30, 50, 60, 70, 95, 90, 99)]
+    assert [change.at for change in changes] == order
+    until = to_milliseconds(at(100))
+    assert live_spans(row(registered_at=at(50)), changes, until) == [span(0, 30), span(50, 99)]
+    assert paused_spans(row(), changes, until) == [span(70, 99)]
 
 
 def test_details_that_are_no_times_do_no_harm() -> None:

@@ -33,7 +33,7 @@ from fleetbeat_worker.history import (
 )
 from fleetbeat_worker.store import history as store
 from fleetbeat_worker.store.pipeline import stored_pipeline
-from fleetbeat_worker.tables import EventType
+from fleetbeat_worker.tables import LIFECYCLE, EventType
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -170,7 +170,7 @@ class _Run:
         """Return a session as it was at the start; None if it ended before, or was registered after the end."""
         past = [mark for mark in marks if mark.at <= self._start]
         kinds = [mark.kind for mark in past]
-        lifecycle = [mark for mark in past if mark.kind in {EventType.REGISTERED, EventType.DEREGISTERED}]
+        lifecycle = [mark for mark in past if mark.kind in LIFECYCLE]
         registered = [mark.detail for mark in lifecycle if mark.kind is EventType.REGISTERED]
         coming = any(mark.kind is EventType.REGISTERED and mark.at > self._start for mark in marks)
         live = bool(lifecycle) and lifecycle[-1].kind is EventType.REGISTERED

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from fleetbeat_shared.liveness import Promise, State, default_grace_seconds
 from fleetbeat_shared.silences import Silence
 from fleetbeat_worker.column_types import to_milliseconds
-from fleetbeat_worker.tables import EventType
+from fleetbeat_worker.tables import LIFECYCLE, EventType
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -59,8 +59,21 @@ class Change:
 
 
 def changes_of(rows: Iterable[Row[Any]]) -> list[Change]:
-    """Return rows of `events` as changes, in their order."""
-    return [Change(to_milliseconds(row.occurred_at), EventType(row.type), row.detail or {}) for row in rows]
+    """Return rows of `events` as changes, in their order; what opens or ends a session before what overtook it.
+
+    The rest is in the order of the verdicts: a heartbeat that waited recovers its agent as of before it was flagged.
+    """
+    found: list[Change] = []
+    newest = 0
+    for row in rows:
+        change = Change(to_milliseconds(row.occurred_at), EventType(row.type), row.detail or {})
+        place = len(found)
+        if change.kind in LIFECYCLE and change.at < newest:
+            place = next(at for at, other in enumerate(found) if other.kind in LIFECYCLE and other.at > change.at)
+        elif change.kind in LIFECYCLE:
+            newest = change.at
+        found.insert(place, change)
+    return found
 
 
 def told_silences(session: Row[Any], changes: Iterable[Change]) -> list[Silence]:
@@ -108,7 +121,7 @@ def spans_of(changes: Iterable[Change], until: int, opens: EventType, *closes: E
 def live_spans(session: Row[Any], changes: Sequence[Change], until: int) -> list[Span]:
     """Return when a session was registered and hadn't ended."""
     spans = spans_of(changes, until, EventType.REGISTERED, EventType.DEREGISTERED)
-    lifecycle = [change for change in changes if change.kind in {EventType.REGISTERED, EventType.DEREGISTERED}]
+    lifecycle = [change for change in changes if change.kind in LIFECYCLE]
     if not lifecycle or lifecycle[0].kind is EventType.DEREGISTERED:  # its registration is no longer told
         first_end = lifecycle[0].at if lifecycle else to_milliseconds(session.ended_at) if session.ended_at else until
         # The row has the last opening, which may be after that end.

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from fleetbeat_shared.liveness import Promise, State, default_grace_seconds
+from fleetbeat_shared.liveness import UNJUDGEABLE, Promise, State, default_grace_seconds
 from fleetbeat_shared.messages import Deregister, Reason, Register
 from fleetbeat_worker.inbox import place_milliseconds
 from fleetbeat_worker.ledger import Ledger
 from fleetbeat_worker.records import AgentRecord
-from fleetbeat_worker.tables import EventType
+from fleetbeat_worker.tables import LIFECYCLE, EventType
 
 if TYPE_CHECKING:
     from uuid import UUID
 
     from fleetbeat_worker.inbox import Entry
-    from fleetbeat_worker.records import Row
+    from fleetbeat_worker.records import LifecycleEvent, Row
 
 _TOLD = {
     "interval_seconds",
@@ -31,6 +32,8 @@ _TOLD = {
 }
 """What the event of a registration says of it."""
 
+_UNTROUBLED = frozenset({State.PENDING, State.OK})
+
 
 @dataclass(slots=True)
 class Lifecycle(Ledger):
@@ -39,8 +42,11 @@ class Lifecycle(Ledger):
     def _register(self, entry: Entry, message: Register) -> None:
         received_at, position = entry.arrival(self.facts.now)
         agent = self.agents.get(message.session_id)
-        if message.id in self.facts.applied or (agent is not None and position <= agent.lifecycle_entry):
-            return  # a replay, or overtaken by a newer registration or end
+        if message.id in self.facts.applied:
+            return  # a replay
+        if agent is not None and position <= agent.lifecycle_entry:
+            self._catch_up(agent, EventType.REGISTERED, received_at, message.id, _promised(message))
+            return
         if message.parent_id is not None and message.parent_id not in self.agents:
             detail = f"no session {message.parent_id} is registered that could be the parent"
             self.reject(entry, Reason.UNKNOWN_PARENT, detail, message, awaits=message.parent_id)
@@ -49,12 +55,10 @@ class Lifecycle(Ledger):
         if agent is None:
             agent = self._new_agent(message, promise, received_at, position)
         elif agent.ended_at is not None:
-            agent.registered_at, agent.ended_at = received_at, None
-            agent.reported = (received_at, position)
-            reported = {"reported_at": received_at, "reported_entry": position}
-            agent.changed_at = None
-            agent.set(ended_at=None, exit_status=None, error=None, changed_at=None, **reported)
+            agent.ended_at = agent.changed_at = None
+            agent.set(ended_at=None, exit_status=None, error=None, changed_at=None)
             self._change_state(agent, State.PENDING, received_at)
+            self._open_since(agent, received_at)
         agent.agent_name, agent.promise, agent.parallel = message.agent_name, promise, message.parallel
         agent.project = message.project or agent.project
         agent.unjudged_at = None
@@ -62,12 +66,7 @@ class Lifecycle(Ledger):
         agent.deadline_at = self._deadline(promise, agent.since)
         agent.seen = agent.promised = True
         agent.set(**_settings(message, position))
-        promised = message.model_dump(
-            mode="json",
-            exclude_none=True,
-            include=_TOLD,
-        )
-        self._event(EventType.REGISTERED, received_at, agent, message_id=message.id, detail=promised)
+        self._event(EventType.REGISTERED, received_at, agent, message_id=message.id, detail=_promised(message))
         if not message.parallel:
             self._take_name(agent, received_at)
 
@@ -111,36 +110,72 @@ class Lifecycle(Ledger):
             return
         if message.id in self.facts.applied:
             return  # a replay
+        said: Row = {"error": message.error, "exit_status": message.exit_status}
+        said = {name: value for name, value in said.items() if value is not None}
         if position <= agent.lifecycle_entry:
-            if agent.ended_at is None and received_at > agent.registered_at:
-                self._end_overtaken(agent, message, received_at)
-            return  # else a replay: the registration that came after it has opened the session anew
+            self._catch_up(agent, EventType.DEREGISTERED, received_at, message.id, said)
+            return
         if agent.ended_at is not None:
             # It ended before, but a registration between the two that comes late must open it for nobody.
             agent.lifecycle_entry = position
             agent.set(lifecycle_entry=position)
             return
-        said: Row = {"error": message.error, "exit_status": message.exit_status}
-        said = {name: value for name, value in said.items() if value is not None}
         agent.set(**said)
         self._end(agent, received_at, position, said, message_id=message.id)
 
-    def _end_overtaken(self, agent: AgentRecord, message: Deregister, ended_at: int) -> None:
-        """Let a session end before the registration that overtook the end, and that opened it anew.
+    def _catch_up(self, agent: AgentRecord, kind: EventType, occurred_at: int, message_id: UUID, detail: Row) -> None:
+        """Take up a registration or an end that a newer one overtook: what it said is history.
 
-        What was missed before the end counts no longer.
+        It tells since when the session is open, though: since the first registration after the last end. Whatever is
+        taken up twice changes nothing the second time.
         """
-        detail = {"lived_seconds": (ended_at - agent.registered_at) / 1000}
-        self._event(EventType.DEREGISTERED, ended_at, agent, message_id=message.id, detail=detail)
-        agent.registered_at = place_milliseconds(agent.lifecycle_entry)
+        known = [*self.facts.lifecycles.get(agent.session_id, ()), *self._lifecycle_of(agent)]
+        is_replay = message_id in {event_id for _, _, event_id in known}
+        if not is_replay:
+            if kind is EventType.DEREGISTERED and occurred_at > agent.registered_at:
+                detail = {"lived_seconds": (occurred_at - agent.registered_at) / 1000, **detail}
+            self._event(kind, occurred_at, agent, message_id=message_id, detail=detail)
+        newest = min(place_milliseconds(agent.lifecycle_entry), self.facts.now)
+        if agent.ended_at is not None:
+            if kind is EventType.REGISTERED and occurred_at > agent.ended_at:  # between the end and a second one
+                agent.registered_at, agent.promised = occurred_at, True
+                self._end(agent, newest, agent.lifecycle_entry, {})
+            return
+        told = [*((event_kind, at) for event_kind, at, _ in known), (kind, occurred_at)]
+        opened = [newest, agent.registered_at, *(at for event_kind, at in told if event_kind == EventType.REGISTERED)]
+        last_end = max((at for event_kind, at in told if event_kind == EventType.DEREGISTERED), default=0)
+        opened_at = min((at for at in opened if at > last_end), default=newest)
+        if opened_at != agent.registered_at or (kind is EventType.DEREGISTERED and not is_replay):
+            self._open_since(agent, opened_at)
+            with suppress(*UNJUDGEABLE):  # then the sweep that finds the old deadline passed sets the agent aside
+                agent.deadline_at = self._deadline(agent.promise, agent.since)
+
+    def _lifecycle_of(self, agent: AgentRecord) -> list[LifecycleEvent]:
+        """Return the registrations and ends of a session that the batch has brought so far."""
+        return [
+            (event["type"], event["occurred_at"], event["message_id"])
+            for event in self.events
+            if event["session_id"] == agent.session_id and event["type"] in LIFECYCLE
+        ]
+
+    def _open_since(self, agent: AgentRecord, opened_at: int) -> None:
+        """Let a session be open since a moment: what was said and missed before it counts no longer."""
+        start, moved = (opened_at, 0), opened_at != agent.registered_at
+        if agent.reported is not None and agent.reported[0] == agent.registered_at:
+            agent.reported = start  # nothing was said since it was opened
+        elif opened_at >= agent.registered_at:
+            agent.reported = max(agent.reported or start, start)
+        if agent.reported is not None:
+            agent.set(reported_at=agent.reported[0], reported_entry=agent.reported[1])
+        agent.registered_at = opened_at
         agent.seen = agent.promised = True
-        was_seen = agent.last_seen_at is not None and agent.last_seen_at > agent.registered_at
-        if agent.state is State.PAUSED and agent.state_changed_at < agent.registered_at:  # it ends with its session
+        was_seen = agent.last_seen_at is not None and agent.last_seen_at > opened_at
+        state = State.OK if was_seen else State.PENDING
+        if agent.state is State.PAUSED and agent.state_changed_at < opened_at:  # the pause ended with its session
             agent.set(paused_at=None, paused_until=None, pause_reason=None)
-            self._change_state(agent, State.OK if was_seen else State.PENDING, agent.registered_at)
-        elif agent.state is not State.PAUSED and not was_seen:
-            self._change_state(agent, State.PENDING, agent.registered_at)
-        agent.deadline_at = self._deadline(agent.promise, agent.since)
+            self._change_state(agent, state, opened_at)
+        elif agent.state in _UNTROUBLED or (agent.state is State.DEGRADED and moved and not was_seen):
+            self._change_state(agent, state, opened_at)
 
     def _end(
         self, agent: AgentRecord, ended_at: int, position: int, detail: Row, message_id: UUID | None = None
@@ -154,6 +189,10 @@ class Lifecycle(Ledger):
         self.idle_tasks_of.add(agent.agent_name)
         detail = {"lived_seconds": (ended_at - agent.registered_at) / 1000, **detail}
         self._event(EventType.DEREGISTERED, ended_at, agent, message_id=message_id, detail=detail)
+
+
+def _promised(message: Register) -> Row:
+    return message.model_dump(mode="json", exclude_none=True, include=_TOLD)
 
 
 def _promise(message: Register) -> Promise:

@@ -11,7 +11,7 @@ from fleetbeat_shared.silences import clip, length, merge, subtract, uptime
 from fleetbeat_worker.column_types import from_milliseconds, to_milliseconds
 from fleetbeat_worker.history import WINDOWS, changes_of, live_spans, paused_spans, spans_of, told_silences
 from fleetbeat_worker.store import history as store
-from fleetbeat_worker.tables import EventType
+from fleetbeat_worker.tables import LIFECYCLE, EventType
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -130,7 +130,7 @@ def _uptimes(
 
 def _failures(changes: Iterable[Sequence[Change]], now: int) -> list[Span]:
     """Return the times after an end with an error, until the name was registered again: it should have been up."""
-    lifecycle = [change for change in chain.from_iterable(changes) if change.kind in _LIFECYCLE]
+    lifecycle = [change for change in chain.from_iterable(changes) if change.kind in LIFECYCLE]
     lifecycle.sort(key=lambda change: change.at)
     spans: list[Span] = []
     for number, change in enumerate(lifecycle):
@@ -139,9 +139,6 @@ def _failures(changes: Iterable[Sequence[Change]], now: int) -> list[Span]:
             later = (other.at for other in lifecycle[number:] if other.kind is EventType.REGISTERED)
             spans.append((change.at, next(later, now)))
     return spans
-
-
-_LIFECYCLE = frozenset({EventType.REGISTERED, EventType.DEREGISTERED})
 
 
 def _view(silence: Silence, session_id: UUID, now: int) -> SilenceView:

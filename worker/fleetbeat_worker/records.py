@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from fleetbeat_shared.liveness import silent_since
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Set as AbstractSet
+    from collections.abc import Mapping, Sequence, Set as AbstractSet
     from uuid import UUID
 
     from fleetbeat_shared.liveness import Promise, State
@@ -31,6 +31,10 @@ HEARTBEAT_COLUMNS = ("id", "session_id", "received_at", "seen_at", "sent_at", *R
 
 STRAY_COLUMNS = ("id", "received_at")
 """What a row of `stray_heartbeats` holds, in this order."""
+
+
+LifecycleEvent = tuple[str, int, "UUID | None"]
+"""The type of a registration's or an end's event, when that was, and the message."""
 
 
 @dataclass(slots=True)
@@ -104,3 +108,5 @@ class Facts:
     """How much work agents have, by name; one that never had a task is absent."""
     applied: AbstractSet[UUID] = frozenset()
     """Registrations and ends that were applied before, as far as their place in the stream doesn't tell."""
+    lifecycles: Mapping[UUID, Sequence[LifecycleEvent]] = field(default_factory=dict)
+    """What opened and ended sessions before, of those of which a registration or an end was overtaken by newer ones."""

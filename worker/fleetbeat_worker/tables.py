@@ -58,6 +58,10 @@ class EventType(StrEnum):
     """Redis came back without the inbox, or with an older one."""
 
 
+LIFECYCLE = frozenset({EventType.REGISTERED, EventType.DEREGISTERED})
+"""What opens and ends sessions."""
+
+
 class TaskState(StrEnum):
     """How far a task is."""
 

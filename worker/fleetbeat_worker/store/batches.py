@@ -27,6 +27,7 @@ from fleetbeat_worker.store import bulk
 from fleetbeat_worker.store.notifications import put
 from fleetbeat_worker.store.tasks import count_tasks_of
 from fleetbeat_worker.tables import (
+    LIFECYCLE,
     Agent,
     Event,
     Liveness,
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
 
     from fleetbeat_shared.messages import Deregister
     from fleetbeat_shared.settings import Settings
+    from fleetbeat_worker.records import LifecycleEvent
     from fleetbeat_worker.store.tasks import TaskCounts
 
 _REGISTRATION_LOCK = 0x626561740001  # one number for all batches with registrations on PostgreSQL
@@ -134,7 +136,8 @@ def open_batch(
     # A clock that was turned back has not come to the watermark again: what is heard now is no older than that.
     known = None if watermark is None else min(to_milliseconds(watermark), moment)
     applied = _settle_order(connection, messages, agents, moment)
-    facts = Facts(moment, known, outages, settings.missed_intervals, tasks, applied)
+    lifecycles = _read_lifecycles(connection, messages, agents, moment)
+    facts = Facts(moment, known, outages, settings.missed_intervals, tasks, applied, lifecycles)
     return Batch(facts, agents, {key: record for key, record in records.items() if key not in agents})
 
 
@@ -164,6 +167,28 @@ def _settle_order(
         return set()
     rows = connection.execute(select(Event.message_id).where(Event.message_id.in_(ids))).scalars()
     return {message_id for message_id in rows if message_id is not None}
+
+
+def _read_lifecycles(
+    connection: Connection,
+    messages: Sequence[tuple[Entry, Register | Heartbeat | Deregister]],
+    agents: dict[UUID, AgentRecord],
+    now: int,
+) -> dict[UUID, list[LifecycleEvent]]:
+    """Return what opened and ended the sessions of which a registration or an end comes after newer ones."""
+    overtaken = {
+        message.session_id
+        for entry, message in messages
+        if not isinstance(message, Heartbeat)
+        and message.session_id in agents
+        and entry.arrival(now)[1] <= agents[message.session_id].lifecycle_entry
+    }
+    found: dict[UUID, list[LifecycleEvent]] = {}
+    for session_id in overtaken:
+        query = select(Event.type, Event.occurred_at, Event.message_id).where(Event.session_id == session_id)
+        rows = connection.execute(query.where(Event.type.in_(LIFECYCLE)))
+        found[session_id] = [(kind, to_milliseconds(occurred_at), message_id) for kind, occurred_at, message_id in rows]
+    return found
 
 
 def _live_namesakes(connection: Connection, names: Collection[str]) -> set[UUID]:
