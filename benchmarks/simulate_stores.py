@@ -34,7 +34,7 @@ from fleetbeat_worker.records import Facts
 from fleetbeat_worker.store import maintenance
 from fleetbeat_worker.store.pauses import pause, resume
 from fleetbeat_worker.sweep import decide, outage_between
-from fleetbeat_worker.tables import Agent, EventType, Liveness, Notification, Pipeline
+from fleetbeat_worker.tables import LIFECYCLE, Agent, EventType, Liveness, Notification, Pipeline
 from fleetbeat_worker.transactions import put_right, store_entries
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 
     from fleetbeat_shared.maintenance import Window
     from fleetbeat_shared.messages import Deregister, Heartbeat, Register
-    from fleetbeat_worker.records import AgentRecord
+    from fleetbeat_worker.records import AgentRecord, LifecycleEvent
 
 OVERTAKEN = 90_000
 """How long after it was refused, in milliseconds, a message may be put right."""
@@ -329,6 +329,7 @@ class MemoryStore:
     def __init__(self, plan: Plan) -> None:
         self._sweep_seconds = float(plan.sweep_seconds)
         self._agents: dict[UUID, AgentRecord] = {}
+        self._lifecycles: dict[UUID, list[LifecycleEvent]] = defaultdict(list)
         self._outages: list[tuple[int, int]] = []
         self._watermark: int | None = None
         self._swept_at: int | None = None
@@ -360,10 +361,14 @@ class MemoryStore:
         return self._apply(now, ready) if ready else []
 
     def _apply(self, now: int, messages: Sequence[tuple[Entry, Register | Heartbeat | Deregister]]) -> list[str]:
-        facts = Facts(now=now, watermark=self._watermark, outages=self._outages, missed_limit=2, tasks={})
+        facts = Facts(now, self._watermark, self._outages, MISSED, tasks={}, lifecycles=self._lifecycles)
         batch = Batch(facts, agents=self._agents)
         for entry, message in messages:
             batch.apply(entry, message)
+        for event in batch.events:
+            if event["type"] in LIFECYCLE:
+                told = (event["type"], event["occurred_at"], event["message_id"])
+                self._lifecycles[event["session_id"]].append(told)
         waiting = {row["entry_id"]: row["reason"] for row in batch.rejected if row["awaits_session_id"]}
         self._waiting += [
             (entry, message, waiting[entry.id] == Reason.SESSION_ENDED, now)
@@ -454,4 +459,5 @@ _name_of = attrgetter("agent_name")
 def _freed(batch: Batch) -> list[str]:
     """Return who is degraded no longer: it was heard, or it ended, or it was opened anew."""
     up = {EventType.RECOVERED.value, EventType.DEREGISTERED.value}
-    return [event["agent_name"] for event in batch.events if event["type"] in up]
+    events = (event for event in batch.events if event["type"] in up)
+    return [event["agent_name"] for event in events if batch.agents[event["session_id"]].state is not State.DEGRADED]
