@@ -37,9 +37,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 from simulate_incidents import find_false_notices
+from simulate_memory import MemoryStore
 from simulate_oracle import Oracle
 from simulate_plan import draw_plan
-from simulate_stores import MemoryStore, SqlStore, play
+from simulate_play import play
+from simulate_sql import SqlStore
 from sqlalchemy import event, text
 from support import databases, end_in_order, percentile, print_json, print_machine, print_table, shown, verbatim
 

@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 from simulate_incidents import find_false_notices
+from simulate_memory import MemoryStore
 from simulate_oracle import Oracle
 from simulate_plan import draw_plan
-from simulate_stores import MemoryStore, SqlStore, play
+from simulate_play import play
+from simulate_sql import SqlStore
 from sqlalchemy import event, text
 
 from fleetbeat_worker.tables import Base, Pipeline
@@ -117,9 +119,9 @@ def _without_pauses(registered_at: int, last_seen_at: int | None, _resumed_at: i
 @pytest.mark.parametrize(
     ("seed", "rule", "broken", "found"),
     [
-        (3, "simulate_stores.outage_between", _never, "false_flags"),
-        (3, "simulate_stores.running", _never, "false_flags"),
-        (3, "simulate_stores.last_end", _never, "false_flags"),
+        (3, "simulate_memory.outage_between", _never, "false_flags"),
+        (3, "simulate_memory.running", _never, "false_flags"),
+        (3, "simulate_memory.last_end", _never, "false_flags"),
         (3, "fleetbeat_worker.deadlines.allowed_silence_seconds", _no_grace, "false_flags"),
         (3, "fleetbeat_worker.deadlines.allowed_silence_seconds", _one_too_many, "missed_flags"),
         (3, "fleetbeat_worker.records.silent_since", _without_pauses, "false_flags"),

@@ -1,0 +1,164 @@
+"""What is tried without a database: the real rules and the real batches, with the fleet in memory."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import replace
+from heapq import heapify, heappop, heappush
+from typing import TYPE_CHECKING
+
+from simulate_draw import DAY
+from simulate_oracle import MISSED
+from simulate_play import OVERTAKEN, WATCHED, freed, window_rule
+
+from fleetbeat_shared.liveness import State
+from fleetbeat_shared.maintenance import WindowRule, last_end, running, windows_of
+from fleetbeat_shared.messages import Reason
+from fleetbeat_worker.batch import Batch
+from fleetbeat_worker.column_types import from_milliseconds, to_milliseconds
+from fleetbeat_worker.deadlines import DeadlineRule, Unwatched, deadline_of
+from fleetbeat_worker.inbox import Entry
+from fleetbeat_worker.records import Facts
+from fleetbeat_worker.sweep import outage_between
+from fleetbeat_worker.tables import LIFECYCLE
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from uuid import UUID
+
+    from simulate_commands import MaintenanceRule
+    from simulate_plan import Arrival, Plan
+
+    from fleetbeat_shared.maintenance import Window
+    from fleetbeat_shared.messages import Deregister, Heartbeat, Register
+    from fleetbeat_worker.records import AgentRecord, LifecycleEvent
+
+
+class MemoryStore:
+    """The real rules, with the fleet in memory: what a batch changes stays in its records."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._sweep_seconds = float(plan.sweep_seconds)
+        self._agents: dict[UUID, AgentRecord] = {}
+        self._lifecycles: dict[UUID, list[LifecycleEvent]] = defaultdict(list)
+        self._outages: list[tuple[int, int]] = []
+        self._watermark: int | None = None
+        self._swept_at: int | None = None
+        self._time = from_milliseconds(plan.start), from_milliseconds(plan.end + 30 * DAY)
+        self._rules: dict[int, WindowRule] = {}
+        self._windows: list[Window] = []
+        self._cleared_at = 0
+        self._paused: dict[UUID, int | None] = {}
+        """Until when."""
+        self._waiting: list[tuple[Entry, Register | Heartbeat | Deregister, bool, int]] = []
+        """What has no open session; whether that was known, and had ended; and when it was refused."""
+        self._due: list[tuple[int, UUID]] = []
+        """Deadlines, the next one first; a deadline that moved on is here twice."""
+
+    def commit(self, now: int, arrivals: Sequence[Arrival]) -> list[str]:
+        """Apply entries to the fleet."""
+        return self._apply(now, [(Entry(each.entry_id, b""), each.message) for each in arrivals])
+
+    def put_right(self, now: int) -> list[str]:
+        """Apply what waits for a session that is known by now."""
+        ready, waiting = [], []
+        for entry, message, had_ended, refused_at in self._waiting:
+            agent = self._agents.get(message.session_id)
+            if agent and not (had_ended and (agent.ended_at or entry.milliseconds < agent.registered_at)):
+                ready.append((entry, message))
+            elif now - refused_at < OVERTAKEN:
+                waiting.append((entry, message, had_ended, refused_at))
+        self._waiting = waiting
+        return self._apply(now, ready) if ready else []
+
+    def _apply(self, now: int, messages: Sequence[tuple[Entry, Register | Heartbeat | Deregister]]) -> list[str]:
+        facts = Facts(now, self._watermark, self._outages, MISSED, tasks={}, lifecycles=self._lifecycles)
+        batch = Batch(facts, agents=self._agents)
+        for entry, message in messages:
+            batch.apply(entry, message)
+        for event in batch.events:
+            if event["type"] in LIFECYCLE:
+                told = (event["type"], event["occurred_at"], event["message_id"])
+                self._lifecycles[event["session_id"]].append(told)
+        waiting = {row["entry_id"]: row["reason"] for row in batch.rejected if row["awaits_session_id"]}
+        self._waiting += [
+            (entry, message, waiting[entry.id] == Reason.SESSION_ENDED, now)
+            for entry, message in messages
+            if entry.id in waiting
+        ]
+        for session_id in {message.session_id for _, message in messages} & self._agents.keys():
+            heappush(self._due, (self._agents[session_id].deadline_at, session_id))
+        return freed(batch)
+
+    def sweep(self, now: int, watermark: int, backlog: int) -> list[str]:  # noqa: ARG002 - the backlog decides nothing
+        """Do what `decide` does with SQL."""
+        self._watermark = max(watermark, self._watermark or watermark)
+        last = None if self._swept_at is None else from_milliseconds(self._swept_at)
+        if last is not None and outage_between(last, from_milliseconds(now), self._sweep_seconds):
+            self._move(to_milliseconds(last), now)
+        self._swept_at = max(now, self._swept_at or now)
+        self._resume([key for key, until in self._paused.items() if until is not None and until <= now], now)
+        moment = from_milliseconds(now)
+        if ended_at := last_end(self._windows, moment):
+            self._cleared_at = max(self._cleared_at, to_milliseconds(ended_at))
+        if running(self._windows, moment):
+            return []
+        flagged = []
+        while self._due and self._due[0][0] < self._watermark:
+            due_at, session_id = heappop(self._due)
+            record = self._agents[session_id]
+            if record.deadline_at != due_at or record.state not in WATCHED:
+                continue
+            if record.since < self._cleared_at:
+                over = [(window.starts_at, window.ends_at) for window in self._windows if window.ends_at is not None]
+                windows = [(to_milliseconds(start), to_milliseconds(end)) for start, end in over if end <= moment]
+                rule = DeadlineRule(record.promise, MISSED, Unwatched(self._outages, windows))
+                record.deadline_at = rule(record.since)
+                if record.deadline_at >= self._watermark:
+                    heappush(self._due, (record.deadline_at, session_id))
+                    continue
+            record.state, record.state_changed_at = State.DEGRADED, now
+            flagged.append(record.agent_name)
+        return flagged
+
+    def pause(self, now: int, name: str, until: int | None) -> list[str]:
+        """Do what `store.pauses` does with SQL."""
+        found = [record for record in self._agents.values() if record.agent_name == name and record.ended_at is None]
+        for record in found:
+            record.state, record.state_changed_at = State.PAUSED, now
+            self._paused[record.session_id] = until
+        return [record.agent_name for record in found]
+
+    def resume(self, now: int, name: str) -> None:
+        """Do what `store.pauses` does with SQL."""
+        self._resume([key for key in self._paused if self._agents[key].agent_name == name], now)
+
+    def _resume(self, sessions: Sequence[UUID], now: int) -> None:
+        for key in sessions:
+            record, until = self._agents[key], self._paused.pop(key)
+            if record.state is State.PAUSED:
+                record.resumed_at = record.state_changed_at = now if until is None else min(now, until)
+                record.state = State.PENDING if record.last_seen_at is None else State.OK
+                record.deadline_at = deadline_of(record.promise, record.since, MISSED, self._outages)
+                heappush(self._due, (record.deadline_at, key))
+
+    def start_maintenance(self, place: int, rule: MaintenanceRule) -> None:
+        """Note it, and work out its windows: they are looked at at each sweep."""
+        self._rules[place] = window_rule(rule)
+        self._windows = windows_of(self._rules.values(), *self._time)
+
+    def end_maintenance(self, place: int, now: int) -> None:
+        """Let its windows end."""
+        self._rules[place] = replace(self._rules[place], ended_at=from_milliseconds(now))
+        self._windows = windows_of(self._rules.values(), *self._time)
+
+    def finish(self) -> None:
+        """Do nothing."""
+
+    def _move(self, started_at: int, ended_at: int) -> None:
+        self._outages.append((started_at, ended_at))
+        for record in self._agents.values():
+            if record.state in WATCHED and record.since < ended_at and record.deadline_at > started_at:
+                record.deadline_at += ended_at - max(started_at, record.since)
+        self._due = [(record.deadline_at, session_id) for session_id, record in self._agents.items()]
+        heapify(self._due)

@@ -1,0 +1,181 @@
+"""What is tried on databases: all of the real code, but for Redis."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from simulate_incidents import Told
+from simulate_oracle import FOREVER
+from simulate_play import OVERTAKEN, WATCHED, freed, window_rule
+from sqlalchemy import exists, func, select, update
+
+from fleetbeat_shared.incidents import GIVEN_UP
+from fleetbeat_shared.liveness import State
+from fleetbeat_shared.maintenance import next_start, windows_of
+from fleetbeat_shared.settings import Settings
+from fleetbeat_worker.account import Account
+from fleetbeat_worker.column_types import from_milliseconds, to_milliseconds
+from fleetbeat_worker.database import reading, writing
+from fleetbeat_worker.inbox import Entry, Horizon
+from fleetbeat_worker.store import maintenance
+from fleetbeat_worker.store.pauses import pause, resume
+from fleetbeat_worker.sweep import decide, outage_between
+from fleetbeat_worker.tables import Agent, EventType, Liveness, Notification, Pipeline
+from fleetbeat_worker.transactions import put_right, store_entries
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from datetime import datetime
+
+    from redis import Redis
+    from simulate_commands import MaintenanceRule
+    from simulate_plan import Arrival, Plan
+    from sqlalchemy import Connection, Engine
+
+_NO_REDIS: Redis = None  # type: ignore[assignment] # only answers are sent to it, and nobody waits for any
+
+
+class SqlStore:
+    """The real ingest and the real sweep, on a database.
+
+    A sweep that can find nothing isn't run: what it would write down, its time and its watermark, is written before
+    anything else reads it. `every_sweep` runs them all; a test shows that both leave the same in every table.
+    """
+
+    def __init__(self, engine: Engine, plan: Plan, *, every_sweep: bool = False) -> None:
+        self._engine = engine
+        # So calm a fleet is that nobody flaps.
+        self._settings = Settings(sweep_seconds=plan.sweep_seconds, flapping_changes=20)
+        self._rules: dict[int, int] = {}
+        """The number of each rule of the plan's maintenance in SQL."""
+        self._every_sweep = every_sweep
+        self._overtaken_until = 0
+        self._nothing_until = 0
+        """What no watermark has to be past for any sweep to find something; zero when that isn't known."""
+        self._nothing_before = 0
+        """Before when no pause is over, no maintenance begins or ends, and no incident is given up."""
+        self._swept_at: int | None = None
+        self._watermark = 0
+        self._is_written = True
+
+    def commit(self, now: int, arrivals: Sequence[Arrival]) -> list[str]:
+        """Store entries as the ingest job does."""
+        self._write_down()
+        entries = [Entry(arrival.entry_id, arrival.message.to_wire()) for arrival in arrivals]
+        batches = store_entries(self._engine, entries, from_milliseconds(now), self._settings)
+        for batch in batches:
+            if any(row["awaits_session_id"] for row in batch.rejected):
+                self._overtaken_until = now + OVERTAKEN
+            if any(row["type"] != EventType.HEARTBEAT for row in batch.events):
+                self._nothing_until = 0
+            records = (*batch.agents.values(), *batch.plain.values())
+            self._nothing_until = min([self._nothing_until, *(record.deadline_at for record in records)])
+        return [name for batch in batches for name in freed(batch)]
+
+    def put_right(self, now: int) -> list[str]:
+        """Apply what overtook its registration, as each sweep does first. Nobody waits for an answer here."""
+        if self._every_sweep or now <= self._overtaken_until:
+            self._write_down()
+            if put_right(self._engine, _NO_REDIS, from_milliseconds(now), self._settings):
+                self._nothing_until = 0
+        return []  # who is put right was unknown before, so it can't have been degraded
+
+    def sweep(self, now: int, watermark: int, backlog: int) -> list[str]:
+        """Decide as the sweep job does."""
+        runs = self._every_sweep or not self._is_idle(now, watermark)
+        if runs:
+            self._write_down()
+        self._swept_at, self._watermark, self._is_written = now, max(watermark, self._watermark), runs
+        if not runs:
+            return []
+        seen = Horizon(from_milliseconds(now), from_milliseconds(watermark), backlog)
+        account = Account(seen.now, life=None, lost=0)
+        with writing(self._engine) as connection:
+            report = decide(connection, seen, account, self._settings, periodic=True)
+            # After a gap an incident ends a sweep later.
+            self._nothing_until = self._first_due(connection) if report.outage_seconds is None else 0
+            self._nothing_before = self._first_end(connection, seen.now)
+        return report.degraded
+
+    def pause(self, now: int, name: str, until: int | None) -> list[str]:
+        """Pause an agent as the command does."""
+        with self._commanding() as connection:
+            ends_at = None if until is None else from_milliseconds(until)
+            return [agent.agent_name for agent in pause(connection, name, from_milliseconds(now), ends_at, None)]
+
+    def resume(self, now: int, name: str) -> None:
+        """Resume an agent as the command does."""
+        with self._commanding() as connection:
+            resume(connection, name, from_milliseconds(now), self._settings.missed_intervals)
+
+    def start_maintenance(self, place: int, rule: MaintenanceRule) -> None:
+        """Start maintenance as the command does."""
+        with self._commanding() as connection:
+            self._rules[place] = maintenance.add(connection, window_rule(rule), from_milliseconds(rule.at))
+
+    def end_maintenance(self, place: int, now: int) -> None:
+        """End maintenance as the command does."""
+        with self._commanding() as connection:
+            maintenance.end(connection, [self._rules[place]], from_milliseconds(now))
+
+    @contextmanager
+    def _commanding(self) -> Iterator[Connection]:
+        self._write_down()
+        self._nothing_until = 0
+        with writing(self._engine) as connection:
+            yield connection
+
+    def told(self) -> list[Told]:
+        """Return what people were told."""
+        columns = (Notification.kind, Notification.created_at, Notification.agent_name, Notification.detail)
+        with reading(self._engine) as connection:
+            return [
+                Told(kind, to_milliseconds(created_at), name, detail.get("agents"))
+                for kind, created_at, name, detail in connection.execute(select(*columns))
+            ]
+
+    def finish(self) -> None:
+        """Leave the database as the last sweep would."""
+        self._write_down()
+
+    def _is_idle(self, now: int, watermark: int) -> bool:
+        """Return whether a sweep that looks now finds no gap and nobody due, so that it changes nothing but its row."""
+        if self._swept_at is None or now < self._swept_at or now >= self._nothing_before:
+            return False
+        if max(watermark, self._watermark) > self._nothing_until:
+            return False
+        last, sweep_seconds = from_milliseconds(self._swept_at), self._settings.sweep_seconds
+        return outage_between(last, from_milliseconds(now), sweep_seconds) is None
+
+    def _first_due(self, connection: Connection) -> int:
+        """Return the earliest deadline there is; zero if a sweep looks for more than silent agents now.
+
+        An incident that isn't over is so until some agent comes back, ends or is paused, all of which is noticed.
+        """
+        if connection.execute(select(exists().where(Agent.flapping_at.is_not(None)))).scalar():
+            return 0
+        due_at = connection.execute(select(func.min(Liveness.deadline_at)).where(Liveness.state.in_(WATCHED))).scalar()
+        return to_milliseconds(due_at) if due_at is not None else FOREVER
+
+    def _first_end(self, connection: Connection, now: datetime) -> int:
+        """Return when the next pause is over, maintenance begins or ends, or an incident is given up."""
+        silent = (Liveness.incident_id.is_not(None), Liveness.state == State.DEGRADED)
+        flagged_at = connection.execute(select(func.max(Liveness.state_changed_at)).where(*silent)).scalar()
+        rules = maintenance.window_rules(connection, now).values()
+        moments = [
+            connection.execute(select(func.min(Agent.paused_until))).scalar(),
+            flagged_at + GIVEN_UP if flagged_at is not None else None,
+            *(next_start(rule, now) for rule in rules),
+            *(window.ends_at for window in windows_of(rules, now, now)),
+        ]
+        return min((to_milliseconds(moment) for moment in moments if moment is not None), default=FOREVER)
+
+    def _write_down(self) -> None:
+        """Write what the sweeps that weren't run would have."""
+        if self._is_written or self._swept_at is None:
+            return
+        values = {"watermark": from_milliseconds(self._watermark), "last_sweep_at": from_milliseconds(self._swept_at)}
+        with writing(self._engine) as connection:
+            connection.execute(update(Pipeline).values(values))
+        self._is_written = True
