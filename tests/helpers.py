@@ -43,6 +43,9 @@ if TYPE_CHECKING:
 
 Answer = TypeVar("Answer")
 
+LONG_AGO = 20.0
+"""A time in seconds that is no outage yet: thirty would be one."""
+
 
 def eventually(look: Callable[[], Answer], *, within_seconds: float = 20.0, every_seconds: float = 0.02) -> Answer:
     """Return what `look` answers as soon as that is true; fail if it isn't in time."""
@@ -271,3 +274,13 @@ def let_pass(engine: Engine, number: float) -> None:
         for table, columns in _TIMES:
             changes = ", ".join(f"{column} = {column} - {shift}" for column in columns)
             connection.execute(text(f"UPDATE {table.__tablename__} SET {changes}"))  # noqa: S608 - our own names
+
+
+def wait_sweeping(engine: Engine, look: Callable[[], list[str]], number: float) -> list[str]:
+    """Let seconds pass while sweeps go on; return whom they flagged."""
+    flagged = []
+    while number > 0:
+        let_pass(engine, min(number, LONG_AGO))
+        flagged += look()
+        number -= LONG_AGO
+    return flagged

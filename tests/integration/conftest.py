@@ -1,8 +1,19 @@
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 
-from fleetbeat_worker import database, ingest
+from fleetbeat_worker import database as databases, ingest
+from fleetbeat_worker.sweep import sweep
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from redis import Redis
+    from sqlalchemy import Engine
+
+    from fleetbeat_shared.settings import Settings
 
 
 @pytest.fixture(autouse=True)
@@ -12,4 +23,10 @@ def _hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ingest, "PUT_RIGHT_SECONDS", 0.1)
     monkeypatch.setattr(ingest, "PACE_SECONDS", 0.002)
     monkeypatch.setattr(ingest, "LONGEST_PAUSE_SECONDS", 0.2)
-    monkeypatch.setattr(database, "BUSY_SECONDS", 1.0)
+    monkeypatch.setattr(databases, "BUSY_SECONDS", 1.0)
+
+
+@pytest.fixture
+def look(redis: Redis, database: Engine, quick: Settings) -> Callable[[], list[str]]:
+    """Return what sweeps once and tells whom it flagged."""
+    return lambda: sorted(sweep(redis, database, quick).degraded)

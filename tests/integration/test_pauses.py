@@ -29,6 +29,7 @@ from helpers import (
     seconds,
     send,
     state,
+    wait_sweeping,
 )
 
 if TYPE_CHECKING:
@@ -39,29 +40,11 @@ if TYPE_CHECKING:
 
     from fleetbeat_shared.settings import Settings
 
-LONG_AGO = 20.0
-"""A time that is no outage yet: thirty seconds would be one."""
-
-
-@pytest.fixture
-def look(redis: Redis, database: Engine, quick: Settings) -> Callable[[], list[str]]:
-    """Return what sweeps once and tells whom it flagged."""
-    return lambda: sorted(sweep(redis, database, quick).degraded)
-
 
 @pytest.fixture
 def wait(database: Engine, look: Callable[[], list[str]]) -> Callable[[float], list[str]]:
     """Return what lets time pass while sweeps go on, and tells whom they flagged."""
-
-    def act(number: float) -> list[str]:
-        flagged = []
-        while number > 0:
-            let_pass(database, min(number, LONG_AGO))
-            flagged += look()
-            number -= LONG_AGO
-        return flagged
-
-    return act
+    return lambda number: wait_sweeping(database, look, number)
 
 
 def silence(database: Engine, redis: Redis, name: str, length: float | None = None, reason: str | None = None) -> None:

@@ -16,6 +16,7 @@ from fleetbeat_worker.partitions import partition_name
 from fleetbeat_worker.sweep import decide, sweep
 from fleetbeat_worker.tables import OutageRow, Pipeline
 from helpers import (
+    LONG_AGO,
     agent,
     drain,
     enrol,
@@ -27,6 +28,7 @@ from helpers import (
     seconds,
     send,
     state,
+    wait_sweeping,
 )
 
 if TYPE_CHECKING:
@@ -40,9 +42,6 @@ if TYPE_CHECKING:
     from fleetbeat_shared.settings import Settings
     from fleetbeat_worker.sweep import SweepReport
 
-LONG_AGO = 20.0
-"""A time that is no outage yet: thirty seconds would be one."""
-
 
 @pytest.fixture
 def beat(redis: Redis, database: Engine, quick: Settings) -> Callable[..., None]:
@@ -55,25 +54,9 @@ def beat(redis: Redis, database: Engine, quick: Settings) -> Callable[..., None]
     return act
 
 
-@pytest.fixture
-def look(redis: Redis, database: Engine, quick: Settings) -> Callable[[], list[str]]:
-    """Return what sweeps once and tells whom it flagged."""
-    return lambda: sorted(sweep(redis, database, quick).degraded)
-
-
 def pipeline(database: Engine) -> Any:
     with reading(database) as connection:
         return connection.execute(select(Pipeline.__table__)).one()
-
-
-def wait(database: Engine, look: Callable[[], list[str]], number: float) -> list[str]:
-    """Let time pass while sweeps go on; return whom they flagged."""
-    flagged = []
-    while number > 0:
-        let_pass(database, min(number, LONG_AGO))
-        flagged += look()
-        number -= LONG_AGO
-    return flagged
 
 
 def test_the_silent_are_flagged_once(
@@ -83,11 +66,11 @@ def test_the_silent_are_flagged_once(
     silent, well, never = enrol(redis, database, quick, "silent", "well", "never")
     beat(silent, well)
     look()
-    assert wait(database, look, 60) == []
+    assert wait_sweeping(database, look, 60) == []
     beat(well)
     deadline = agent(database, silent).deadline_at
-    assert wait(database, look, 2) == ["never", "silent"]
-    assert wait(database, look, 40) == []
+    assert wait_sweeping(database, look, 2) == ["never", "silent"]
+    assert wait_sweeping(database, look, 40) == []
     assert [state(database, session) for session in (silent, well, never)] == ["degraded", "ok", "degraded"]
     found = {event.agent_name: event for event in events(database, "degraded")}
     assert sorted(found) == ["never", "silent"]
@@ -104,10 +87,10 @@ def test_a_flagged_agent_recovers_and_can_be_flagged_again(
     (session,) = enrol(redis, database, quick, "torv", interval_seconds=5.0)
     beat(session)
     look()
-    assert wait(database, look, 12) == ["torv"]
+    assert wait_sweeping(database, look, 12) == ["torv"]
     beat(session)
     assert state(database, session) == "ok"
-    assert wait(database, look, 12) == ["torv"]
+    assert wait_sweeping(database, look, 12) == ["torv"]
     assert [event.type for event in events(database)] == ["registered", "degraded", "recovered", "degraded"]
 
 
@@ -118,7 +101,7 @@ def test_an_ended_agent_is_not_watched(
     enrol(redis, database, quick, "torv", interval_seconds=1.0)
     enrol(redis, database, quick, "torv", interval_seconds=3600.0)
     look()
-    assert wait(database, look, 20) == []
+    assert wait_sweeping(database, look, 20) == []
 
 
 def begin_anew(redis: Redis) -> Inbox:
@@ -281,7 +264,7 @@ def test_ten_minutes_without_workers_flag_nobody_who_beats(  # noqa: PLR0913, PL
     flagged = []
     for _ in range(4):
         beat(well)
-        flagged += wait(database, look, 19)
+        flagged += wait_sweeping(database, look, 19)
     assert sorted(flagged) == ["dead", "pending"]
     assert state(database, well) == "ok"
 
@@ -296,10 +279,10 @@ def test_everything_asleep_overnight_flags_nobody(
     look()
     let_pass(database, 8 * 3600)
     assert look() == []
-    assert wait(database, look, 19) == []
+    assert wait_sweeping(database, look, 19) == []
     beat(sessions[0])
-    assert wait(database, look, 38) == []
-    assert wait(database, look, 19) == ["b", "c"]
+    assert wait_sweeping(database, look, 38) == []
+    assert wait_sweeping(database, look, 19) == ["b", "c"]
 
 
 def test_a_deadline_that_had_almost_come_still_comes(
@@ -309,10 +292,10 @@ def test_a_deadline_that_had_almost_come_still_comes(
     (session,) = enrol(redis, database, quick, "torv")
     beat(session)
     look()
-    assert wait(database, look, 55) == []
+    assert wait_sweeping(database, look, 55) == []
     let_pass(database, 600)
     assert look() == []
-    assert wait(database, look, 8) == ["torv"]
+    assert wait_sweeping(database, look, 8) == ["torv"]
 
 
 def test_a_heartbeat_of_the_outage_counts_on_after_it(
@@ -433,7 +416,7 @@ def test_ids_of_the_future_hold_all_verdicts_until_they_are_gone(
     let_pass(database, LONG_AGO)
     send(redis, heartbeat(session), at=redis_time(redis) + seconds(86_400))
     send(redis, heartbeat(session))
-    assert wait(database, look, 5 * LONG_AGO) == []
+    assert wait_sweeping(database, look, 5 * LONG_AGO) == []
     drain(redis, database, quick)
     look()
     (entry_id,) = send(redis, heartbeat(session))
