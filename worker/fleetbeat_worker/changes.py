@@ -17,22 +17,25 @@ from fleetbeat_worker.silences import flag_silent, judge_due
 from fleetbeat_worker.store import changes as store
 from fleetbeat_worker.store.maintenance import spare
 from fleetbeat_worker.store.notifications import put
+from fleetbeat_worker.store.outages import read_outages, record_gaps, record_outage
 from fleetbeat_worker.store.pauses import resume_due
-from fleetbeat_worker.store.verdicts import record_outage
 from fleetbeat_worker.stuck import find_stuck
 from fleetbeat_worker.tables import EventType, NoticeKind
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from datetime import datetime
     from uuid import UUID
 
     from sqlalchemy import Connection
 
     from fleetbeat_shared.settings import Settings
+    from fleetbeat_shared.silences import Span
     from fleetbeat_worker.inbox import Horizon
+    from fleetbeat_worker.maintenance import MaintenanceState
     from fleetbeat_worker.store.notifications import Notice
     from fleetbeat_worker.store.pipeline import StoredPipeline
+    from fleetbeat_worker.store.verdicts import Due
 
 WHY_CHARACTERS = 500
 """How much of the reason is kept for which an agent can't be judged."""
@@ -57,16 +60,18 @@ class Changes:
         return [notice.agent_name or "" for notice in self.told if notice.kind is kind]
 
 
-def make_changes(
+def make_changes(  # noqa: PLR0913, PLR0917 - all that a sweep goes by
     connection: Connection,
     last: StoredPipeline,
     outage: tuple[datetime, datetime] | None,
+    gaps: Sequence[Span],
     horizon: Horizon,
     settings: Settings,
 ) -> tuple[Changes, StoredPipeline]:
     """Move deadlines over an outage, flag who is silent, find what else changed, and lay down what is told of it.
 
-    `last` is what the last sweep knew of the pipeline, `horizon` how far this one knows. Return also what is known now.
+    `last` is what the last sweep knew of the pipeline, `horizon` how far this one knows; in `gaps`, shorter than an
+    outage, nobody could be heard. Return also what is known now.
     """
     watermark, now = horizon.watermark, horizon.now
     notices = []
@@ -76,14 +81,13 @@ def make_changes(
         notices.append(fleet_notice(NoticeKind.OUTAGE, now, record_outage(connection, *outage)))
     else:  # after an outage most agents are locked: an incident may end a sweep later
         notices += end_incident(connection, now)
+        record_gaps(connection, gaps)
     resumed = [agent.agent_name for agent in resume_due(connection, now, settings.missed_intervals)]
     maintenance, known = note_maintenance(connection, last, now)
     if watermark is not None and maintenance.running is None:
         judged = judge_due(connection, watermark)
-        cleared_at = maintenance.cleared_at
-        if cleared_at is not None and any(agent.since < cleared_at for agent in judged.due):
-            unwatched = read_unwatched(connection, maintenance, now)
-            judged.due = spare(connection, judged.due, unwatched, watermark, settings.missed_intervals)
+        if judged.due:
+            judged.due = _spare(connection, judged.due, maintenance, horizon, settings)
         degraded = [agent.agent_name for agent in judged.due]
         notices += flag_silent(connection, judged.due, watermark, now, horizon.backlog, settings)
         notices += find_reminders(connection, last.watermark, watermark, settings)
@@ -96,6 +100,18 @@ def make_changes(
     since = maintenance.running.starts_at if maintenance.running else None
     unjudged_agents = store.count_unjudged(connection)
     return Changes(degraded, notices, set_aside, resumed, since), replace(known, unjudged=unjudged_agents)
+
+
+def _spare(
+    connection: Connection, due: list[Due], maintenance: MaintenanceState, horizon: Horizon, settings: Settings
+) -> list[Due]:
+    """Return who is due still when all is counted that nobody wrote to its deadline yet."""
+    oldest, cleared_at = min(agent.since for agent in due), maintenance.cleared_at
+    nothing_since = cleared_at is None or oldest >= cleared_at
+    if horizon.watermark is None or (nothing_since and not read_outages(connection, oldest)):
+        return due
+    unwatched = read_unwatched(connection, maintenance, horizon.now)
+    return spare(connection, due, unwatched, horizon.watermark, settings.missed_intervals)
 
 
 def _set_aside(connection: Connection, unjudged: Mapping[UUID, str], now: datetime) -> tuple[list[str], list[Notice]]:

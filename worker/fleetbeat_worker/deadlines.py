@@ -59,6 +59,10 @@ class Unwatched:
         """Return a deadline moved by all that lies after a moment."""
         return extend_over_outages(due, since, islice(self._both, bisect_right(self._ends[2], since), None))
 
+    def is_after(self, since: int) -> bool:
+        """Return whether any of it lies after a moment."""
+        return bisect_right(self._ends[2], since) < len(self._both)
+
     def first_window(self, since: int) -> Span | None:
         """Return the first window that ends after a moment."""
         return next(islice(self.windows, bisect_right(self._ends[1], since), None), None)

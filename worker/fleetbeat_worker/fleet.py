@@ -16,7 +16,6 @@ from fleetbeat_shared.connection import redis_errors
 from fleetbeat_shared.errors import RedisUnavailable
 from fleetbeat_shared.liveness import State
 from fleetbeat_worker.database import reading
-from fleetbeat_worker.deadlines import Unwatched
 from fleetbeat_worker.judging import Judge
 from fleetbeat_worker.maintenance import read_maintenance, read_unwatched
 from fleetbeat_worker.pipeline_view import PipelineView, view_pipeline
@@ -244,9 +243,7 @@ def _stale_before(settings: Settings, pipeline: PipelineView) -> datetime:
 
 def _read_judge(connection: Connection, pipeline: PipelineView, missed_limit: int) -> Judge:
     maintenance = read_maintenance(connection, stored_pipeline(connection), pipeline.now)
-    cleared = maintenance.cleared_at is not None
-    unwatched = read_unwatched(connection, maintenance, pipeline.now) if cleared else Unwatched()
-    return Judge(pipeline.as_of, missed_limit, maintenance, unwatched)
+    return Judge(pipeline.as_of, missed_limit, maintenance, read_unwatched(connection, maintenance, pipeline.now))
 
 
 def _view(

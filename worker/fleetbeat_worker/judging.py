@@ -54,11 +54,10 @@ class Judge:
     def clock(self, row: Row[Any]) -> tuple[datetime, datetime]:
         """Return when an agent's clock started, and its deadline.
 
-        Maintenance counts, also where no sweep has moved the deadline yet.
+        What isn't watched counts, also where no sweep has moved the deadline yet.
         """
         since = silent_since(row.registered_at, row.last_seen_at, row.resumed_at)
-        cleared_at = self.maintenance.cleared_at
-        if cleared_at is None or since >= cleared_at or row.state not in _WATCHED:
+        if row.state not in _WATCHED or not self.unwatched.is_after(to_milliseconds(since)):
             return since, row.deadline_at
         promise = _promise(row)
         if promise not in self._rules:
@@ -72,9 +71,14 @@ class Judge:
         as_of, window = self.as_of, self.maintenance.running
         if window is not None and row.state in _WATCHED:
             as_of = min(as_of, window.starts_at)  # in maintenance the clocks stand still
+        promise, since = _promise(row), silent_since(row.registered_at, row.last_seen_at, row.resumed_at)
         try:
-            since, deadline_at = self.clock(row)
-            return missed_intervals(_promise(row), since, deadline_at, as_of, self.missed_limit, count_to=count_to)
+            missed = missed_intervals(promise, since, row.deadline_at, as_of, self.missed_limit, count_to=count_to)
+            clock = self.clock(row) if missed else (since, row.deadline_at)
+            if clock == (since, row.deadline_at):  # what isn't written to the deadline yet only makes it later
+                return missed
+            since, deadline_at = clock
+            return missed_intervals(promise, since, deadline_at, as_of, self.missed_limit, count_to=count_to)
         except UNJUDGEABLE:
             return None  # the next sweep sets it aside, or has done so: no reason to show nobody
 

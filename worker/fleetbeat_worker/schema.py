@@ -15,7 +15,7 @@ from fleetbeat_worker.partitions import make_partitions
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
 
-HEAD = "0005"
+HEAD = "0006"
 """The newest migration; a test holds it equal to what `migrations/versions` has."""
 
 _UPGRADE_LOCK = 0x666C656574  # "fleet": one number for all that upgrade at once on PostgreSQL

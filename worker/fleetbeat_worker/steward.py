@@ -2,7 +2,8 @@
 
 The parent of a pool forks again and again, so it may hold no Redis client; and the dispatcher can be busy for long when
 it drains a full inbox by itself. So this is a process of its own, which does little: once a second it reads, tells the
-parent over a pipe, hears what is there, and writes that down. Without it the pool goes on as it is.
+parent over a pipe, hears what is there, and writes that down. Without it the pool goes on as it is. A thread of it
+writes the pulse.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import os
 import secrets
 import socket
+import threading
 import time
 from collections import deque
 from contextlib import suppress
@@ -25,6 +27,7 @@ from fleetbeat_worker.autoscale import Course, Load, decide
 from fleetbeat_worker.flow import flow, read_sample
 from fleetbeat_worker.inbox import Inbox
 from fleetbeat_worker.log import logger
+from fleetbeat_worker.pulse import PulseWriter
 from fleetbeat_worker.queue_state import count_workers
 
 if TYPE_CHECKING:
@@ -168,4 +171,9 @@ class Steward:
 def run_steward(settings: Settings, mandate: Mandate, parent: Connection, stop: Callable[[], bool]) -> None:
     """Look after a pool's entry in Redis until asked to stop."""
     client = connect(settings.redis_url, timeout_seconds=jobs.WORKER_TIMEOUT_SECONDS, name="fleetbeat-steward")
+    pulse = connect(settings.redis_url, timeout_seconds=jobs.WORKER_TIMEOUT_SECONDS, name="fleetbeat-pulse")
+    enough = threading.Event()
+    writer = threading.Thread(target=PulseWriter(pulse).run, args=(enough,), daemon=True)  # the pool may wait for a lot
+    writer.start()
     Steward(client, settings, mandate, parent).run(stop)
+    enough.set()

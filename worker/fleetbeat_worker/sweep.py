@@ -18,11 +18,13 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from fleetbeat_shared.errors import DatabaseUnavailable
 from fleetbeat_worker.changes import make_changes
+from fleetbeat_worker.column_types import from_milliseconds, to_milliseconds
 from fleetbeat_worker.database import writing
 from fleetbeat_worker.inbox import Inbox
-from fleetbeat_worker.log import logger
+from fleetbeat_worker.log import Complaint, logger
 from fleetbeat_worker.metrics import DEGRADED, SWEEP_SECONDS, SWEEPS, count, observe
 from fleetbeat_worker.partitions import make_partitions
+from fleetbeat_worker.pulse import Pulse, read_pulse, refusal
 from fleetbeat_worker.store.pipeline import stored_pipeline, write_pipeline
 from fleetbeat_worker.store.verdicts import record
 from fleetbeat_worker.tables import EventType, NoticeKind
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
 
     from fleetbeat_shared.settings import Settings
+    from fleetbeat_shared.silences import Span
     from fleetbeat_worker.account import Account
     from fleetbeat_worker.inbox import Horizon
     from fleetbeat_worker.store.pipeline import StoredPipeline
@@ -48,6 +51,8 @@ OVERTAKEN_SECONDS = 600.0
 
 FORGOTTEN_CONSUMER_SECONDS = 600.0
 """After this time, a consumer that a dead worker left behind is removed."""
+
+NO_PULSE = Pulse()
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +79,8 @@ class SweepReport:
     """Names of the agents whose pause was over."""
     maintenance_since: datetime | None = None
     """Since when there is maintenance, in which nobody is flagged."""
+    refused: str | None = None
+    """Why Redis refuses what agents send, so that nobody can be judged."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as `--json` prints it."""
@@ -113,11 +120,18 @@ def _sweep(client: Redis, engine: Engine, settings: Settings, *, periodic: bool,
             put_right(engine, client, inbox.horizon().now, settings)
         except SQLAlchemyError as error:  # it must not stand in the way of the verdicts
             logger.error("What overtook its registration can't be put right", exc_info=error)
+    complaint, refused = Complaint("refused", "sweep"), refusal(client)
+    if refused is not None:
+        # As if this sweep hadn't been: the time in which nobody can be heard is an outage to the first one afterwards.
+        complaint.trouble(f"Verdicts wait, as Redis refuses what agents send: {refused}")
+        return SweepReport(inbox.horizon().now, watermark=None, outage_seconds=None, degraded=[], refused=refused)
+    complaint.over("Redis takes again what agents send; verdicts go on.")
     # Redis first, SQL afterwards: whatever is committed in between can only make agents look more alive.
+    pulse = read_pulse(client)
     account = inbox.account()  # before the time of this sweep, so that it is newer than those of earlier ones
     horizon = inbox.horizon()
     with writing(engine) as connection:
-        report = decide(connection, horizon, account, settings, periodic=periodic)
+        report = decide(connection, horizon, account, settings, periodic=periodic, pulse=pulse)
         if dry_run:
             connection.rollback()
     if not dry_run:
@@ -127,8 +141,14 @@ def _sweep(client: Redis, engine: Engine, settings: Settings, *, periodic: bool,
     return report
 
 
-def decide(
-    connection: Connection, horizon: Horizon, account: Account, settings: Settings, *, periodic: bool
+def decide(  # noqa: PLR0913 - what was seen of Redis, and by whom
+    connection: Connection,
+    horizon: Horizon,
+    account: Account,
+    settings: Settings,
+    *,
+    periodic: bool,
+    pulse: Pulse = NO_PULSE,
 ) -> SweepReport:
     """Flag who is silent as of the watermark, by what was seen of Redis; all of it in one transaction."""
     last = stored_pipeline(connection, lock=True)
@@ -137,10 +157,17 @@ def decide(
     interval = settings.sweep_seconds if periodic else max(settings.sweep_seconds, last.sweep_seconds or 0)
     gap = outage_between(last.last_sweep_at, horizon.now, interval)
     outage = (last.last_sweep_at, horizon.now) if gap is not None and last.last_sweep_at is not None else None
+    gaps: list[Span] = []
+    pulse = pulse.known_by(last.pulse_at)
+    if last.last_sweep_at is not None:
+        longest = round(_longest_gap(interval).total_seconds() * 1000)
+        gaps = pulse.unheard(to_milliseconds(last.last_sweep_at), to_milliseconds(horizon.now), longest)
     # A clock that was turned back has not come to the watermark again: what counts from now on isn't overdue by it.
     as_of = horizon.watermark if watermark is not None and watermark > horizon.now else watermark
-    changes, stored = make_changes(connection, last, outage, replace(horizon, watermark=as_of), settings)
+    changes, stored = make_changes(connection, last, outage, gaps, replace(horizon, watermark=as_of), settings)
     now = replace(stored, watermark=watermark, last_sweep_at=_last_look(last.last_sweep_at, horizon.now))
+    if pulse.at is not None:
+        now = replace(now, pulse_at=from_milliseconds(pulse.at))
     if periodic:
         now = replace(now, sweep_seconds=settings.sweep_seconds)
     trimmed, lost_backlog = 0, None
@@ -213,8 +240,11 @@ def outage_between(last_sweep_at: datetime | None, now: datetime, sweep_seconds:
     if last_sweep_at is None:
         return None
     gap = now - last_sweep_at
-    longest = timedelta(seconds=max(OUTAGE_SECONDS, OUTAGE_SWEEPS * sweep_seconds))
-    return gap if gap > longest else None
+    return gap if gap > _longest_gap(sweep_seconds) else None
+
+
+def _longest_gap(sweep_seconds: float) -> timedelta:
+    return timedelta(seconds=max(OUTAGE_SECONDS, OUTAGE_SWEEPS * sweep_seconds))
 
 
 def _tell(report: SweepReport) -> None:

@@ -372,7 +372,7 @@ class RejectedMessage(Base):
 
 
 class OutageRow(Base):
-    """A span in which nobody watched: no sweep ran."""
+    """A span in which nobody watched: no sweep ran, or, if it is a short one, Redis stood still."""
 
     __tablename__ = "outages"
 
@@ -490,3 +490,5 @@ class Pipeline(Base):
     """When the last maintenance ended: nobody's silence counts from earlier."""
     unjudged: Mapped[int | None]
     """How many agents are set aside, as they can't be judged: only then does a batch look who they are."""
+    pulse_at: Mapped[datetime | None]
+    """The last pulse (`fleetbeat_worker.pulse`) that a sweep knew of."""

@@ -15,6 +15,7 @@ from fleetbeat_worker.sweep import sweep as run_sweep
 
 if TYPE_CHECKING:
     from fleetbeat_shared.settings import Settings
+    from fleetbeat_worker.sweep import SweepReport
 
 
 @click.command(epilog=example("fleetbeat sweep --dry-run"))
@@ -28,6 +29,9 @@ def sweep(*, settings: Settings, dry_run: bool, as_json: bool) -> None:
     if as_json:
         print_json({**report.to_json(), "dry_run": dry_run})
         return
+    if report.refused is not None:
+        click.echo(f"Nobody can be judged, as Redis refuses what agents send: {clean(report.refused)}")
+        return
     would = "would be" if dry_run else "are now"
     as_of = f"As of {stamp(report.watermark)} UTC" if report.watermark else "Nothing is known yet"
     click.echo(f"{as_of}: {counted(len(report.degraded), 'agent')} {would} degraded.")
@@ -40,11 +44,14 @@ def sweep(*, settings: Settings, dry_run: bool, as_json: bool) -> None:
     for names, what in ((report.stuck, "stuck"), (report.unjudged, "set aside, as they can't be judged")):
         if names:
             click.echo(f"{counted(len(names), 'agent')} {would} {what}: {', '.join(map(clean, names))}")
+    _say_what_was_lost(report, "would move" if dry_run else "moved")
+
+
+def _say_what_was_lost(report: SweepReport, moved: str) -> None:
     if report.trimmed:
         click.echo(f"{counted(report.trimmed, 'message')} left the inbox before they were in SQL: some agent trims it.")
     if report.lost_backlog is not None:
         waited = counted(report.lost_backlog, "message")
         click.echo(f"Redis came back without the inbox, in which {waited} waited at the last sweep.")
     if report.outage_seconds is not None:
-        moved = "would move" if dry_run else "moved"
         click.echo(f"Nobody had watched for {format_duration(report.outage_seconds)}; that {moved} the deadlines.")

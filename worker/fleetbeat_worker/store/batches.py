@@ -7,7 +7,7 @@ from functools import lru_cache
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import and_, bindparam, delete, exists, insert, or_, select, text, update
+from sqlalchemy import and_, delete, exists, insert, or_, select, text, update
 
 from fleetbeat_shared.liveness import Promise, State
 from fleetbeat_shared.messages import Heartbeat, Reason, Register
@@ -25,13 +25,13 @@ from fleetbeat_worker.records import (
 )
 from fleetbeat_worker.store import bulk
 from fleetbeat_worker.store.notifications import put
+from fleetbeat_worker.store.outages import read_outages
 from fleetbeat_worker.store.tasks import count_tasks_of
 from fleetbeat_worker.tables import (
     LIFECYCLE,
     Agent,
     Event,
     Liveness,
-    OutageRow,
     Pipeline,
     RejectedMessage,
     StoredHeartbeat,
@@ -91,11 +91,6 @@ _OF_THE_SILENT = [_LIVENESS.c.session_id, _LIVENESS.c.incident_id]
 
 # Built once, here: building and adapting them for each batch took a third of a small batch's time.
 _READ_PIPELINE = select(Pipeline.watermark, Pipeline.unjudged, exists(select(Task.id)))
-_READ_OUTAGES = (
-    select(OutageRow.started_at, OutageRow.ended_at)
-    .where(OutageRow.ended_at > bindparam("since", type_=Instant))
-    .order_by(OutageRow.started_at)
-)
 _STATES = {state.value: state for state in State}
 
 
@@ -256,12 +251,6 @@ def _read_agents(
 
 # Most agents of a fleet promise the same.
 _promise = lru_cache(maxsize=1024)(Promise)
-
-
-def read_outages(connection: Connection, since: datetime) -> list[tuple[int, int]]:
-    """Return the outages that ended after a moment, as starts and ends in milliseconds, in their order."""
-    rows = connection.execute(_READ_OUTAGES, {"since": since})
-    return [(to_milliseconds(started_at), to_milliseconds(ended_at)) for started_at, ended_at in rows]
 
 
 def write_batch(connection: Connection, batch: Batch) -> None:

@@ -58,20 +58,19 @@ def cut(connection: Connection, ids: Collection[int], now: datetime) -> None:
 def spare(
     connection: Connection, due: Sequence[Due], unwatched: Unwatched, watermark: datetime, missed_limit: int
 ) -> list[Due]:
-    """Of agents that are due (and locked), return those that are due still when maintenance is counted.
+    """Of agents that are due (and locked), return those that are due still when all is counted that isn't watched.
 
-    The deadlines of the others move, so that at the end of a window only the silent are written.
+    The deadlines of the others move, so that at the end of a window, or of a gap, only the silent are written.
     """
     rules: dict[Promise, DeadlineRule] = {}  # most agents of a fleet promise the same
     left, moved = [], []
     for agent in due:
-        if unwatched.first_window(to_milliseconds(agent.since)) is None:
-            left.append(agent)
-            continue
+        since, stored = to_milliseconds(agent.since), to_milliseconds(agent.deadline_at)
         if agent.promise not in rules:
             rules[agent.promise] = DeadlineRule(agent.promise, missed_limit, unwatched)
-        deadline = rules[agent.promise](to_milliseconds(agent.since))
-        moved.append((agent.session_id, deadline))
+        deadline = max(stored, rules[agent.promise](since)) if unwatched.is_after(since) else stored
+        if deadline != stored:
+            moved.append((agent.session_id, deadline))
         deadline_at = from_milliseconds(deadline)
         if deadline_at < watermark:
             left.append(replace(agent, deadline_at=deadline_at))

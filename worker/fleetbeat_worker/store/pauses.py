@@ -11,7 +11,7 @@ from fleetbeat_shared.liveness import UNJUDGEABLE, Promise, State, silent_since
 from fleetbeat_worker.column_types import to_milliseconds
 from fleetbeat_worker.deadlines import deadline_of
 from fleetbeat_worker.store import bulk
-from fleetbeat_worker.store.batches import read_outages
+from fleetbeat_worker.store.outages import read_outages
 from fleetbeat_worker.tables import Agent, Event, EventType, Liveness
 
 if TYPE_CHECKING:

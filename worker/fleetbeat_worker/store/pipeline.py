@@ -37,6 +37,8 @@ class StoredPipeline:
     """When the last maintenance ended."""
     unjudged: int | None = None
     """How many agents are set aside."""
+    pulse_at: datetime | None = None
+    """The last pulse that was known."""
 
 
 _COLUMNS = select(*(getattr(Pipeline, column.name) for column in fields(StoredPipeline)))

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import bindparam, insert, select, text
+from sqlalchemy import insert, select
 
 from fleetbeat_shared.liveness import Promise, State, silent_since
-from fleetbeat_worker.column_types import Instant, to_milliseconds
+from fleetbeat_worker.column_types import to_milliseconds
 from fleetbeat_worker.store import bulk
-from fleetbeat_worker.tables import Agent, Event, EventType, Liveness, OutageRow
+from fleetbeat_worker.tables import Agent, Event, EventType, Liveness
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _LIVENESS: Table = Liveness.__table__  # type: ignore[assignment] # a mapped class has a Table
 _EVENTS: Table = Event.__table__  # type: ignore[assignment] # as above
 
-_WATCHED = (State.PENDING.value, State.OK.value)
+WATCHED = (State.PENDING.value, State.OK.value)
 """The states whose deadline counts."""
 
 
@@ -81,37 +81,6 @@ def _due(row: Sequence[Any]) -> Due:
     )
 
 
-def record_outage(connection: Connection, started_at: datetime, ended_at: datetime) -> dict[str, Any]:
-    """Record that nobody watched for a time, and move each deadline by what of it lies after the agent's last sign.
-
-    A deadline that had passed before stays: its agent was silent for the whole of its time while somebody watched, and
-    only what waited in the inbox kept the verdict back.
-
-    Returns the facts of it, with how many deadlines moved.
-    """
-    if connection.dialect.name == "postgresql":
-        # As everybody does: in the order of the keys, so that nobody waits in a circle.
-        lock = select(Liveness.session_id).where(Liveness.state.in_(_WATCHED)).order_by(Liveness.session_id)
-        connection.execute(lock.with_for_update()).fetchall()
-    latest = "MAX" if connection.dialect.name == "sqlite" else "GREATEST"
-    since = f"{latest}(registered_at, COALESCE(last_seen_at, registered_at), COALESCE(resumed_at, registered_at))"
-    # The function's name is all that differs between the databases.
-    statement = text(
-        f"UPDATE liveness SET deadline_at = deadline_at + (:ended - {latest}(:started, {since})) "  # noqa: S608
-        f"WHERE state IN {_WATCHED} AND {since} < :ended AND deadline_at > :started"
-    ).bindparams(bindparam("started", type_=Instant), bindparam("ended", type_=Instant))
-    moved = connection.execute(statement, {"started": started_at, "ended": ended_at}).rowcount
-    connection.execute(insert(OutageRow).values(started_at=started_at, ended_at=ended_at))
-    detail = {
-        "started_at": started_at.isoformat(),
-        "ended_at": ended_at.isoformat(),
-        "seconds": round((ended_at - started_at).total_seconds(), 3),
-        "deadlines_moved": moved,
-    }
-    record(connection, EventType.OUTAGE, ended_at, detail)
-    return detail
-
-
 def record(connection: Connection, kind: EventType, occurred_at: datetime, detail: dict[str, Any]) -> None:
     """Record an event of the whole fleet."""
     connection.execute(insert(Event).values(type=kind.value, occurred_at=occurred_at, detail=detail))
@@ -138,7 +107,7 @@ def _when_due(query: Select[Any], watermark: datetime) -> Select[Any]:
     query = query.join_from(Agent, Liveness, Liveness.session_id == Agent.session_id).order_by(Liveness.session_id)
     # The deadline first: it is the cheaper to compare, and of few rows is the state looked at then. The other way round
     # a scan of a million rows takes half as long again.
-    query = query.where(Liveness.deadline_at < watermark, Liveness.state.in_(_WATCHED), Agent.unjudged_at.is_(None))
+    query = query.where(Liveness.deadline_at < watermark, Liveness.state.in_(WATCHED), Agent.unjudged_at.is_(None))
     return query.with_for_update(of=Liveness, skip_locked=True)  # SQLite, which has one writer, leaves that away
 
 
