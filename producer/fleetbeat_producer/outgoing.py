@@ -16,6 +16,8 @@ from fleetbeat_shared.errors import InvalidMessage
 from fleetbeat_shared.identifiers import new_message_id, new_message_id_bytes, stable_session_id
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from fleetbeat_shared.messages import Deregister, Heartbeat, Register
 
 _Kind = TypeVar("_Kind", "Register", "Heartbeat", "Deregister")
@@ -59,6 +61,16 @@ def compose(kind: type[_Kind], session_id: UUID | str, **fields: object) -> _Kin
     Raises InvalidMessage when a field can't be accepted. The limits of all fields together keep a message below the
     size that one may have.
     """
+    return compose_for(None, kind, session_id, fields)
+
+
+def compose_for(
+    called: Mapping[str, str] | None, kind: type[_Kind], session_id: UUID | str, fields: dict[str, object]
+) -> _Kind:
+    """Return a new message for somebody who knows its fields by other names: `called` has them, for errors.
+
+    Raises InvalidMessage as `compose` does.
+    """
     message_id = new_message_id_bytes()
     fields |= {"id": message_id, "session_id": session_id, "sent_at": datetime.now(UTC)}
     try:
@@ -66,12 +78,12 @@ def compose(kind: type[_Kind], session_id: UUID | str, **fields: object) -> _Kin
             if may_enter:
                 return kind.model_validate(fields)
     except ValueError as error:  # pydantic's ValidationError is one
-        raise refused(_found(error), _CALLED[kind.model_fields["kind"].default]) from error
+        raise refused(_found(error, called), _CALLED[kind.model_fields["kind"].default]) from error
     # The process ends, and what this thread says is no longer sent: so it isn't looked at either.
     return kind.model_construct(None, **(fields | {"id": UUID(bytes=message_id)}))
 
 
-def stable_session(agent_name: str) -> tuple[str, UUID]:
+def stable_session(agent_name: str, *, called: Mapping[str, str] | None = None) -> tuple[str, UUID]:
     """Return an agent's name as it is stored, and the session id that is derived from it.
 
     Raises InvalidMessage when the name can't be accepted.
@@ -84,25 +96,32 @@ def stable_session(agent_name: str) -> tuple[str, UUID]:
     try:
         name = checked.validate_python(agent_name)
     except ValueError as error:
-        why = f"agent_name: {_found(error)}"
-        raise refused(why, "message") from error
+        raise refused(_found(error, called, "agent_name"), "message") from error
     return name, stable_session_id(name)
 
 
-def session_to_register(agent_name: str, *, stable: bool, parallel: bool, session_id: UUID | str | None) -> UUID | str:
+def session_to_register(
+    agent_name: str,
+    *,
+    stable: bool,
+    parallel: bool,
+    session_id: UUID | str | None,
+    called: Mapping[str, str] | None = None,
+) -> UUID | str:
     """Return the id for the session of a registration: the given one, the one of the name, or a new random one.
 
     Raises InvalidMessage for `stable` together with what contradicts it.
     """
     if not stable:
         return uuid4() if session_id is None else session_id
+    told = {name: (called or {}).get(name, name) for name in ("stable", "parallel", "session_id")}
     if parallel:
-        why = "stable and parallel exclude each other, as parallel sessions of one name can't share one id"
-        raise refused(why, "registration")
+        why = "{stable} and {parallel} exclude each other, as parallel sessions of one name can't share one id"
+        raise refused(why.format_map(told), "registration")
     if session_id is not None:
-        why = "stable derives the session id from the name, so give no session_id"
-        raise refused(why, "registration")
-    return stable_session(agent_name)[1]
+        why = "{stable} derives the session id from the name, so give no {session_id}"
+        raise refused(why.format_map(told), "registration")
+    return stable_session(agent_name, called=called)[1]
 
 
 def refused(why: str, what: str) -> InvalidMessage:
@@ -112,9 +131,9 @@ def refused(why: str, what: str) -> InvalidMessage:
     return InvalidMessage(Reason.INVALID, f"This {what} can't be sent: {why}.")
 
 
-def _found(error: ValueError) -> str:
+def _found(error: ValueError, called: Mapping[str, str] | None, about: str | None = None) -> str:
     from pydantic import ValidationError
 
     from fleetbeat_shared.messages import describe
 
-    return describe(error) if isinstance(error, ValidationError) else str(error)
+    return describe(error, called, about) if isinstance(error, ValidationError) else str(error)

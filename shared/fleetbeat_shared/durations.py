@@ -4,13 +4,28 @@ from __future__ import annotations
 
 import re
 from datetime import timedelta
+from typing import Self
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 _PART = re.compile(r"(\d+(?:\.\d+)?)([smhdw])", re.ASCII)
 _WHOLE = re.compile(r"(?:\d+(?:\.\d+)?[smhdw])+|\d+(?:\.\d+)?", re.ASCII)
 
 
-def parse_duration(text: str) -> float:
+class TypedSeconds(float):
+    """Seconds that know how somebody wrote them, so that an error can say it back."""
+
+    __slots__ = ("typed",)
+
+    def __new__(cls, seconds: float, typed: str) -> Self:
+        """Return the seconds that a text means."""
+        made = super().__new__(cls, seconds)
+        made.typed = typed
+        return made
+
+    typed: str
+
+
+def parse_duration(text: str) -> TypedSeconds:
     """Return a duration in seconds.
 
     Raises ValueError, with an example in its text, when it isn't one.
@@ -20,8 +35,8 @@ def parse_duration(text: str) -> float:
         message = f"{text!r} is no duration; write for example 30s, 5m, 6h or 1d"
         raise ValueError(message)
     if compact[-1].isdigit():
-        return float(compact)
-    return sum(float(number) * _UNITS[unit] for number, unit in _PART.findall(compact))
+        return TypedSeconds(float(compact), text.strip())
+    return TypedSeconds(sum(float(number) * _UNITS[unit] for number, unit in _PART.findall(compact)), text.strip())
 
 
 def format_duration(seconds: float) -> str:

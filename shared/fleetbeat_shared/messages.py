@@ -30,11 +30,14 @@ from pydantic_core import from_json
 
 from fleetbeat_shared.errors import InvalidMessage
 from fleetbeat_shared.identifiers import normalise_name
+from fleetbeat_shared.mistakes import whats_wrong, with_names
 from fleetbeat_shared.schedules import check_schedule, find_time_zone
 from fleetbeat_shared.text import clean
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from pydantic.fields import FieldInfo
 
 MAX_MESSAGE_BYTES = 32 * 1024
 MAX_METADATA_BYTES = 4 * 1024
@@ -190,7 +193,7 @@ class Register(_Message):
             message = "give either interval_seconds or schedule"
             raise ValueError(message)
         if self.time_zone is not None and self.schedule is None:
-            message = "time_zone goes with a schedule"
+            message = "time_zone goes with schedule"
             raise ValueError(message)
         if self.parent_id == self.session_id:
             message = "parent_id is the session itself"
@@ -248,15 +251,23 @@ def parse_message(wire: bytes) -> Register | Heartbeat | Deregister:
         raise InvalidMessage(reason, describe(error)) from error
 
 
-def describe(error: ValidationError, called: Mapping[str, str] | None = None) -> str:
-    """Return what pydantic found, in one line; field names and tags of the input may be in it, cleaned.
+@cache
+def _fields() -> dict[str, FieldInfo]:
+    """Return the fields of all messages: one that several have is the same in each."""
+    return {name: field for kind in (Register, Heartbeat, Deregister) for name, field in kind.model_fields.items()}
 
-    `called` has other names for fields, where those who read it know them by these.
+
+def describe(error: ValidationError, called: Mapping[str, str] | None = None, about: str | None = None) -> str:
+    """Return what pydantic found, in one line; names and short values of the input may be in it, cleaned.
+
+    `called` has other names for fields, where those who read it know them by these. `about` is the field that it is
+    about where that was looked at alone.
     """
     found = []
-    for item in error.errors(include_url=False, include_input=False)[:5]:
+    for item in error.errors(include_url=False)[:5]:
         parts = [str(part) for part in item["loc"] if part not in {"register", "heartbeat", "deregister"}]
+        parts = parts or ([about] if about else [])
         place = ".".join((called or {}).get(part, part) for part in parts)
-        what = re.sub(r" item(s?) after validation", r" character\1", item["msg"].removeprefix("Value error, "))
-        found.append(f"{place}: {what}" if place else what)
+        what = whats_wrong(item, _fields().get(parts[0]) if parts else None)
+        found.append(f"{place}: {what}" if place else with_names(what, called or {}))
     return clean("; ".join(found))[:500]

@@ -39,27 +39,56 @@ _NICKNAMES = {
 }
 
 
+_FIELDS = (
+    ("minute", "0 to 59"),
+    ("hour", "0 to 23"),
+    ("day", "1 to 31"),
+    ("month", "1 to 12 or jan to dec"),
+    ("day of the week", "0 to 7 or sun to sat"),
+)
+"""What the fields of an expression are called, and which numbers they may hold."""
+
+
 def check_schedule(expression: str) -> str:
     """Return the cron expression as five fields with single spaces; nicknames such as `@daily` are spelled out.
 
-    Raises ValueError when it is none, or names a time that never comes (30 February).
+    Raises ValueError, with the field that is wrong, when it is none, or names a time that never comes (30 February).
     """
-    from croniter import CroniterError, croniter
-
     expression = " ".join(expression.split())
     expression = _NICKNAMES.get(expression.lower(), expression)
-    try:
-        if len(expression.split(" ")) != 5:  # noqa: PLR2004 - cron has five fields
-            message = "it needs five fields: minute, hour, day, month, day of the week"
-            raise ValueError(message)  # noqa: TRY301 - told together with what croniter finds
-        if re.search(r"\b[rh]\b", expression.lower()):
-            message = "R and H stand for a different time at each look"
-            raise ValueError(message)  # noqa: TRY301 - as above
-        croniter(expression, datetime.now(UTC)).get_next(datetime)
-    except (CroniterError, ValueError, TypeError, KeyError) as error:
-        message = f"{expression!r} is no cron expression: {error}"
-        raise ValueError(message) from error
+    wrong = _wrong(expression)
+    if wrong is not None:
+        message = f"{expression!r} is no cron expression: {wrong}"
+        raise ValueError(message)
     return expression
+
+
+def _wrong(expression: str) -> str | None:
+    """Return what is wrong with an expression, or None."""
+    fields = expression.split(" ")
+    if len(fields) != len(_FIELDS):
+        return (
+            "it needs five fields (minute, hour, day, month, day of the week), or one of @hourly, @daily and the like"
+        )
+    if re.search(r"\b[rh]\b", expression.lower()):
+        return "R and H stand for a different time at each look"
+    if _comes(expression):
+        return None
+    for place, (field, (name, numbers)) in enumerate(zip(fields, _FIELDS, strict=True)):
+        if not _comes(" ".join([*["*"] * place, field, *["*"] * (len(fields) - place - 1)])):
+            return f"its {name} {field!r} can't be read; {numbers} is allowed, and *, lists, ranges and steps of them"
+    return f"it names a time that never comes, day {fields[2]!r} of month {fields[3]!r}"
+
+
+def _comes(expression: str) -> bool:
+    """Return whether croniter can read an expression, and finds a time for it."""
+    from croniter import CroniterError, croniter
+
+    try:
+        croniter(expression, datetime.now(UTC)).get_next(datetime)
+    except (CroniterError, ValueError, TypeError, KeyError):
+        return False
+    return True
 
 
 def slots_after(expression: str, time_zone: str, moment: datetime) -> Iterator[datetime]:

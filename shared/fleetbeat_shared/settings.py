@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fleetbeat_shared.errors import SettingsError
+from fleetbeat_shared.mistakes import whats_wrong
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, MutableMapping
@@ -131,9 +132,11 @@ class Settings(BaseModel):
         try:
             return cls.model_validate(values)
         except ValidationError as error:
-            # The value stays out of the text: it may be a URL with a password.
-            first = error.errors(include_input=False, include_url=False)[0]
-            message = f"{PREFIX}{str(first['loc'][0]).upper()} has a value that can't be used: {first['msg']}."
+            # A text that is no number stays out of the message: it may be a URL with a password, set by mistake.
+            first = error.errors(include_url=False)[0]
+            name = str(first["loc"][0])
+            what = whats_wrong(first, cls.model_fields.get(name), is_secret=True)
+            message = f"{PREFIX}{name.upper()} has a value that can't be used: {what}."
             raise SettingsError(message) from None
 
     def export(self, environment: MutableMapping[str, str]) -> None:

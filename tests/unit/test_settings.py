@@ -40,6 +40,23 @@ def test_a_bad_variable_is_named(variable: str, value: str) -> None:
         Settings.from_environment({variable: value})
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("SWEEP_SECONDS", "x", "it is no number; 0.1 to 3600 is allowed."),
+        ("SWEEP_SECONDS", "0", "0 is too little; 0.1 to 3600 is allowed."),
+        ("REDIS_TIMEOUT_SECONDS", "61", "61 is too much; more than 0 and at most 60 is allowed."),
+        ("MISSED_INTERVALS", "1.5", "it is no whole number; 1 to 100 is allowed."),
+        ("LOG_LEVEL", "LOUD", "it is not allowed; only 'DEBUG', 'INFO', 'WARNING' or 'ERROR' is."),
+    ],
+)
+def test_a_bad_variable_is_told_with_what_is_allowed(name: str, value: str, says: str) -> None:
+    """What stands behind the variable's name is a sentence with its limits."""
+    with pytest.raises(SettingsError) as caught:
+        Settings.from_environment({f"FLEETBEAT_{name}": value})
+    assert str(caught.value) == f"FLEETBEAT_{name} has a value that can't be used: {says}"
+
+
 def test_a_secret_may_stand_in_a_file(tmp_path: Path) -> None:
     """A variable with _FILE gives the content of the file without the line's end."""
     (tmp_path / "url").write_text("redis://:secret@host/1\n")

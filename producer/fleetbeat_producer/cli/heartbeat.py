@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fleetbeat_producer.cli.options import delivery_options, metadata_option, session_options
+from fleetbeat_producer.cli.composing import compose, stable_session
+from fleetbeat_producer.cli.options import delivery_options, metadata_option, session_options, wait_option
 from fleetbeat_producer.cli.output import iso, sent, tell
-from fleetbeat_producer.outgoing import compose, stable_session
 from fleetbeat_shared.messages import Deregister, Heartbeat
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     "--only-at", metavar="EXPRESSION", help="Do nothing unless this cron expression means the current minute."
 )
 @click.option("--time-zone", metavar="ZONE", help="IANA name of the zone that --only-at means; UTC if not given.")
-@click.option("--wait", type=float, metavar="SECONDS", help="Wait until it is stored, and print what SQL says.")
+@wait_option
 @click.option("--strict", is_flag=True, help="Exit with 75, not 0, when it could only be kept on disk.")
 @delivery_options
 def heartbeat(  # noqa: PLR0913 - one for each option

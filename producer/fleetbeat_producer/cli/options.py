@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -11,6 +12,7 @@ import click
 
 from fleetbeat_producer.cli.delivery import Delivery
 from fleetbeat_shared.durations import parse_duration
+from fleetbeat_shared.whole_numbers import WholeNumber
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,13 +36,13 @@ def promise_options(command: _Command) -> _Command:
         click.option("--grace", metavar="DURATION", callback=duration, help="How much later a heartbeat may come."),
         click.option(
             "--missed",
-            type=click.IntRange(1, 100),
+            type=WholeNumber(1, 100),
             metavar="N",
             help="How many intervals it may miss before it is degraded; as the fleet's setting says if not given.",
         ),
         click.option(
             "--stuck-after",
-            type=click.IntRange(0, 100_000),
+            type=WholeNumber(0, 100_000),
             metavar="N",
             help="After how many intervals in which nothing it does changed it is stuck; 0: never.",
         ),
@@ -70,6 +72,23 @@ def _timeout(_context: click.Context, _option: click.Parameter, seconds: float |
         message = f"{seconds:g} is not above 0 and at most {LONGEST_TIMEOUT_SECONDS}"
         raise click.BadParameter(message)
     return seconds
+
+
+def _wait(_context: click.Context, _option: click.Parameter, seconds: float | None) -> float | None:
+    """Refuse what is no time to wait; it may be long."""
+    if seconds is not None and not 0 < seconds < math.inf:
+        message = f"{seconds:g} is no number of seconds above 0"
+        raise click.BadParameter(message)
+    return seconds
+
+
+wait_option = click.option(
+    "--wait",
+    type=float,
+    metavar="SECONDS",
+    callback=_wait,
+    help="Wait until it is stored, and print what SQL says.",
+)
 
 
 def delivery_options(command: _Command) -> _Command:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
+from fleetbeat_producer.cli.composing import compose, session_to_register
 from fleetbeat_producer.cli.options import delivery_options, duration, metadata_option, promise_options
 from fleetbeat_producer.cli.output import print_json, sent, tell
-from fleetbeat_producer.outgoing import compose, session_to_register
 from fleetbeat_shared.messages import Register
 
 if TYPE_CHECKING:

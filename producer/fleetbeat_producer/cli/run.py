@@ -19,8 +19,8 @@ from urllib.parse import urlsplit
 import click
 from click.core import ParameterSource
 
+from fleetbeat_producer.cli.composing import compose, session_to_register
 from fleetbeat_producer.cli.options import duration, metadata_option, promise_options
-from fleetbeat_producer.outgoing import compose, session_to_register
 from fleetbeat_producer.sender import Sender
 from fleetbeat_producer.supervision import STDERR, Command
 from fleetbeat_shared.connection import place

@@ -14,6 +14,7 @@ from fleetbeat_shared.durations import format_duration
 from fleetbeat_shared.errors import UnknownSession
 from fleetbeat_shared.identifiers import normalise_name
 from fleetbeat_shared.liveness import State
+from fleetbeat_shared.whole_numbers import WholeNumber
 from fleetbeat_worker.cli.dashboard import (
     headline,
     heard_text,
@@ -102,7 +103,7 @@ def _list_text(view: FleetView, *, filtered: bool) -> RenderableType:
 )
 @click.argument("name_or_session")
 @click.option(
-    "--events", "event_limit", type=click.IntRange(0, 1_000_000), default=10, help="How many of its last events."
+    "--events", "event_limit", type=WholeNumber(0, 1_000_000), default=10, help="How many of its last events."
 )
 @json_option
 @common_options

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from fleetbeat_shared.durations import format_duration
 from fleetbeat_shared.identifiers import normalise_name
+from fleetbeat_shared.whole_numbers import WholeNumber
 from fleetbeat_worker.backtest import backtest as run_backtest
 from fleetbeat_worker.backtest_report import Trial
 from fleetbeat_worker.cli.moments import DurationType
@@ -38,14 +39,14 @@ MOST_AGENTS = 50
         "fleetbeat backtest --grace 30s --since 24h --agent 'crawler-*'",
     )
 )
-@click.option("--missed", type=click.IntRange(1, 100), help="How many intervals an agent may miss.")
+@click.option("--missed", type=WholeNumber(1, 100), help="How many intervals an agent may miss.")
 @click.option("--grace", type=DurationType(zero=True), help="How much later than promised a heartbeat may come.")
 @click.option("--interval", type=DurationType(), help="The interval of those that promised one.")
 @click.option("--since", type=DurationType(), default="7d", show_default=True, help="How far back.")
 @click.option("--agent", "agent_glob", metavar="GLOB", help="Only agents with such names: 'crawler-*'.")
 @click.option(
     "--limit",
-    type=click.IntRange(0, 1_000_000),
+    type=WholeNumber(0, 1_000_000),
     default=20,
     show_default=True,
     help="How many silences to list, the latest.",

@@ -14,6 +14,7 @@ import click
 from fleetbeat_shared.errors import FleetbeatError
 from fleetbeat_shared.liveness import State
 from fleetbeat_shared.settings import Settings
+from fleetbeat_shared.whole_numbers import WholeNumber
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -25,10 +26,10 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-ROW_ID = click.IntRange(1, 2**63 - 1)
+ROW_ID = WholeNumber(1, 2**63 - 1)
 """The type of an option or argument that is a row's number."""
 
-LIMIT = click.IntRange(1, 1_000_000)
+LIMIT = WholeNumber(1, 1_000_000)
 """The type of `--limit`."""
 
 
@@ -72,7 +73,7 @@ def metrics_options(command: Callable[..., T]) -> Callable[..., T]:
 
     @click.option(
         "--metrics-port",
-        type=click.IntRange(0, 65_535),
+        type=WholeNumber(0, 65_535),
         envvar="FLEETBEAT_METRICS_PORT",
         show_envvar=True,
         help="Serve Prometheus metrics on this port; 0 takes a free one and logs it.",
@@ -102,9 +103,7 @@ def metrics_options(command: Callable[..., T]) -> Callable[..., T]:
 def pool_options(command: Callable[..., T]) -> Callable[..., T]:
     """Give a command `-n` and `--autoscale`, and call it with a pool's `bounds`, and the `workers` it begins with."""
 
-    @click.option(
-        "-n", "--workers", type=click.IntRange(1, 64), default=1, show_default=True, help="How many RQ workers."
-    )
+    @click.option("-n", "--workers", type=WholeNumber(1, 64), default=1, show_default=True, help="How many RQ workers.")
     @click.option(
         "--autoscale",
         "bounds",

@@ -46,7 +46,7 @@ class _Name(click.ParamType[str]):
         try:
             return _NAME.validate_python(normalise_name(str(value)))
         except ValidationError as error:
-            self.fail(f"no agent can have this name: {describe(error)}", param, ctx)
+            self.fail(f"no agent can have this name: {describe(error, {'agent_name': ''}, 'agent_name')}.", param, ctx)
 
 
 class _Title(click.ParamType[str]):

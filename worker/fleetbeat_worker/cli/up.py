@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from fleetbeat_shared.settings import DEFAULT_REDIS_PORT, Settings
+from fleetbeat_shared.whole_numbers import WholeNumber
 from fleetbeat_worker.cli.options import asked_to_stop, example, pool_options
 from fleetbeat_worker.cli.worker import LOOK_SECONDS, check_notify_urls, open_exporter, prepare_database
 from fleetbeat_worker.embedded import DataDirectory, EmbeddedValkey, end_predecessor
@@ -34,9 +35,7 @@ if TYPE_CHECKING:
     show_envvar=True,
     help="Where everything is kept.",
 )
-@click.option(
-    "--port", type=click.IntRange(1, 65535), default=DEFAULT_REDIS_PORT, show_default=True, help="For agents."
-)
+@click.option("--port", type=WholeNumber(1, 65535), default=DEFAULT_REDIS_PORT, show_default=True, help="For agents.")
 @pool_options
 def up(*, data_dir: Path | None, port: int, workers: int, bounds: Bounds) -> None:
     """Start Valkey, SQLite, workers and the dispatcher, until Ctrl-C.

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from fleetbeat_shared.connection import redis_errors
 from fleetbeat_shared.errors import FleetbeatError
+from fleetbeat_shared.whole_numbers import WholeNumber
 from fleetbeat_worker.autoscale import MOST_WORKERS, Bounds
 from fleetbeat_worker.cli.options import BoundsType, common_options, example, json_option, open_redis
 from fleetbeat_worker.cli.output import ago, console, counted, plain_table, print_json, safe
@@ -66,7 +67,7 @@ def _refuse_options_before(context: click.Context, command: str) -> None:
         "fleetbeat workers scale 8", "fleetbeat workers scale 2 --host w1", "fleetbeat workers scale --auto 1:4"
     )
 )
-@click.argument("number", type=click.IntRange(0), metavar="[N]", required=False)
+@click.argument("number", type=WholeNumber(0), metavar="[N]", required=False)
 @click.option("--auto", "bounds", type=BoundsType(), metavar="MIN:MAX", help="Let each pool follow the lag instead.")
 @click.option("--host", help="Only the pools on this host.")
 @click.option("--pool", "pool_id", metavar="ID", help="Only this pool.")
