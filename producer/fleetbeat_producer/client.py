@@ -26,7 +26,7 @@ class Registration:
     session_id: UUID
     """Goes with each heartbeat of this run."""
     agent_name: str
-    """The name as it is stored: NFC, without control characters."""
+    """The name as it is stored: NFC, without white space around it."""
     message_id: UUID
 
 
@@ -61,12 +61,13 @@ def register(  # noqa: PLR0913 - each is a fact that an agent may state of itsel
 ) -> Registration:
     """Make an agent known, with its promise: a heartbeat each `interval_seconds`, or at each slot of a cron `schedule`.
 
-    Of the two exactly one is given. `time_zone` (IANA name, UTC if absent) goes with a schedule. `grace_seconds` is how
-    much later than promised a heartbeat may come, `missed_intervals` how many it may miss before it is degraded,
-    `stuck_after` after how many intervals in which nothing changed of what it does it counts as stuck (0: never);
-    what isn't given is as the fleet has it. `parent_id` is the session that this agent works for. A live session
-    of the same name ends, unless `parallel` is given. The session id is a new random one, or `session_id`, or, with
-    `stable`, derived from the name; registering the same session again changes what it promised.
+    Of the two exactly one is given. `time_zone` (IANA name, UTC if absent) goes with a schedule. `grace_seconds` is
+    how much later than promised a heartbeat may come, `missed_intervals` how many it may miss before it is degraded,
+    `stuck_after` after how many intervals in which nothing changed of what it does it counts as stuck (0: never; on a
+    schedule it never does); what isn't given is as the fleet has it. `parent_id` is the session that this agent works
+    for. A live session of the same name ends, unless `parallel` is given. The session id is a new random one, or
+    `session_id`, or, with `stable`, derived from the name; registering the same session again changes what it
+    promised.
 
     Raises InvalidMessage (a ValueError) for a bad argument, and SettingsError for a bad environment.
     """

@@ -145,6 +145,10 @@ class _Reader:
             values[key] = self._seconds(key, values[key], who)
         if "every" in values:
             del values["time_zone"]  # an interval is the same in each
+        elif row.get("stuck_after"):
+            raise self._error(who, "stuck_after: it goes with every; an agent on a schedule is never stuck")
+        elif "stuck_after" not in row:
+            values.pop("stuck_after", None)  # what the others share has no meaning for it
         return FleetAgent(
             registration=self._message(Register, values, _REGISTRATION, who),
             heartbeat=self._message(Heartbeat, values, _HEARTBEAT, who),
@@ -159,7 +163,7 @@ class _Reader:
             return kind.model_validate(
                 {
                     "id": new_message_id(),
-                    "session_id": stable_session_id(clean(str(values["name"]))),
+                    "session_id": stable_session_id(str(values["name"])),
                     "sent_at": datetime.now(UTC),
                     **known,
                 }

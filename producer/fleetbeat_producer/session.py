@@ -69,7 +69,7 @@ class AgentSession:
         self.session_id: UUID = message.session_id
         """Goes with each heartbeat of this run."""
         self.agent_name: str = message.agent_name
-        """The name as it is stored: NFC, without control characters."""
+        """The name as it is stored: NFC, without white space around it."""
         self._interval_seconds = message.interval_seconds if auto else None
         self._process_id = 0
 

@@ -1,7 +1,7 @@
 """The messages that agents send, as they travel: JSON objects told apart by `kind`.
 
-A message enters Fleetbeat here, on either side, so this is where text is stripped of control characters and where every
-limit is held.
+A message enters Fleetbeat here, on either side, so this is where text is stripped of control characters, where a name
+that has some is refused, and where every limit is held.
 """
 
 from __future__ import annotations
@@ -77,7 +77,9 @@ def _clean_text(value: object) -> object:
 def _check_name(name: str) -> str:
     name = normalise_name(name)
     if not name.isprintable():
-        message = "has characters that can't be printed"
+        # Not cleaned as other texts are: what is left could be another agent's name, and change what that promised.
+        points = dict.fromkeys(f"U+{ord(letter):04X}" for letter in name if not letter.isprintable())
+        message = f"it has characters that can't be printed ({', '.join([*points][:3])}); write it without them"
         raise ValueError(message)
     return name
 
@@ -133,7 +135,7 @@ Text = Annotated[str, Field(strict=True), BeforeValidator(_clean_text)]
 Progress = Annotated[Text, Field(max_length=500)]
 Moment = Annotated[AwareDatetime, AfterValidator(_check_moment)]
 Metadata = Annotated[dict[str, Any], AfterValidator(_clean_metadata)]
-AgentName = Annotated[Text, AfterValidator(_check_name), Field(min_length=1, max_length=64)]
+AgentName = Annotated[str, Field(strict=True), AfterValidator(_check_name), Field(min_length=1, max_length=64)]
 Count = Annotated[int, Field(ge=0, le=MAX_COUNT)]
 
 

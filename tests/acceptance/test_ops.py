@@ -152,26 +152,35 @@ def test_escape_sequences_are_inert_everywhere(pipeline: Place, redis: Redis) ->
     """Whatever an agent or an argument says, no command prints a character that acts on a terminal."""
     session_id = uuid4()
     evil = json.dumps(EVIL + "\x00")
-    wire = register("evil NAME", session_id, interval_seconds=1).to_wire().replace(b'"evil NAME"', evil.encode())
+    named = register("evil NAME", uuid4(), interval_seconds=1).to_wire().replace(b'"evil NAME"', evil.encode())
+    wire = register("agent", session_id, interval_seconds=1, work="WORD", project="WORD").to_wire()
     at = redis_time(redis) - timedelta(minutes=1)
     beat = heartbeat(session_id, **dict.fromkeys(("progress", "summary", "error", "status", "work_item_id"), "WORD"))
     metadata = heartbeat(session_id, metadata={"WORD": ["WORD"]})
-    messages = [message.to_wire().replace(b'"WORD"', evil.encode()) for message in (beat, metadata)]
-    send(redis, wire, *messages, EVIL.encode(), b'{"kind": ' + evil.encode() + b"}", at=at)
+    wires = (wire, beat.to_wire(), metadata.to_wire())
+    messages = [wire.replace(b'"WORD"', evil.encode()) for wire in wires]
+    send(redis, *messages, named, EVIL.encode(), b'{"kind": ' + evil.encode() + b"}", at=at)
     for fields in ({FIELD: EVIL.encode("utf-16")}, {EVIL: EVIL}):
         redis.xadd(INBOX, fields)
     logs = pipeline.run("fleetbeat", "worker", "--burst", FLEETBEAT_LOG_LEVEL="DEBUG")
 
     (agent,) = pipeline.json("fleetbeat", "dashboard")["agents"]
     assert agent["state"] == "degraded"
-    name = agent["agent_name"]
-    assert name.isprintable()
-    assert "red" in name
-    pipeline.run("fleetbeat", "tasks", "add", EVIL, EVIL)
+    assert all("red" in agent[said] and agent[said].isprintable() for said in ("progress", "project", "summary"))
+    pipeline.run("fleetbeat", "tasks", "add", "agent", EVIL)
+    pipeline.run("fleetbeat", "tasks", "add", EVIL, EVIL, exits=2)
     rows = pipeline.json("fleetbeat", "rejected", "list")["rejected"]
-    assert len(rows) == 4
+    assert len(rows) == 5
+    assert "agent_name: it has characters that can't be printed (U+001B, " in " ".join(row["detail"] for row in rows)
     commands = [
-        *(["dashboard"], ["agents", "list"], ["agents", "show", name], ["events"], ["check"], ["tasks", "list", name]),
+        *(
+            ["dashboard"],
+            ["agents", "list"],
+            ["agents", "show", "agent"],
+            ["events"],
+            ["check"],
+            ["tasks", "list", "agent"],
+        ),
         *(["check", "--agent", EVIL], [EVIL], ["rejected", "list"], ["rejected", "show", str(rows[0]["id"])]),
     ]
     agents = [["register", "--name", EVIL, "--every", "1h"], ["heartbeat", "--session", EVIL]]

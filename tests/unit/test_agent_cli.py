@@ -278,6 +278,10 @@ def test_the_log_says_what_was_confirmed(tmp_path: Path) -> None:
         (["heartbeat", "--agent", ""], "--agent: it is empty"),
         (["register", "--name", "hint", "--cron", "whenever"], "'whenever' is no cron expression"),
         (["register", "--name", "hint", "--every", "5s", "--time-zone", "UTC"], "--time-zone goes with --cron"),
+        (
+            ["register", "--name", "hint", "--cron", "* * * * *", "--stuck-after", "5"],
+            "--stuck-after goes with --every",
+        ),
         (["register", "--name", "hint", "--cron", "* * * * *", "--time-zone", "Mars"], "'Mars' is no time zone"),
         (["register", "--name", "hint", "--every", "5s", "--stable", "--parallel"], "--stable and --parallel"),
         (["register", "--name", "", "--every", "5s", "--stable"], "--name: it is empty; 1 to 64 characters"),
@@ -340,12 +344,22 @@ def test_people_get_one_sentence(arguments: list[str], sentence: str) -> None:
 
 @pytest.mark.usefixtures("producer_redis")
 def test_what_steers_a_terminal_is_not_printed() -> None:
-    """Escape sequences, line breaks and bytes that are no text in a name reach neither output nor error."""
+    """Escape sequences, line breaks and bytes that are no text in an option reach neither output nor error."""
     for dirty in ("\x1b[31mhi\nnt", "hi\udcff nt", "\u202ehi nt"):
-        assert run("heartbeat", "--agent", dirty).stdout == "Sent a heartbeat of hi nt.\n"
-        result = run("register", "--name", "x", "--every", dirty)
+        for options in (("--name", dirty, "--every", "5s"), ("--name", "x", "--every", dirty)):
+            result = run("register", *options)
+            assert result.exit_code == 2
+            assert not {"\x1b", "\udcff", "\u202e"} & set(result.output)
+
+
+@pytest.mark.parametrize("command", [["register", "--every", "5s", "--stable", "--name"], ["heartbeat", "--agent"]])
+def test_a_name_that_cannot_be_printed_is_refused(producer_redis: FakeRedis, command: list[str]) -> None:
+    """Stripped of an escape sequence or a line break it could be another agent's, whose promise it would change."""
+    for dirty, point in (("hi\x1b[31mnt", "U+001B"), ("hi\nnt", "U+000A")):
+        result = run(*command, dirty)
         assert result.exit_code == 2
-        assert not {"\x1b", "\udcff", "\u202e"} & set(result.stderr)
+        assert f"{command[-1]}: it has characters that can't be printed ({point})" in result.stderr
+    assert sent(producer_redis) == []
 
 
 def test_the_url_is_found_by_option_variable_or_file(

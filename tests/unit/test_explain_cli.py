@@ -22,7 +22,7 @@ def fleet(engine: Engine, redis: FakeRedis, monkeypatch: pytest.MonkeyPatch) -> 
     """Return a fleet of January, whose agent died, with Redis as the commands see it."""
     monkeypatch.setattr(connection, "connect", lambda *_, **__: redis)
     fleet = Simulation(engine)
-    session_id = fleet.register("to\u202erv [bold]", 0, interval_seconds=10.0, grace_seconds=1.0, work="\x1b[31mred")
+    session_id = fleet.register("torv [bold]", 0, interval_seconds=10.0, grace_seconds=1.0, work="\x1b[31mred")
     for second in (1, 11, 41):
         fleet.beat(session_id, second, progress="\x1b]0;title\x07page 1")
         fleet.sweep(second + 0.5)
@@ -113,6 +113,15 @@ def test_backtest_refuses_impossible_durations(fleet: Simulation, args: tuple[st
     """What is no duration, or none that could be meant, is wrong usage."""
     del fleet
     assert run("backtest", *args).exit_code == 2
+
+
+@pytest.mark.parametrize(("interval", "how"), [("0.5s", "little"), ("40d", "much")])
+def test_backtest_tries_no_interval_that_a_registration_refuses(fleet: Simulation, interval: str, how: str) -> None:
+    """What an agent can't promise is nothing to try."""
+    del fleet
+    result = run("backtest", "--interval", interval)
+    assert result.exit_code == 2
+    assert f"{interval} is too {how}; 1s to 31d is allowed" in result.stderr
 
 
 def test_an_agent_is_shown_with_its_record(fleet: Simulation) -> None:

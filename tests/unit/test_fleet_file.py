@@ -85,7 +85,7 @@ def test_an_agents_own_keys_go_before_the_defaults(tmp_path: Path, monkeypatch: 
     assert (promised.schedule, promised.time_zone, promised.grace_seconds) == ("15 8 * * *", "Europe/Berlin", 300)
     assert (promised.project, one.heartbeat.status) == ("shared", "ok")
     assert [(agent.registration.missed_intervals, agent.registration.stuck_after) for agent in fleet.agents] == [
-        (3, 20),
+        (3, None),
         (1, 0),
     ]
     assert (two.time_zone, two.log_file) == ("UTC", tmp_path / "two.log")
@@ -121,6 +121,11 @@ ONE = '[[agents]]\nname = "torv"\n'
         (ONE + 'every = "0s"', "every: 0s is too little; 1s to 31d is allowed"),
         (ONE + 'every = "32d"', "every: 32d is too much; 1s to 31d is allowed"),
         (ONE + 'cron = "15 25 * * *"', "cron: '15 25 [*] [*] [*]' is no cron expression"),
+        (ONE + 'cron = "@daily"\nstuck_after = 5', "stuck_after: it goes with every; an agent on a schedule is never"),
+        (
+            ONE.replace("torv", "to\\u001brv") + 'every = "6h"',
+            r"name: it has characters that can't be printed \(U\+001B",
+        ),
         (ONE + 'cron = "@reboot"', "cron: '@reboot' is no cron expression"),
         (ONE + 'cron = "15 8 * * *"\ntime_zone = "Mars/Olympus"', "time_zone: 'Mars/Olympus' is no time zone"),
         (ONE + 'every = "6h"\ntime_zone = "Mars/Olympus"', "time_zone: 'Mars/Olympus' is no time zone"),

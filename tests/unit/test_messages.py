@@ -199,11 +199,20 @@ def test_stable_ids_never_change() -> None:
     assert stable_session_id("hint") != stable_session_id("Hint")
 
 
-@pytest.mark.parametrize("name", ["", " \n", "\x00", "a\u200bb", "x" * 65, "\u0958" * 40])
+@pytest.mark.parametrize(
+    "name", ["", " \n", "\x00", "a\u200bb", "a\nb", "ev\x1b[31mil", "a\u202eb", "a\udcffb", "x" * 65, "\u0958" * 40]
+)
 def test_bad_names_are_refused(name: str) -> None:
     """Empty, unprintable and too long names are refused; length counts in the normal form, which may be longer."""
     with pytest.raises(ValidationError):
         registration(agent_name=name)
+
+
+def test_a_name_is_never_turned_into_another_agents() -> None:
+    """On the wire too, a name with an escape sequence is refused, instead of stored without it."""
+    wire = registration(agent_name="evNAMEil", parallel=True).to_wire().replace(b"NAME", rb"\u001b[31m")
+    with pytest.raises(InvalidMessage, match=r"agent_name: it has characters that can't be printed \(U\+001B\)"):
+        parse_message(wire)
 
 
 @given(st.text(max_size=70))

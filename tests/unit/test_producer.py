@@ -87,7 +87,9 @@ def test_session_ids_are_random_given_or_stable(producer_redis: FakeRedis) -> No
     first, second = register("hint", interval_seconds=30), register("hint", interval_seconds=30)
     assert first.session_id != second.session_id
     assert register("hint", interval_seconds=30, session_id=str(SESSION)).session_id == SESSION
-    assert register(" hi\x00nt", interval_seconds=30, stable=True).session_id == stable_session_id("hint")
+    assert register(" hint\n", interval_seconds=30, stable=True).session_id == stable_session_id("hint")
+    with pytest.raises(InvalidMessage, match="agent_name: it has characters that can't be printed"):
+        register(" hi\x00nt", interval_seconds=30, stable=True)
     assert len(sent(producer_redis)) == 4
 
 

@@ -24,7 +24,11 @@ if TYPE_CHECKING:
 )
 @click.option("--name", metavar="NAME", help="1 to 64 printable characters.")
 @click.option("--every", metavar="DURATION", callback=duration, help="The promised interval: 30s, 5m, 6h, 1d.")
-@click.option("--cron", metavar="EXPRESSION", help="The promised times, as a cron expression of five fields.")
+@click.option(
+    "--cron",
+    metavar="EXPRESSION",
+    help="The promised times, as a cron expression of five fields, or @daily and the like.",
+)
 @click.option("--time-zone", metavar="ZONE", help="IANA name of the zone that --cron means; UTC if not given.")
 @promise_options
 @click.option("--project", metavar="TEXT", help="What the agent belongs to.")
@@ -73,6 +77,9 @@ def register(  # noqa: PLR0913 - one for each option
     with delivery.logged(name):
         if (every is None) == (cron is None):
             text = "Give either --every or --cron."
+            raise click.UsageError(text)
+        if cron is not None and stuck_after:
+            text = "--stuck-after goes with --every: an agent on a schedule is never stuck."
             raise click.UsageError(text)
         message = compose(
             Register,

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from fleetbeat_shared.durations import format_duration
 from fleetbeat_shared.identifiers import normalise_name
+from fleetbeat_shared.messages import MAX_INTERVAL_SECONDS, MIN_INTERVAL_SECONDS
 from fleetbeat_shared.whole_numbers import WholeNumber
 from fleetbeat_worker.backtest import backtest as run_backtest
 from fleetbeat_worker.backtest_report import Trial
@@ -40,8 +41,16 @@ MOST_AGENTS = 50
     )
 )
 @click.option("--missed", type=WholeNumber(1, 100), help="How many intervals an agent may miss.")
-@click.option("--grace", type=DurationType(zero=True), help="How much later than promised a heartbeat may come.")
-@click.option("--interval", type=DurationType(), help="The interval of those that promised one.")
+@click.option(
+    "--grace",
+    type=DurationType(zero=True, within=(0, MAX_INTERVAL_SECONDS)),
+    help="How much later than promised a heartbeat may come.",
+)
+@click.option(
+    "--interval",
+    type=DurationType(within=(MIN_INTERVAL_SECONDS, MAX_INTERVAL_SECONDS)),
+    help="The interval of those that promised one.",
+)
 @click.option("--since", type=DurationType(), default="7d", show_default=True, help="How far back.")
 @click.option("--agent", "agent_glob", metavar="GLOB", help="Only agents with such names: 'crawler-*'.")
 @click.option(

@@ -7,18 +7,22 @@ from typing import Any
 
 import click
 
-from fleetbeat_shared.durations import parse_duration
+from fleetbeat_shared.durations import format_duration, parse_duration
 
 LONGEST = timedelta(days=36_500)
 
 
 class DurationType(click.ParamType[timedelta]):
-    """A duration: `30s`, `2h`, `7d`; `zero` says whether it may be nothing."""
+    """A duration: `30s`, `2h`, `7d`; `zero` says whether it may be nothing.
+
+    `within`: the least and the most seconds that it may be, where a registration has such limits.
+    """
 
     name = "DURATION"
 
-    def __init__(self, *, zero: bool = False) -> None:
+    def __init__(self, *, zero: bool = False, within: tuple[float, float] | None = None) -> None:
         self._zero = zero
+        self._within = within
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> timedelta:  # noqa: ANN401
         """Return the duration that a text names."""
@@ -28,6 +32,10 @@ class DurationType(click.ParamType[timedelta]):
             seconds = parse_duration(str(value))
         except ValueError as error:
             self.fail(f"{error}.", param, ctx)
+        if self._within is not None and not self._within[0] <= seconds <= self._within[1]:
+            least, most = map(format_duration, self._within)
+            how = "little" if seconds < self._within[0] else "much"
+            self.fail(f"{value} is too {how}; {least} to {most} is allowed, as at a registration.", param, ctx)
         if seconds > LONGEST.total_seconds() or (not seconds and not self._zero):
             self.fail(f"{value!r} is out of range; take more than 0s and at most {LONGEST.days}d.", param, ctx)
         return timedelta(seconds=seconds)
