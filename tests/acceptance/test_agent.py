@@ -79,7 +79,7 @@ def test_sentences_for_people(fleet: Place) -> None:
     waited = fleet.run(AGENT, "heartbeat", "--agent", "prose", "--progress", "ink", "--wait", "20").stdout
     assert waited.startswith("prose was seen at 2")
     assert waited.endswith("Z: ink.\n")
-    assert fleet.run(AGENT, "deregister", "--agent", "prose").stdout == "Deregistered prose.\n"
+    assert fleet.run(AGENT, "deregister", "--agent", "prose").stdout == "Sent a goodbye of prose.\n"
 
 
 def test_stable_twice_is_one_session(fleet: Place) -> None:

@@ -332,8 +332,8 @@ def test_bad_usage_exits_2_and_sends_nothing(producer_redis: FakeRedis, argument
         (["heartbeat", "--session", SESSION], f"Sent a heartbeat of session {SESSION}."),
         (["heartbeat", "--agent", "hint"], "Sent a heartbeat of hint."),
         (["heartbeat", "--agent", "hint", "--wait", "5"], "hint was seen at 2024-06-01T12:00:00.250000Z: as stored."),
-        (["deregister", "--agent", "hint"], "Deregistered hint."),
-        (["deregister", "--session", SESSION], f"Deregistered session {SESSION}."),
+        (["deregister", "--agent", "hint"], "Sent a goodbye of hint."),
+        (["deregister", "--session", SESSION], f"Sent a goodbye of session {SESSION}."),
     ],
 )
 def test_people_get_one_sentence(arguments: list[str], sentence: str) -> None:

@@ -109,7 +109,8 @@ def deregister(
         agent_name, session_id = chosen_session(session, agent)
         message = compose(Deregister, session_id, error=error, exit_status=exit_status)
         delivery.send(message)
-    sentence = f"Deregistered {agent_name or f'session {message.session_id}'}."
+    # Whether there is such a session only the workers know.
+    sentence = f"Sent a goodbye of {agent_name or f'session {message.session_id}'}."
     tell(sent(message, agent_name), sentence, as_json=delivery.as_json)
 
 
