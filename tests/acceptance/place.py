@@ -135,7 +135,7 @@ class Place:
         with ThreadPoolExecutor(3) as pool:
             return list(pool.map(lambda command: self.run(*command, exits=None), commands))
 
-    def json(self, *command: str, exits: int = 0) -> Any:
+    def json(self, *command: str, exits: int | None = 0) -> Any:
         """Run a command with --json, and return the object that it prints."""
         return self.run(*command, "--json", exits=exits).json
 
@@ -179,7 +179,8 @@ class Place:
 
     def agent(self, name: str) -> dict[str, Any] | None:
         """Return the newest session of a name as the dashboard's JSON has it."""
-        found = self.json("fleetbeat", "dashboard", "--all", "--agent", name)["agents"]
+        # Status 1 while nobody of the name is registered yet.
+        found = self.json("fleetbeat", "dashboard", "--all", "--agent", name, exits=None)["agents"]
         return max(found, key=lambda agent: agent["registered_at"], default=None)
 
     def state(self, name: str) -> str | None:

@@ -99,7 +99,7 @@ def test_a_new_session_of_a_name_ends_the_old_one(fleet: Place) -> None:
         fleet.run(AGENT, "register", "--name", "again", "--every", "1h", *options)
 
     def states() -> list[str]:
-        agents = fleet.json("fleetbeat", "dashboard", "--all", "--agent", "again")["agents"]
+        agents = fleet.json("fleetbeat", "dashboard", "--all", "--agent", "again", exits=None)["agents"]
         return sorted(agent["state"] for agent in agents)
 
     eventually(lambda: states() == ["ended", "pending", "pending"], within_seconds=PATIENCE_SECONDS)

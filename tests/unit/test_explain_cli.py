@@ -104,7 +104,7 @@ def test_backtest_tells_both(fleet: Simulation) -> None:
 def test_backtest_without_flags_says_so(fleet: Simulation) -> None:
     """Where nobody would be flagged and nobody was, a sentence says it."""
     del fleet
-    result = run("backtest", "--agent", "nobody")
+    result = run("backtest", "--missed", "100", "--agent", "torv*", "--since", "1s")
     assert "Nobody would have been flagged, and nobody was." in result.output
 
 
@@ -113,6 +113,17 @@ def test_backtest_refuses_impossible_durations(fleet: Simulation, args: tuple[st
     """What is no duration, or none that could be meant, is wrong usage."""
     del fleet
     assert run("backtest", *args).exit_code == 2
+
+
+def test_a_backtest_of_nobody_says_so(fleet: Simulation) -> None:
+    """A name that nobody ever had is an error, a pattern that fits nobody a warning; both leave JSON as it is."""
+    del fleet
+    for options in ((), ("--json",)):
+        name, pattern = (run("backtest", "--agent", asked, *options) for asked in ("torf", "torf*"))
+        assert (name.exit_code, pattern.exit_code) == (1, 0)
+        assert name.stderr == "Error: No agent 'torf' was ever registered; see: fleetbeat agents list --all\n"
+        assert pattern.stderr.startswith("Warning: No agent's name fits 'torf*'")
+    assert json.loads(name.stdout)["sessions"] == json.loads(pattern.stdout)["sessions"] == 0
 
 
 @pytest.mark.parametrize(("interval", "how"), [("0.5s", "little"), ("40d", "much")])

@@ -178,6 +178,23 @@ def test_an_agent_that_never_was_is_an_error(engine: Engine) -> None:
     assert engine is not None
 
 
+@pytest.mark.parametrize(
+    ("command", "kept"),
+    [(("events",), "events"), (("notifications", "list"), "notifications"), (("dashboard",), "agents")],
+)
+def test_a_name_that_nobody_ever_had_is_no_good_news(
+    engine: Engine, now: datetime, command: tuple[str, ...], kept: str
+) -> None:
+    """A typo in --agent ends with 1 and a sentence, JSON stays valid; a known name that has nothing ends with 0."""
+    put_agent(engine, "hint", at=now, state="ended", ended_at=now)
+    plain = run(*command, "--agent", "himt")
+    assert (plain.exit_code, plain.stdout) == (1, "")
+    assert plain.stderr == "Error: No agent 'himt' was ever registered; see: fleetbeat agents list --all\n"
+    told = run(*command, "--agent", "himt", "--json")
+    assert (told.exit_code, json.loads(told.stdout)[kept]) == (1, [])
+    assert run(*command, "--agent", "hint").exit_code == 0
+
+
 def test_events_come_newest_last(engine: Engine, now: datetime) -> None:
     """`events` shows the latest ones in their order, of one agent or of some types."""
     for kind, name in (("registered", "hint"), ("registered", "torv"), ("degraded", "hint"), ("recovered", "hint")):

@@ -16,9 +16,11 @@ from fleetbeat_shared.messages import MAX_INTERVAL_SECONDS, MIN_INTERVAL_SECONDS
 from fleetbeat_shared.whole_numbers import WholeNumber
 from fleetbeat_worker.backtest import backtest as run_backtest
 from fleetbeat_worker.backtest_report import Trial
+from fleetbeat_worker.cli.asked_names import is_pattern, unknown_name, warn_of_pattern
 from fleetbeat_worker.cli.moments import DurationType
 from fleetbeat_worker.cli.options import common_options, example, json_option, open_database
 from fleetbeat_worker.cli.output import console, counted, plain_table, print_json, safe, stamp
+from fleetbeat_worker.database import reading
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -26,7 +28,9 @@ if TYPE_CHECKING:
 
     from rich.console import RenderableType
     from rich.table import Table
+    from sqlalchemy import Engine
 
+    from fleetbeat_shared.errors import UnknownSession
     from fleetbeat_shared.settings import Settings
     from fleetbeat_worker.backtest_report import BacktestReport, Total
 
@@ -76,7 +80,8 @@ def backtest(  # noqa: PLR0913 - one parameter per option
     """Say who would have been flagged under other settings, beside who was.
 
     The stored heartbeats are judged again, by the same rules. What isn't given stays as it is for each agent, so that
-    without options it tells what the settings of today would have done.
+    without options it tells what the settings of today would have done. Exit status 1 if no agent of that name was ever
+    registered; a pattern that fits nobody gets a warning.
     """
     trial = Trial(
         missed,
@@ -86,10 +91,24 @@ def backtest(  # noqa: PLR0913 - one parameter per option
     pattern = normalise_name(agent_glob) if agent_glob is not None else None
     with open_database(settings) as engine, _progress(shown=not as_json) as advance:
         report = run_backtest(engine, settings, trial, since=since, agent_glob=pattern, limit=limit, advance=advance)
+        unknown = None
+        if pattern is not None and not report.sessions and not report.unjudged:
+            unknown = _nobody(engine, pattern)
     if as_json:
         print_json(_report_json(report))
-    else:
+    elif unknown is None:
         console().print(_report_text(report))
+    if unknown is not None:
+        raise unknown
+
+
+def _nobody(engine: Engine, pattern: str) -> UnknownSession | None:
+    """Say that a pattern fits nobody; return the error for a name that nobody ever had."""
+    if is_pattern(pattern):
+        warn_of_pattern(pattern)
+        return None
+    with reading(engine) as connection:
+        return unknown_name(connection, pattern, ())
 
 
 @contextmanager

@@ -12,8 +12,10 @@ from fleetbeat_shared.durations import format_duration
 from fleetbeat_shared.identifiers import normalise_name
 from fleetbeat_shared.liveness import MISSED_COUNTED, State
 from fleetbeat_shared.text import clean
+from fleetbeat_worker.cli.asked_names import unknown_name
 from fleetbeat_worker.cli.options import LIMIT, States, common_options, example, json_option, open_database, open_redis
 from fleetbeat_worker.cli.output import ago, clock, console, counted, plain_table, print_json, safe, stamp
+from fleetbeat_worker.database import reading
 from fleetbeat_worker.fleet import LIVE_STATES, Selection, read_fleet
 
 if TYPE_CHECKING:
@@ -64,7 +66,8 @@ def dashboard(  # noqa: PLR0913 - one parameter per option
 ) -> None:
     """Show every live agent, the most urgent first, and the pipeline.
 
-    With Redis away it shows what the database knows, as of the last watermark.
+    With Redis away it shows what the database knows, as of the last watermark. Exit status 1 if no agent of the name
+    that was asked for was ever registered.
     """
     selection = Selection(
         states=states or (frozenset(State) if show_all else LIVE_STATES),
@@ -73,10 +76,14 @@ def dashboard(  # noqa: PLR0913 - one parameter per option
     )
     with open_database(settings) as engine, open_redis(settings) as client:
         view = read_fleet(settings, engine, client, selection)
+        with reading(engine) as connection:
+            unknown = unknown_name(connection, selection.agent_name, view.agents)
     if as_json:
         print_json(view.to_json())
-    else:
+    elif unknown is None:
         console().print(render(view, filtered=bool(states or agent_name)))
+    if unknown is not None:
+        raise unknown
 
 
 def render(view: FleetView, *, filtered: bool = False) -> RenderableType:

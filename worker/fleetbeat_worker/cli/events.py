@@ -11,6 +11,7 @@ from rich.text import Text
 
 from fleetbeat_shared.durations import format_duration
 from fleetbeat_shared.identifiers import normalise_name
+from fleetbeat_worker.cli.asked_names import unknown_name
 from fleetbeat_worker.cli.options import LIMIT, common_options, example, json_option, open_database
 from fleetbeat_worker.cli.output import clock, console, plain_table, print_json, safe
 from fleetbeat_worker.database import reading
@@ -55,16 +56,19 @@ _STYLES = {
 @json_option
 @common_options
 def events(*, settings: Settings, agent_name: str | None, types: tuple[str, ...], limit: int, as_json: bool) -> None:
-    """Show the latest events, the newest last."""
+    """Show the latest events, the newest last. Exit status 1 if no agent of that name was ever registered."""
     name = normalise_name(agent_name) if agent_name is not None else None
     with open_database(settings) as engine, reading(engine) as connection:
         found = latest_events(connection, limit, agent_name=name, types=types)
+        unknown = unknown_name(connection, name, found)
     if as_json:
         print_json({"events": [event_json(event) for event in found]})
     elif found:
         console().print(events_table(found, datetime.now(UTC)))
-    else:
+    elif unknown is None:
         click.echo("No events.")
+    if unknown is not None:
+        raise unknown
 
 
 def event_json(event: Row[Any]) -> dict[str, Any]:

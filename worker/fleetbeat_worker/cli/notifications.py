@@ -11,6 +11,7 @@ from rich.text import Text
 from fleetbeat_shared.durations import format_duration
 from fleetbeat_shared.errors import FleetbeatError
 from fleetbeat_shared.identifiers import normalise_name
+from fleetbeat_worker.cli.asked_names import unknown_name
 from fleetbeat_worker.cli.exit_codes import REFUSED
 from fleetbeat_worker.cli.options import LIMIT, ROW_ID, common_options, example, json_option, open_database, open_redis
 from fleetbeat_worker.cli.output import clock, console, counted, plain_table, print_json, safe
@@ -48,18 +49,21 @@ def notifications() -> None:
 def list_notifications(
     *, settings: Settings, state: str | None, agent_name: str | None, limit: int, as_json: bool
 ) -> None:
-    """List the latest notifications, the newest last."""
+    """List the latest notifications, the newest last. Exit status 1 if no agent of that name was ever registered."""
     name = normalise_name(agent_name) if agent_name is not None else None
     chosen = store.Selection(NoticeState(state) if state else None, name)
     with open_database(settings) as engine, reading(engine) as connection:
         found, outbox = store.latest(connection, limit, chosen), store.read_outbox(connection)
+        unknown = unknown_name(connection, name, found)
     if as_json:
         counts = {"waiting": outbox.waiting, "dead": outbox.dead, "oldest_at": outbox.oldest_at}
         print_json({"outbox": counts, "notifications": [_row_json(row) for row in found]})
     elif found:
         console().print(_table(found))
-    else:
+    elif unknown is None:
         click.echo("No notifications.")
+    if unknown is not None:
+        raise unknown
     if not as_json and outbox.dead and chosen.state is not NoticeState.DEAD:
         click.echo(
             f"{counted(outbox.dead, 'notification')} could not be sent: fleetbeat notifications list --state dead"
