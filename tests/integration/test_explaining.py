@@ -10,6 +10,7 @@ from fleetbeat_worker.backtest_report import Trial
 from fleetbeat_worker.database import reading
 from fleetbeat_worker.explain import explain
 from fleetbeat_worker.inbox import Horizon
+from fleetbeat_worker.pipeline_view import Crew
 from fleetbeat_worker.record import read_record
 from fleetbeat_worker.store import history
 from fleetbeat_worker.sweep import sweep
@@ -52,7 +53,7 @@ def test_who_is_one_of_many_is_explained_as_by_itself(database: Engine, monkeypa
     """However few heartbeats are looked through at first, the verdict of any moment and its sum are the same."""
     fleet_of(database, 6)
     client: Any = None
-    monkeypatch.setattr(explaining, "read_redis", lambda *_: (Horizon(at(240), at(240), 0), 1, None))
+    monkeypatch.setattr(explaining, "read_redis", lambda *_: (Horizon(at(240), at(240), 0), Crew(1), None))
 
     def told(neighbours: int) -> list[Any]:
         monkeypatch.setattr(history, "NEIGHBOURS", neighbours)

@@ -14,6 +14,7 @@ from fleetbeat_worker import explain as explaining
 from fleetbeat_worker.database import writing
 from fleetbeat_worker.explain import explain
 from fleetbeat_worker.inbox import Horizon
+from fleetbeat_worker.pipeline_view import Crew
 from fleetbeat_worker.store import maintenance
 from fleetbeat_worker.tables import Event, Liveness, StoredHeartbeat
 from simulated import Simulation, at
@@ -35,7 +36,7 @@ def ask(memory: Engine, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Explan
 
     def ask(asked: str | UUID, now: float, when: float | None = None, **horizon: Any) -> Explanation:
         behind = Horizon(at(now), at(horizon.get("watermark", now)), horizon.get("backlog", 0))
-        monkeypatch.setattr(explaining, "read_redis", lambda *_: (behind, 1, None))
+        monkeypatch.setattr(explaining, "read_redis", lambda *_: (behind, Crew(1), None))
         client: Any = None
         return explain(SETTINGS, memory, client, asked, None if when is None else at(when))
 

@@ -14,7 +14,7 @@ from fleetbeat_worker.cli.dashboard import render
 from fleetbeat_worker.database import open_engine, writing
 from fleetbeat_worker.fleet import FleetView, Selection, read_agent, read_fleet
 from fleetbeat_worker.inbox import Horizon
-from fleetbeat_worker.pipeline_view import view_pipeline
+from fleetbeat_worker.pipeline_view import Crew, view_pipeline
 from fleetbeat_worker.store.pipeline import StoredPipeline
 from fleetbeat_worker.store.tasks import add_task
 
@@ -47,7 +47,7 @@ def look(
     """Read the fleet some seconds after noon."""
     now = NOON + seconds(now_seconds)
     horizon = Horizon(now=now, watermark=now - seconds(lag_seconds), backlog=1 if lag_seconds else 0)
-    monkeypatch.setattr(fleet, "read_redis", lambda *_: (horizon, 2, None))
+    monkeypatch.setattr(fleet, "read_redis", lambda *_: (horizon, Crew(2), None))
     return read_fleet(Settings(), engine, None, Selection(**selection))
 
 
@@ -214,7 +214,7 @@ def test_held_means_behind_or_unwatched(
     if swept_seconds_ago is not None:
         stored = StoredPipeline(NOON - seconds(watermark_age), NOON - seconds(swept_seconds_ago))
     settings = Settings(sweep_seconds=sweep_seconds)
-    view = view_pipeline(settings, stored, horizon, workers=1, rejected=0, away=None, now=NOON)
+    view = view_pipeline(settings, stored, horizon, crew=Crew(1), rejected=0, away=None, now=NOON)
     behind = (NOON - horizon.watermark).total_seconds() > patience
     unwatched = stored.last_sweep_at is not None and (NOON - stored.last_sweep_at).total_seconds() > patience
     assert view.held == (behind or unwatched)
@@ -223,6 +223,23 @@ def test_held_means_behind_or_unwatched(
     assert view.as_of <= NOON
     if unwatched:
         assert view.as_of == stored.watermark
+
+
+@pytest.mark.parametrize(
+    ("crew", "advice"),
+    [
+        (Crew(0), "None is running: fleetbeat worker"),
+        (Crew(2), "Start more: fleetbeat worker -n 4"),
+        (Crew(2, 1, 17.2), "1 of 2 workers gave no sign for 17s. Look: fleetbeat workers"),
+        (Crew(1, 1, 40.0), "The only worker gave no sign for 40s. Look: fleetbeat workers"),
+    ],
+)
+def test_what_to_do_about_a_lag_depends_on_who_works(crew: Crew, advice: str) -> None:
+    """More workers help against too few of them, and not against some that stand still."""
+    horizon = Horizon(now=NOON, watermark=NOON - seconds(31), backlog=3)
+    swept = StoredPipeline(NOON, NOON)
+    view = view_pipeline(Settings(), swept, horizon, crew=crew, rejected=0, away=None, now=NOON)
+    assert view.trouble == f"The workers are 31s behind (3 messages wait). {advice}"
 
 
 def test_the_dashboard_fits_and_hides_nothing_in_silence(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -11,6 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 from ops_fixtures import put_agent, put_event, put_rejected, put_sweep, seconds
 from rq import Queue, SimpleWorker
+from rq.utils import utcformat
 from sqlalchemy import update
 
 from fleetbeat_shared import connection
@@ -304,6 +306,36 @@ def test_the_queue_shows_who_holds_what(engine: Engine, redis: FakeRedis) -> Non
     assert "w-1" in text
     assert answer("dashboard")["pipeline"]["workers"] == 1
     assert engine is not None
+
+
+def test_workers_that_stand_still_are_told(engine: Engine, now: datetime, redis: FakeRedis) -> None:
+    """Behind, with a worker that gave no sign for a while and stores nothing: that one is to be looked at."""
+    put_sweep(engine, now)
+    redis.xgroup_create(INBOX, GROUP, id="0", mkstream=True)
+    redis.xadd(INBOX, {FIELD: b"{}"}, id=f"{int((now - seconds(45)).timestamp() * 1000)}-0")
+    for name, age in (("w-1", 17), ("w-2", 1)):
+        worker = SimpleWorker(
+            [Queue(QUEUE, connection=redis, serializer="json")], name=name, connection=redis, serializer="json"
+        )
+        worker.register_birth()
+        redis.hset(worker.key, "last_heartbeat", utcformat(now - seconds(age)))
+    told = run("check")
+    assert told.exit_code == 3
+    assert re.search(
+        r"The workers are 4\ds behind .*1 of 2 workers gave no sign for 1\ds\. Look: fleetbeat workers", told.output
+    )
+
+
+def test_an_agent_is_shown_with_the_lag_of_the_pipeline(engine: Engine, now: datetime, redis: FakeRedis) -> None:
+    """With a lag of more than two sweeps a state is shown as of when; without one nothing is said of it."""
+    put_agent(engine, "hint", at=now - seconds(40), interval_seconds=10.0)
+    put_sweep(engine, now)
+    assert "as of" not in run("agents", "show", "hint").output
+    put_sweep(engine, now - seconds(12))
+    redis.xgroup_create(INBOX, GROUP, id="0", mkstream=True)
+    redis.xadd(INBOX, {FIELD: b"{}"}, id=f"{int((now - seconds(12)).timestamp() * 1000)}-0")
+    shown = " ".join(run("agents", "show", "hint").output.split())
+    assert re.search(r"\(as of [\d: -]+ UTC; the pipeline is 1\ds behind\)", shown)
 
 
 def test_check_says_well_degraded_or_behind(engine: Engine, now: datetime, redis: FakeRedis) -> None:

@@ -18,7 +18,7 @@ from fleetbeat_shared.liveness import State
 from fleetbeat_worker.database import reading
 from fleetbeat_worker.judging import Judge
 from fleetbeat_worker.maintenance import read_maintenance, read_unwatched
-from fleetbeat_worker.pipeline_view import PipelineView, view_pipeline
+from fleetbeat_worker.pipeline_view import Crew, PipelineView, view_pipeline
 from fleetbeat_worker.record import Record, read_record
 from fleetbeat_worker.store.agents import newest_session, session, sessions
 from fleetbeat_worker.store.events import latest_events
@@ -210,27 +210,28 @@ def read_agent(
     return AgentReport(pipeline, view, tasks, events, record, judge.maintenance.running)
 
 
-def read_redis(settings: Settings, client: Redis) -> tuple[Horizon | None, int | None, str | None]:
-    """Return how far SQL can know and how many workers there are, or why Redis can't tell."""
+def read_redis(settings: Settings, client: Redis) -> tuple[Horizon | None, Crew | None, str | None]:
+    """Return how far SQL can know and who works, or why Redis can't tell."""
     from fleetbeat_worker.inbox import Inbox
-    from fleetbeat_worker.queue_state import count_workers
+    from fleetbeat_worker.workforce import read_crew
 
     try:
         with redis_errors(settings.redis_url):
-            return Inbox(client).horizon(), count_workers(client), None
+            horizon = Inbox(client).horizon()
+            return horizon, read_crew(client, horizon.now), None
     except RedisUnavailable as error:
         return None, None, str(error)
 
 
 def read_pipeline(
-    settings: Settings, connection: Connection, horizon: Horizon | None, workers: int | None, away: str | None
+    settings: Settings, connection: Connection, horizon: Horizon | None, crew: Crew | None, away: str | None
 ) -> PipelineView:
     """Return how far the pipeline is; what comes after the connection is what `read_redis` returns."""
     return view_pipeline(
         settings,
         stored_pipeline(connection),
         horizon,
-        workers=workers,
+        crew=crew,
         rejected=sum(count_rejected(connection).values()),
         away=away,
         now=datetime.now(UTC),

@@ -18,6 +18,27 @@ if TYPE_CHECKING:
     from fleetbeat_worker.store.pipeline import StoredPipeline
 
 
+LATE_SWEEPS = 2
+"""Who looks at one agent is told that verdicts are late when they are by more sweeps than this."""
+
+
+@dataclass(frozen=True, slots=True)
+class Crew:
+    """The workers that run, and how many of them do nothing that can be seen."""
+
+    workers: int
+    silent: int = 0
+    silent_seconds: float = 0.0
+    """How long none of the silent ones gave a sign, at least."""
+
+    def advice(self) -> str | None:
+        """Return what to do about those that give no sign, or None if there is none."""
+        if not self.silent:
+            return None
+        who = "The only worker" if self.workers == 1 else f"{self.silent} of {self.workers} workers"
+        return f"{who} gave no sign for {format_duration(round(self.silent_seconds))}. Look: fleetbeat workers"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PipelineView:
     """How far the pipeline is."""
@@ -35,6 +56,13 @@ class PipelineView:
     """Whether verdicts stand still at `as_of`, because the pipeline is behind or away."""
     trouble: str | None
     """What is wrong and what to do, in a sentence or two."""
+    sweep_seconds: float = 5.0
+    """How often the workers sweep."""
+
+    @property
+    def is_late(self) -> bool:
+        """Whether verdicts are later than they are when all goes well, though they may not be held yet."""
+        return self.as_of is not None and (self.now - self.as_of).total_seconds() > LATE_SWEEPS * self.sweep_seconds
 
     def to_json(self) -> dict[str, Any]:
         """Return the pipeline as `--json` prints it."""
@@ -49,14 +77,16 @@ class PipelineView:
         }
 
 
-def patience_seconds(settings: Settings, stored: StoredPipeline) -> float:
-    """Return how late the pipeline may be before it counts as behind: as late as would be an outage to the sweep.
+def slowest_sweep_seconds(settings: Settings, stored: StoredPipeline) -> float:
+    """Return how often is swept: the workers may do it less often than the settings of whoever looks say."""
+    return max(settings.sweep_seconds, stored.sweep_seconds or 0)
 
-    The workers may sweep less often than the settings of whoever looks say.
-    """
+
+def patience_seconds(settings: Settings, stored: StoredPipeline) -> float:
+    """Return how late the pipeline may be before it counts as behind: as late as would be an outage to the sweep."""
     from fleetbeat_worker.sweep import OUTAGE_SECONDS, OUTAGE_SWEEPS  # it imports RQ, for which looking needn't wait
 
-    return max(OUTAGE_SECONDS, OUTAGE_SWEEPS * max(settings.sweep_seconds, stored.sweep_seconds or 0))
+    return max(OUTAGE_SECONDS, OUTAGE_SWEEPS * slowest_sweep_seconds(settings, stored))
 
 
 def view_pipeline(  # noqa: PLR0913 - everything that the view is made of
@@ -64,14 +94,14 @@ def view_pipeline(  # noqa: PLR0913 - everything that the view is made of
     stored: StoredPipeline,
     horizon: Horizon | None,
     *,
-    workers: int | None,
+    crew: Crew | None,
     rejected: int,
     away: str | None,
     now: datetime,
 ) -> PipelineView:
     """Return how far the pipeline is.
 
-    `horizon` and `workers` are None when Redis is away, and `away` says why; `now` is this machine's time, for then.
+    `horizon` and `crew` are None when Redis is away, and `away` says why; `now` is this machine's time, for then.
     """
     if horizon is None:
         return PipelineView(
@@ -84,12 +114,14 @@ def view_pipeline(  # noqa: PLR0913 - everything that the view is made of
             rejected=rejected,
             held=True,
             trouble=away,
+            sweep_seconds=slowest_sweep_seconds(settings, stored),
         )
     patience = patience_seconds(settings, stored)
+    crew = crew or Crew(0)
     as_of = max((moment for moment in (horizon.watermark, stored.watermark) if moment is not None), default=None)
     lag = max(0.0, (horizon.now - (horizon.watermark or as_of or horizon.now)).total_seconds())
-    behind = _FROM_FUTURE if horizon.watermark is None else _lag_trouble(patience, lag, horizon.backlog, workers)
-    unwatched = _sweep_trouble(patience, stored.last_sweep_at, horizon.now)
+    behind = _FROM_FUTURE if horizon.watermark is None else _lag_trouble(patience, lag, horizon.backlog, crew)
+    unwatched = _sweep_trouble(patience, stored.last_sweep_at, horizon.now, crew)
     unwatched_since = stored.watermark if unwatched is not None else None
     if unwatched_since is not None:
         # Nobody watched since: the next sweep moves every deadline by that time, so it can't count as silence here.
@@ -99,11 +131,12 @@ def view_pipeline(  # noqa: PLR0913 - everything that the view is made of
         as_of=as_of,
         backlog=horizon.backlog,
         lag_seconds=round(lag, 3),
-        workers=workers,
+        workers=crew.workers,
         last_sweep_at=stored.last_sweep_at,
         rejected=rejected,
         held=behind is not None or unwatched_since is not None,
         trouble=behind or unwatched,
+        sweep_seconds=slowest_sweep_seconds(settings, stored),
     )
 
 
@@ -113,17 +146,20 @@ _FROM_FUTURE = (
 )
 
 
-def _lag_trouble(patience: float, lag_seconds: float, backlog: int, workers: int | None) -> str | None:
+def _lag_trouble(patience: float, lag_seconds: float, backlog: int, crew: Crew) -> str | None:
     if lag_seconds <= patience:
         return None
     message = f"The workers are {format_duration(round(lag_seconds))} behind ({backlog:,} messages wait). "
-    return message + ("Start more: fleetbeat worker -n 4" if workers else "None is running: fleetbeat worker")
+    if not crew.workers:
+        return f"{message}None is running: fleetbeat worker"
+    return message + (crew.advice() or "Start more: fleetbeat worker -n 4")
 
 
-def _sweep_trouble(patience: float, last_sweep_at: datetime | None, now: datetime) -> str | None:
+def _sweep_trouble(patience: float, last_sweep_at: datetime | None, now: datetime, crew: Crew) -> str | None:
     if last_sweep_at is None:
         return "No sweep has run yet, so no silence is noticed. Start a worker: fleetbeat worker"
     seconds = (now - last_sweep_at).total_seconds()
     if seconds <= patience:
         return None
-    return f"The last sweep was {format_duration(round(seconds))} ago. Is a worker running (fleetbeat worker)?"
+    advice = crew.advice() or "Is a worker running (fleetbeat worker)?"
+    return f"The last sweep was {format_duration(round(seconds))} ago. {advice}"

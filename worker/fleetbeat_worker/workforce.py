@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from fleetbeat_worker.flow import read_sample
+from fleetbeat_worker.pipeline_view import Crew
 from fleetbeat_worker.pools import read_pools, recent_flow
 from fleetbeat_worker.queue_state import WorkerState, read_worker_states
 
@@ -14,6 +15,9 @@ if TYPE_CHECKING:
     from redis import Redis
 
     from fleetbeat_worker.pools import PoolState
+
+SILENT_SECONDS = 16.0
+"""A worker that waits for a job gives a sign every 15 s: it asks RQ for one, with half of its time to live."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +51,22 @@ class Workforce:
                 for member in self.members
             ],
         }
+
+
+def read_crew(client: Redis, now: datetime) -> Crew:
+    """Return how many workers run, and how many of them gave no sign and store nothing. Raises redis-py's errors.
+
+    One that is at a job gives its sign less often, so it counts as silent only if it stores nothing either.
+    """
+    states = read_worker_states(client)
+    ages = {
+        worker.name: (now - worker.last_heartbeat_at).total_seconds() for worker in states if worker.last_heartbeat_at
+    }
+    if not any(age > SILENT_SECONDS for age in ages.values()):
+        return Crew(len(states))
+    rates = recent_flow(read_pools(client), read_sample(client)).worker_rates or {}
+    silent = [age for name, age in ages.items() if age > SILENT_SECONDS and not rates.get(name)]
+    return Crew(len(states), len(silent), min(silent, default=0.0))
 
 
 def read_workforce(client: Redis) -> Workforce:

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
     from fleetbeat_shared.settings import Settings
     from fleetbeat_worker.fleet import FleetView
+    from fleetbeat_worker.pipeline_view import PipelineView
 
 
 @click.group()
@@ -193,10 +194,17 @@ def _state_fact(report: AgentReport) -> Text:
     agent = report.agent
     since = f" since {stamp(agent.state_changed_at)} UTC" if agent.state is not State.LATE else ""
     missed = f", {missed_text(agent.missed_intervals)}" if agent.missed_intervals else ""
-    as_of = report.pipeline.as_of
-    held = f" (HELD as of {stamp(as_of)} UTC)" if report.pipeline.held and as_of else ""
     beside = [part for mark in marks(agent) for part in (", ", mark)]
-    return Text.assemble(state_text(agent), since, missed, *beside, held)
+    return Text.assemble(state_text(agent), since, missed, *beside, _as_of(report.pipeline))
+
+
+def _as_of(pipeline: PipelineView) -> str:
+    """Return as of when a state is taken, if that isn't about now: what came since may have changed it."""
+    if pipeline.as_of is None or not (pipeline.held or pipeline.is_late):
+        return ""
+    held = "HELD " if pipeline.held else ""
+    behind = format_duration(round((pipeline.now - pipeline.as_of).total_seconds()))
+    return f" ({held}as of {stamp(pipeline.as_of)} UTC; the pipeline is {behind} behind)"
 
 
 def _pause_fact(report: AgentReport) -> Text:

@@ -71,6 +71,9 @@ def check(*, settings: Settings, agent_name: str | None, as_json: bool) -> None:
       1  some agent is degraded or can't be judged (with --agent: or no live agent has this name)
       3  the pipeline is behind or away, so that nothing is known; this wins over 1
 
+    Behind is a pipeline whose oldest waiting message, or last sweep, is older than 30 s and than three sweep intervals
+    (FLEETBEAT_SWEEP_SECONDS).
+
     A Redis that may throw queued messages away, and notifications that could not be sent for a day, get a warning on
     the error output, and change no exit status.
     """  # noqa: D301 - \b is click's mark for lines that stay as they are
