@@ -20,6 +20,7 @@ from fleetbeat_shared.names import FIELD, GROUP, INBOX, QUEUE
 from fleetbeat_worker import judging, schema
 from fleetbeat_worker.cli import COMMANDS, main
 from fleetbeat_worker.database import open_engine, writing
+from fleetbeat_worker.store.incidents import begin
 from fleetbeat_worker.tables import Liveness
 
 if TYPE_CHECKING:
@@ -306,6 +307,27 @@ def test_the_queue_shows_who_holds_what(engine: Engine, redis: FakeRedis) -> Non
     assert "w-1" in text
     assert answer("dashboard")["pipeline"]["workers"] == 1
     assert engine is not None
+
+
+def test_an_open_incident_is_shown(engine: Engine, now: datetime) -> None:
+    """The dashboard and check say in one line that many went silent at once, since when, and how many still are."""
+    put_sweep(engine, now)
+    put_agent(engine, "hint", at=now)
+    assert answer("dashboard")["incident"] is answer("check")["incident"] is None
+    assert "incident" not in run("dashboard").output
+    then = now - seconds(90)
+    with writing(engine) as connection:
+        number = begin(connection, then, 16, 28, (then, then))
+    put_agent(engine, "rams", at=now - seconds(300), state="degraded")
+    with writing(engine) as connection:
+        connection.execute(update(Liveness).where(Liveness.state == "degraded").values(incident_id=number))
+    line = r"An incident is open since [-\d: ]+ UTC: 16 of 28 agents fell silent, still silent: 1"
+    assert re.search(line, " ".join(run("dashboard").output.split()))
+    told = run("check")
+    assert (told.exit_code, told.output.count("\n")) == (1, 1)
+    assert re.search(line, told.output)
+    for open_now in (answer("dashboard")["incident"], answer("check", code=1)["incident"]):
+        assert (open_now["agents"], open_now["live_agents"], open_now["silent"]) == (16, 28, 1)
 
 
 def test_workers_that_stand_still_are_told(engine: Engine, now: datetime, redis: FakeRedis) -> None:

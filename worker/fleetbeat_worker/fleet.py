@@ -16,6 +16,7 @@ from fleetbeat_shared.connection import redis_errors
 from fleetbeat_shared.errors import RedisUnavailable
 from fleetbeat_shared.liveness import State
 from fleetbeat_worker.database import reading
+from fleetbeat_worker.incident_view import IncidentView, read_incident
 from fleetbeat_worker.judging import Judge
 from fleetbeat_worker.maintenance import read_maintenance, read_unwatched
 from fleetbeat_worker.pipeline_view import Crew, PipelineView, view_pipeline
@@ -119,6 +120,8 @@ class FleetView:
     """How many agents there are in each state, also of those beyond the limit."""
     maintenance: Window | None = None
     """What runs now, so that nobody is flagged."""
+    incident: IncidentView | None = None
+    """What is open now, of the whole fleet."""
 
     @property
     def as_of(self) -> datetime | None:
@@ -131,6 +134,7 @@ class FleetView:
             "as_of": self.as_of,
             "pipeline": self.pipeline.to_json(),
             "maintenance": maintenance_json(self.maintenance),
+            "incident": self.incident and self.incident.to_json(),
             "counts": dict(self.counts),
             "agents": [agent.to_json() for agent in self.agents],
         }
@@ -158,6 +162,7 @@ def read_fleet(settings: Settings, engine: Engine, client: Redis, selection: Sel
         )
         tasks = count_tasks(connection, _stale_before(settings, pipeline), selection.agent_name)
         judge = _read_judge(connection, pipeline, settings.missed_intervals)
+        incident = read_incident(connection)
     # Outside the transaction: working out cron schedules takes time.
     judged = [(state, row) for row in rows if (state := judge.state(row)) in selection.states]
     counts = Counter(state for state, _ in judged)
@@ -170,6 +175,7 @@ def read_fleet(settings: Settings, engine: Engine, client: Redis, selection: Sel
         ),
         {state: counts[state] for state in State if counts[state]},
         judge.maintenance.running,
+        incident,
     )
 
 

@@ -13,7 +13,7 @@ from fleetbeat_shared.errors import FleetbeatError, RedisUnavailable, SettingsEr
 from fleetbeat_shared.identifiers import normalise_name
 from fleetbeat_shared.liveness import State
 from fleetbeat_shared.text import clean
-from fleetbeat_worker.cli.dashboard import maintenance_sentence
+from fleetbeat_worker.cli.dashboard import incident_sentence, maintenance_sentence
 from fleetbeat_worker.cli.exit_codes import BEHIND, DONE, REFUSED
 from fleetbeat_worker.cli.options import common_options, example, json_option, open_database, open_redis
 from fleetbeat_worker.cli.output import ago, counted, print_json
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from fleetbeat_shared.maintenance import Window
     from fleetbeat_shared.settings import Settings
     from fleetbeat_worker.fleet import AgentView, FleetView
+    from fleetbeat_worker.incident_view import IncidentView
 
 NAMED = 10
 """How many degraded agents are named in the one line."""
@@ -52,6 +53,8 @@ class Verdict:
     """What is well now and may not stay so, with what to do."""
     maintenance: Window | None = None
     """What runs now, so that nobody is flagged."""
+    incident: IncidentView | None = None
+    """What is open now, of the whole fleet."""
 
 
 @click.command(
@@ -89,6 +92,7 @@ def check(*, settings: Settings, agent_name: str | None, as_json: bool) -> None:
                 "as_of": verdict.as_of,
                 "warning": verdict.warning,
                 "maintenance": maintenance_json(verdict.maintenance),
+                "incident": verdict.incident and verdict.incident.to_json(),
             }
         )
     else:
@@ -109,7 +113,7 @@ def _ask(settings: Settings, agent_name: str | None) -> Verdict:
     except FleetbeatError as error:
         return Verdict("pipeline", BEHIND, f"PIPELINE: {clean(str(error))}")
     said = " ".join(filter(None, warnings)) or None
-    return replace(judge(view, agent_name), warning=said, maintenance=view.maintenance)
+    return replace(judge(view, agent_name), warning=said, maintenance=view.maintenance, incident=view.incident)
 
 
 def _warning(settings: Settings, client: Redis) -> str | None:
@@ -147,6 +151,8 @@ def judge(view: FleetView, agent_name: str | None = None) -> Verdict:
     text = f"DEGRADED: {len(degraded):,} of {counted(len(view.agents), 'agent')}: {listed}{more}"
     if view.maintenance is not None:
         text += f". {maintenance_sentence(view.maintenance, now)}"
+    if view.incident is not None:
+        text += f". {incident_sentence(view.incident, now).removesuffix('.')}"
     if unjudged:
         text += f". {_unjudged_text(unjudged)}"
     return Verdict("degraded", REFUSED, text, names, unjudged, view.as_of)
@@ -172,4 +178,5 @@ def _summary(view: FleetView) -> str:
     lag = format_duration(view.pipeline.lag_seconds or 0.0)
     window = view.maintenance
     quiet = f" {maintenance_sentence(window, view.pipeline.now)}" if window is not None else ""
-    return f"{agents}, none degraded; backlog {view.pipeline.backlog or 0:,}, lag {lag}.{quiet}"
+    incident = f" {incident_sentence(view.incident, view.pipeline.now)}" if view.incident is not None else ""
+    return f"{agents}, none degraded; backlog {view.pipeline.backlog or 0:,}, lag {lag}.{quiet}{incident}"

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from fleetbeat_shared.maintenance import Window
     from fleetbeat_shared.settings import Settings
     from fleetbeat_worker.fleet import AgentView, FleetView
+    from fleetbeat_worker.incident_view import IncidentView
     from fleetbeat_worker.pipeline_view import PipelineView
 
 TEXT_LIMIT = 100
@@ -96,6 +97,8 @@ def render(view: FleetView, *, filtered: bool = False) -> RenderableType:
         parts.append(safe(view.pipeline.trouble, "bold yellow"))
     if view.maintenance:
         parts.append(safe(maintenance_sentence(view.maintenance, view.pipeline.now), "bold magenta"))
+    if view.incident:
+        parts.append(safe(incident_sentence(view.incident, view.pipeline.now), "bold red"))
     parts.append(Text())
     if view.agents:
         parts.append(_agents_table(view))
@@ -163,6 +166,14 @@ def maintenance_sentence(window: Window, now: datetime) -> str:
     until = f"until {clock(window.ends_at, now)}" if window.ends_at else "until somebody ends it"
     why = f" ({clean(window.reason)})" if window.reason else ""
     return f"Maintenance since {clock(window.starts_at, now)} UTC {until}{why}: nobody is flagged."
+
+
+def incident_sentence(incident: IncidentView, now: datetime) -> str:
+    """Return what happened to many agents at once, since when, and how many of them are still silent."""
+    many = f"{incident.agents:,} of {counted(incident.live_agents, 'agent')} fell silent"
+    return (
+        f"An incident is open since {clock(incident.started_at, now)} UTC: {many}, still silent: {incident.silent:,}."
+    )
 
 
 def state_text(agent: AgentView, now: datetime | None = None) -> Text:
