@@ -15,9 +15,11 @@ from fleetbeat_worker.inbox import Horizon, Inbox
 from fleetbeat_worker.partitions import partition_name
 from fleetbeat_worker.sweep import decide, sweep
 from fleetbeat_worker.tables import OutageRow, Pipeline
+from fleetbeat_worker.transactions import store_entries
 from helpers import (
     LONG_AGO,
     agent,
+    count_heartbeats,
     drain,
     enrol,
     events,
@@ -376,6 +378,30 @@ def decide_as_of(database: Engine, settings: Settings, now: datetime) -> SweepRe
     horizon = Horizon(now, now, 0)
     with writing(database) as connection:
         return decide(connection, horizon, Account(now, None, 0), settings, periodic=True)
+
+
+def test_a_registration_that_is_stored_while_a_sweep_begins(
+    database: Engine, redis: Redis, quick: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A slow worker stores it just before the sweep looks at the inbox: its heartbeats, set aside, count."""
+    sweep(redis, database, quick)
+    message = register(interval_seconds=1.0)
+    inbox = Inbox(redis)
+    send(redis, message, at=redis_time(redis) - seconds(20))
+    (slow,) = inbox.read("slow", 1, 0.1)
+    send(redis, heartbeat(message.session_id))
+    drain(redis, database, quick)
+    look = Inbox.account
+
+    def store_and_look(self: Inbox) -> Account:
+        store_entries(database, [slow], redis_time(redis), quick)
+        inbox.acknowledge([slow.id], "slow")
+        return look(self)
+
+    monkeypatch.setattr(Inbox, "account", store_and_look)
+    assert sweep(redis, database, quick).degraded == []
+    assert state(database, message.session_id) == "ok"
+    assert count_heartbeats(database) == 1
 
 
 def test_a_sweep_that_was_overtaken_opens_no_gap(database: Engine, redis: Redis, quick: Settings) -> None:

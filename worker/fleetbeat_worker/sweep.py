@@ -115,11 +115,6 @@ def _counted() -> Iterator[None]:
 
 def _sweep(client: Redis, engine: Engine, settings: Settings, *, periodic: bool, dry_run: bool) -> SweepReport:
     inbox = Inbox(client)
-    if not dry_run:
-        try:
-            put_right(engine, client, inbox.horizon().now, settings)
-        except SQLAlchemyError as error:  # it must not stand in the way of the verdicts
-            logger.error("What overtook its registration can't be put right", exc_info=error)
     complaint, refused = Complaint("refused", "sweep"), refusal(client)
     if refused is not None:
         # As if this sweep hadn't been: the time in which nobody can be heard is an outage to the first one afterwards.
@@ -130,6 +125,12 @@ def _sweep(client: Redis, engine: Engine, settings: Settings, *, periodic: bool,
     pulse = read_pulse(client)
     account = inbox.account()  # before the time of this sweep, so that it is newer than those of earlier ones
     horizon = inbox.horizon()
+    if not dry_run:
+        # After Redis, too: a registration that is stored in between holds back the watermark, or is found here.
+        try:
+            put_right(engine, client, horizon.now, settings)
+        except SQLAlchemyError as error:  # it must not stand in the way of the verdicts
+            logger.error("What overtook its registration can't be put right", exc_info=error)
     with writing(engine) as connection:
         report = decide(connection, horizon, account, settings, periodic=periodic, pulse=pulse)
         if dry_run:
