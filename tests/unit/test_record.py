@@ -67,6 +67,15 @@ def test_a_goodbye_is_no_downtime_and_a_failure_is(memory: Engine) -> None:
     assert shares(record(memory, last, 60)) == [(1, 10)] * 3
 
 
+def test_a_second_goodbye_is_no_failure(memory: Engine) -> None:
+    """Of a session that has ended nothing is expected, whatever else it says."""
+    fleet = Simulation(memory)
+    session = fleet.register("torv", 0)
+    fleet.end(session, 10)
+    fleet.end(session, 30, error="out of memory")
+    assert shares(record(memory, "torv", 60)) == [(1, 10)] * 3
+
+
 def test_only_the_last_day_counts_for_a_day(memory: Engine) -> None:
     """Each period ends now and is as long as its name says; before the registration nothing counts."""
     day = 86_400.0

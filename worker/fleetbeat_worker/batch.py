@@ -78,8 +78,8 @@ class Batch(Lifecycle):
             return
         if message.progress:
             self._event(EventType.HEARTBEAT, seen_at, agent, message_id=message.id, text=message.progress)
-        order = (seen_at, position)
-        # A heartbeat of before the session was opened anew says nothing of it now.
+        # What arrived after the session was opened anew says something of it now, however long it had waited.
+        order = (max(seen_at, agent.registered_at) if received_at >= agent.registered_at else seen_at, position)
         self._see(agent, seen_at, counts=agent.reported is None or order >= agent.reported)
         if said != _NOTHING_SAID or agent.agent_name in self.facts.tasks:
             self._report(agent, order, dict(zip(REPORTED, said, strict=True)), counted)

@@ -87,6 +87,8 @@ def told_silences(session: Row[Any], changes: Iterable[Change]) -> list[Silence]
         if change.kind is EventType.REGISTERED:
             registered_at = change.at
         elif change.kind is EventType.DEGRADED:
+            if found and found[-1].ended_at is None:
+                continue  # the same one, told again
             deadline_at = _moment(change.detail, "deadline_at", change.at)
             since = _moment(change.detail, "since", _moment(change.detail, "last_seen_at", registered_at))
             found.append(Silence(min(since, deadline_at), deadline_at))
