@@ -26,6 +26,7 @@ from fleetbeat_worker.metrics import DEGRADED, SWEEP_SECONDS, SWEEPS, count, obs
 from fleetbeat_worker.partitions import make_partitions
 from fleetbeat_worker.pulse import Pulse, read_pulse, refusal
 from fleetbeat_worker.store.pipeline import stored_pipeline, write_pipeline
+from fleetbeat_worker.store.rewind import rewind
 from fleetbeat_worker.store.verdicts import record
 from fleetbeat_worker.tables import EventType, NoticeKind
 from fleetbeat_worker.transactions import put_right
@@ -153,6 +154,9 @@ def decide(  # noqa: PLR0913 - what was seen of Redis, and by whom
 ) -> SweepReport:
     """Flag who is silent as of the watermark, by what was seen of Redis; all of it in one transaction."""
     last = stored_pipeline(connection, lock=True)
+    if _is_turned_back(last.last_sweep_at, horizon.now):
+        logger.warning("Redis's clock was turned back; what it says is later than now counts as of now")
+        rewind(connection, horizon.now, settings.missed_intervals)
     known = [moment for moment in (horizon.watermark, last.watermark) if moment is not None]
     watermark = max(known, default=None)
     interval = settings.sweep_seconds if periodic else max(settings.sweep_seconds, last.sweep_seconds or 0)
@@ -197,8 +201,11 @@ def _last_look(before: datetime | None, now: datetime) -> datetime:
 
     An earlier look that lies further in the future than a sweep can take was made before the clock was turned back.
     """
-    overtaken = before is not None and timedelta() < before - now < timedelta(seconds=OVERTAKEN_SECONDS)
-    return before if before is not None and overtaken else now
+    return before if before is not None and before > now and not _is_turned_back(before, now) else now
+
+
+def _is_turned_back(before: datetime | None, now: datetime) -> bool:
+    return before is not None and before - now >= timedelta(seconds=OVERTAKEN_SECONDS)
 
 
 def losses(last: StoredPipeline, account: Account) -> tuple[int, int | None]:
