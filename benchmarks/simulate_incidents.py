@@ -65,6 +65,8 @@ class _Telling:
         self._stored = self._lifecycle()
         self._faults: list[str] = []
         self._last_flagged: dict[int, int] = {}
+        self._singly: dict[int, int] = {}
+        """When those that are silent, and were told of by themselves, were flagged."""
 
     def faults(self) -> list[str]:
         """Go through all sweeps."""
@@ -74,6 +76,7 @@ class _Telling:
         for place, look in enumerate(self._plan.looks):
             freed = self._freed[place]
             silent -= freed
+            self._singly = {number: at for number, at in self._singly.items() if number not in freed}
             if incident is not None:
                 self._check_recoveries(incident, before, look)
                 incident.members -= self._paused_between(incident, before, look.at)
@@ -110,7 +113,10 @@ class _Telling:
         sizes = [notice.agents for notice in notices if notice.kind == "incident"]
         singly = sorted(self._numbers[notice.agent or ""] for notice in notices if notice.kind == "degraded")
         certain, doubtful = self._count_live(look)
-        number = len(flagged)
+        number, before = len(flagged), set()
+        if incident is None:  # what was flagged in the last minutes counts with it
+            before = {agent for agent, at in self._singly.items() if look.looked_at - at < JOINING} - flagged
+            number += len(before)
         must = number >= AT_LEAST and 2 * number > certain + doubtful
         may = number >= AT_LEAST and 2 * number > certain
         if incident is not None and look.looked_at - incident.started_at < JOINING:
@@ -119,13 +125,14 @@ class _Telling:
             if not may or sizes != [number] or singly:
                 self._fault(look, f"told of incidents of {sizes} and singly of {len(singly)} when it flagged {number}")
             incident = incident or _Incident(look.looked_at)
-            incident.size += len(flagged - incident.members)
-            incident.members |= flagged
+            incident.size += len((flagged | before) - incident.members)
+            incident.members |= flagged | before
             return incident
         if must or singly != sorted(flagged):
             self._fault(
                 look, f"told singly of {len(singly)} when it flagged {number} of {certain} to {certain + doubtful}"
             )
+        self._singly |= dict.fromkeys(flagged, look.looked_at)
         if incident is not None:
             incident.members -= flagged
         return incident

@@ -241,6 +241,8 @@ def _incident(facts: Facts) -> _Told:
     else:
         span, day = "at once", ""
     why = "So many at once point at what they share: a machine, a network, an account. They are told as one."
+    if (before := facts.number("told_before")) is not None:
+        why += f" Of {int(before):,} you were told before."
     return f"{agents} of {live} agents went silent {span}", Mood.BAD, [f"{day}{why}", _names(facts, "Agents", "agents")]
 
 
