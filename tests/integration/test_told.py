@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from fleetbeat_shared.maintenance import WindowRule
+from fleetbeat_worker.database import writing
 from fleetbeat_worker.notice_text import Facts, compose
+from fleetbeat_worker.store.maintenance import add
 from fleetbeat_worker.tables import NoticeKind
 from helpers import notices
 from simulated import NOON, Simulation, at
@@ -43,3 +46,23 @@ def test_an_agent_that_dies_while_it_flaps_is_told_of_as_degraded(database: Engi
     assert titles(database, "flapping", "calm") == ["torv is flapping, ok now", "torv is calm again, but degraded"]
     (calm,) = notices(database, "calm")
     assert calm.detail["since"] == at(53).isoformat()
+
+
+def test_a_reminder_that_comes_due_in_maintenance_comes_after_it(database: Engine) -> None:
+    """Nobody is woken in the window; afterwards each reminder comes once, also one of just before it, and none again.
+
+    Flagged at 60, with a reminder each hour: those of 3660 and 14460 lie in windows. That of 10860 lies just before
+    one, and no sweep came in between.
+    """
+    fleet = Simulation(database, notify_reminder_hours=1, sweep_seconds=60)
+    fleet.sweep(0)
+    fleet.register("torv", 0)
+    with writing(database) as connection:
+        for start, end in ((3600, 3720), (8000, 8100), (10_861, 10_980), (14_400, 14_520)):
+            add(connection, WindowRule(at(start), at(end)), at(0))
+    for second in range(60, 15_000, 60):
+        if second != 10_860:
+            fleet.sweep(second)
+    assert moments(database, "degraded") == [60]
+    assert moments(database, "reminder") == [3720, 7260, 10_980, 14_520]
+    assert [row.detail["number"] for row in notices(database, "reminder")] == [1, 2, 3, 4]
