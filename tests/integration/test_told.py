@@ -66,3 +66,16 @@ def test_a_reminder_that_comes_due_in_maintenance_comes_after_it(database: Engin
     assert moments(database, "degraded") == [60]
     assert moments(database, "reminder") == [3720, 7260, 10_980, 14_520]
     assert [row.detail["number"] for row in notices(database, "reminder")] == [1, 2, 3, 4]
+
+
+def test_who_beats_no_more_is_not_stuck(database: Engine) -> None:
+    """An agent that may miss more intervals than it may do the same for is never stuck when it is silent."""
+    fleet = Simulation(database, stuck_after=3)
+    promise = {"interval_seconds": 10.0, "grace_seconds": 1.0, "missed_intervals": 10}
+    silent, circling = (fleet.register(name, 0, **promise) for name in ("silent", "circling"))
+    fleet.beat(silent, 1, progress="page 7")
+    for second in range(1, 120, 5):
+        fleet.beat(circling, second, progress="page 7")
+        fleet.sweep(second)
+    told = [(row.kind, row.agent_name) for row in notices(database)]
+    assert told == [("stuck", "circling"), ("degraded", "silent")]

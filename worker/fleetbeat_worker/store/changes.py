@@ -107,7 +107,7 @@ def find_stuck_candidates(connection: Connection, watermark: datetime, fleet_lim
     ids = connection.execute(_locked(connection, query)).scalars().all()
     # Anew, under the locks: a batch may have changed `agents` just before it let go of its rows.
     doing = (Agent.progress, Agent.work_item_id, Agent.status, Agent.summary, Agent.current_work)
-    times = (Agent.changed_at, Liveness.state_changed_at, Liveness.resumed_at)
+    times = (Agent.changed_at, Liveness.state_changed_at, *_SIGNS)
     columns: list[Any] = [*_NAMED, *_PROMISE, Agent.stuck_after, *times, *doing]
     again = select(*columns).join(Liveness, Liveness.session_id == Agent.session_id)
     return [
