@@ -8,6 +8,7 @@ from fleetbeat_shared.maintenance import WindowRule
 from fleetbeat_worker.database import writing
 from fleetbeat_worker.notice_text import Facts, compose
 from fleetbeat_worker.store.maintenance import add
+from fleetbeat_worker.store.pauses import pause, resume
 from fleetbeat_worker.tables import NoticeKind
 from helpers import notices
 from simulated import NOON, Simulation, at
@@ -79,3 +80,24 @@ def test_who_beats_no_more_is_not_stuck(database: Engine) -> None:
         fleet.sweep(second)
     told = [(row.kind, row.agent_name) for row in notices(database)]
     assert told == [("stuck", "circling"), ("degraded", "silent")]
+
+
+def test_who_was_paused_in_an_incident_is_counted_once(database: Engine) -> None:
+    """Members that are resumed and fall silent anew are members as before: never more agents than there are."""
+    fleet = Simulation(database)
+    names = [f"agent {number}" for number in range(5)]
+    sessions = [fleet.register(name, 0) for name in names]
+    sweep_until(fleet, 0, 30)
+    for name in names[:2]:
+        with writing(database) as connection:
+            pause(connection, name, at(26), None, None)
+            resume(connection, name, at(27), 2)
+    sweep_until(fleet, 30, 60)
+    first, again = notices(database, "incident")
+    assert (first.detail["agents"], first.detail["live_agents"]) == (5, 5)
+    assert (again.detail["agents"], again.detail["agents_before"], again.detail["live_agents"]) == (2, 5, 5)
+    for session_id in sessions[:3]:
+        fleet.beat(session_id, 60)
+    fleet.sweep(61)
+    (over,) = notices(database, "incident_over")
+    assert (over.detail["agents"], over.detail["back"], over.detail["silent"]) == (5, 3, 2)

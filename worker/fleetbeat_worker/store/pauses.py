@@ -74,8 +74,9 @@ def pause(
     fresh = [row.session_id for row in rows if row.state != State.PAUSED]
     connection.execute(update(Agent).where(Agent.session_id.in_(ids)).values(paused_until=until, pause_reason=reason))
     connection.execute(update(Agent).where(Agent.session_id.in_(fresh)).values(paused_at=now))
-    # Out of the incident that it may have gone silent in: after the pause its silence is one of its own.
-    paused = {"state": State.PAUSED.value, "state_changed_at": now, "incident_id": None}
+    # It stays a member of the incident that it may have gone silent in, as one that is back: silent once more, it must
+    # not be counted as one more agent.
+    paused = {"state": State.PAUSED.value, "state_changed_at": now}
     connection.execute(update(Liveness).where(Liveness.session_id.in_(fresh)).values(paused))
     detail = {"until": until.isoformat() if until else None, "reason": reason}
     events = [_event(EventType.PAUSED, row, to_milliseconds(now), detail | {"was": row.state}) for row in rows]
