@@ -10,7 +10,7 @@ from fleetbeat_worker.notice_text import Facts, compose
 from fleetbeat_worker.store.maintenance import add
 from fleetbeat_worker.store.pauses import pause, resume
 from fleetbeat_worker.tables import NoticeKind
-from helpers import notices
+from helpers import events, notices
 from simulated import NOON, Simulation, at
 
 if TYPE_CHECKING:
@@ -101,3 +101,23 @@ def test_who_was_paused_in_an_incident_is_counted_once(database: Engine) -> None
     fleet.sweep(61)
     (over,) = notices(database, "incident_over")
     assert (over.detail["agents"], over.detail["back"], over.detail["silent"]) == (5, 3, 2)
+
+
+def test_an_overtaken_sweep_tells_maintenance_no_second_time(database: Engine) -> None:
+    """A sweep that looked before another and decides after it begins and ends no window once more."""
+    fleet = Simulation(database)
+    with writing(database) as connection:
+        add(connection, WindowRule(at(10), at(20)), at(0))
+    running = [fleet.sweep(second).maintenance_since for second in (5, 10.1, 9.9, 12, 20.1, 19.9, 25)]
+    assert running == [None, at(10), at(10), at(10), None, None, None]
+    told = events(database, "maintenance", "maintenance_over")
+    assert [(row.type, row.occurred_at) for row in told] == [("maintenance", at(10)), ("maintenance_over", at(20))]
+
+
+def test_maintenance_goes_by_a_clock_that_was_turned_back(database: Engine) -> None:
+    """A look that lies further in the future than a sweep can be late was one of before: its time counts no longer."""
+    fleet = Simulation(database)
+    fleet.sweep(7200)
+    with writing(database) as connection:
+        add(connection, WindowRule(at(3600), at(3610)), at(3590))
+    assert [fleet.sweep(second).maintenance_since for second in (3595, 3605, 3615)] == [None, at(3600), None]

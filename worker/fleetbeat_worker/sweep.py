@@ -21,6 +21,7 @@ from fleetbeat_worker.changes import make_changes
 from fleetbeat_worker.database import writing
 from fleetbeat_worker.inbox import Inbox
 from fleetbeat_worker.log import logger
+from fleetbeat_worker.looks import last_look
 from fleetbeat_worker.metrics import DEGRADED, SWEEP_SECONDS, SWEEPS, count, observe
 from fleetbeat_worker.partitions import make_partitions
 from fleetbeat_worker.store.pipeline import stored_pipeline, write_pipeline
@@ -42,9 +43,6 @@ if TYPE_CHECKING:
 OUTAGE_SECONDS = 30.0
 OUTAGE_SWEEPS = 3
 """A gap between two sweeps is an outage when it is longer than both: 30 s, and three times the sweep's interval."""
-
-OVERTAKEN_SECONDS = 600.0
-"""A sweep that looked at Redis before another one and decides after it has overslept by less than this."""
 
 FORGOTTEN_CONSUMER_SECONDS = 600.0
 """After this time, a consumer that a dead worker left behind is removed."""
@@ -140,7 +138,7 @@ def decide(
     # A clock that was turned back has not come to the watermark again: what counts from now on isn't overdue by it.
     as_of = horizon.watermark if watermark is not None and watermark > horizon.now else watermark
     changes, stored = make_changes(connection, last, outage, replace(horizon, watermark=as_of), settings)
-    now = replace(stored, watermark=watermark, last_sweep_at=_last_look(last.last_sweep_at, horizon.now))
+    now = replace(stored, watermark=watermark, last_sweep_at=last_look(last.last_sweep_at, horizon.now))
     if periodic:
         now = replace(now, sweep_seconds=settings.sweep_seconds)
     trimmed, lost_backlog = 0, None
@@ -162,15 +160,6 @@ def decide(
         resumed=changes.resumed,
         maintenance_since=changes.maintenance_since,
     )
-
-
-def _last_look(before: datetime | None, now: datetime) -> datetime:
-    """Return when somebody last looked: by this sweep, or by one that overtook it, which must not open a gap.
-
-    An earlier look that lies further in the future than a sweep can take was made before the clock was turned back.
-    """
-    overtaken = before is not None and timedelta() < before - now < timedelta(seconds=OVERTAKEN_SECONDS)
-    return before if before is not None and overtaken else now
 
 
 def losses(last: StoredPipeline, account: Account) -> tuple[int, int | None]:
