@@ -1,4 +1,4 @@
-"""What people are told of a fleet on a simulated clock."""
+"""What sweeps find, and people are told of it, on a simulated clock."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from fleetbeat_worker.notice_text import Facts, compose
 from fleetbeat_worker.store.maintenance import add
 from fleetbeat_worker.store.pauses import pause, resume
 from fleetbeat_worker.tables import NoticeKind
-from helpers import events, notices
+from helpers import events, notices, state
 from simulated import NOON, Simulation, at
 
 if TYPE_CHECKING:
@@ -121,3 +121,21 @@ def test_maintenance_goes_by_a_clock_that_was_turned_back(database: Engine) -> N
     with writing(database) as connection:
         add(connection, WindowRule(at(3600), at(3610)), at(3590))
     assert [fleet.sweep(second).maintenance_since for second in (3595, 3605, 3615)] == [None, at(3600), None]
+
+
+def test_who_was_heard_only_in_an_earlier_life_is_pending_after_a_pause(database: Engine) -> None:
+    """The end of a pause makes nobody ok who wasn't heard since the session was opened anew."""
+    fleet = Simulation(database)
+    session_id = fleet.register("torv", 0)
+    fleet.beat(session_id, 1)
+    fleet.end(session_id, 2)
+    fleet.register("torv", 5, session_id)
+    with writing(database) as connection:
+        pause(connection, "torv", at(6), None, None)
+        assert [one.state for one in resume(connection, "torv", at(7), 2)] == ["pending"]
+    assert state(database, session_id) == "pending"
+    fleet.beat(session_id, 8)
+    with writing(database) as connection:
+        pause(connection, "torv", at(9), None, None)
+        resume(connection, "torv", at(10), 2)
+    assert state(database, session_id) == "ok"

@@ -111,7 +111,9 @@ def _resume(connection: Connection, rows: Sequence[Row[Any]], now: datetime, mis
     for row, resumed_at in zip(rows, ends, strict=True):
         promise = Promise(row.interval_seconds, row.schedule, row.time_zone, row.grace_seconds, row.missed_limit)
         since = to_milliseconds(silent_since(row.registered_at, row.last_seen_at, resumed_at))
-        state = State.PENDING if row.last_seen_at is None else State.OK
+        # What was heard of it before its session was opened anew was of an earlier life.
+        heard = row.last_seen_at is not None and row.last_seen_at >= row.registered_at
+        state = State.OK if heard else State.PENDING
         at = to_milliseconds(resumed_at)
         try:
             due = deadline_of(promise, since, missed_limit, outages)
