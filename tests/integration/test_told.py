@@ -41,12 +41,12 @@ def test_an_agent_that_dies_while_it_flaps_is_told_of_as_degraded(database: Engi
     fleet = Simulation(database, flapping_changes=3)
     session_id = fleet.register("torv", 0)
     for second in (1, 27, 53):
-        fleet.beat(session_id, second)
+        fleet.beat(session_id, second, progress=f"page {second}")
         fleet.sweep(second + 25)
     sweep_until(fleet, 80, 600)
     assert titles(database, "flapping", "calm") == ["torv is flapping, ok now", "torv is calm again, but degraded"]
     (calm,) = notices(database, "calm")
-    assert calm.detail["since"] == at(53).isoformat()
+    assert (calm.detail["since"], calm.detail["progress"]) == (at(53).isoformat(), "page 53")
 
 
 def test_a_reminder_that_comes_due_in_maintenance_comes_after_it(database: Engine) -> None:

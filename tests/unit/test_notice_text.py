@@ -87,8 +87,11 @@ def test_who_flaps_or_is_calm_is_told_with_its_state(
     """No other message says it: an agent that died while it flapped is told of here or nowhere, and as no success."""
     is_calm, flaps = (message(kind, AGENT | detail) for kind in (NoticeKind.CALM, NoticeKind.FLAPPING))
     assert (is_calm.title, flaps.title) == (calm, flapping)
-    assert is_calm.body.startswith(f"{sentence}\nIts changes are told again.\n")
-    assert flaps.body.startswith(f"{sentence}\nIt changes its state again and again.")
+    assert is_calm.body.startswith(f"{sentence}\n")
+    assert "\nIts changes are told again.\nProject: billing\nCurrent work: index the archive\n" in is_calm.body
+    assert flaps.body.startswith(f"{sentence}\n")
+    assert "\nIt changes its state again and again." in flaps.body
+    assert ("It should beat every 30s" in is_calm.body) == calm.endswith("degraded")
     assert is_calm.mood is (Mood.GOOD if calm.endswith("ok") else Mood.BAD)
     assert flaps.mood is Mood.BAD
 

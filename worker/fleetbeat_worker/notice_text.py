@@ -225,33 +225,33 @@ def _unstuck(facts: Facts) -> _Told:
 
 
 def _flapping(facts: Facts) -> _Told:
-    word, sentence = _standing(facts)
+    word, *standing = _standing(facts)
     what = "It changes its state again and again. Its single changes are told no longer until it is calm."
     title = f"{facts.who} is flapping" + (f", {word} now" if word else "")
-    return title, Mood.BAD, [sentence, what, *_doing(facts)]
+    return title, Mood.BAD, [*standing, what, *_doing(facts)]
 
 
 def _calm(facts: Facts) -> _Told:
-    word, sentence = _standing(facts)
+    word, *standing = _standing(facts)
     well = word == State.OK
     title = f"{facts.who} is calm again" + (f", {'and' if well else 'but'} {word}" if word else "")
-    return title, Mood.GOOD if well else Mood.BAD, [sentence, "Its changes are told again.", *_doing(facts)]
+    return title, Mood.GOOD if well else Mood.BAD, [*standing, "Its changes are told again.", *_doing(facts)]
 
 
-def _standing(facts: Facts) -> tuple[str, str]:
-    """Return in a word and in a sentence how an agent is; both empty if the facts don't tell.
+def _standing(facts: Facts) -> list[str]:
+    """Return how an agent is, in a word that is empty if the facts don't tell, and in the lines of a body.
 
     While it flaps nothing else says it: the silence of an agent that fell silent for good is told here or nowhere.
     """
     state = facts.detail.get("state")
     if not isinstance(state, str) or state not in set(State):
-        return "", ""
+        return [""]
     if state == State.DEGRADED:
         since = facts.moment("since")
-        return state, "It is degraded" + (f": silent since {_at(since)}." if since else ".")
+        return [state, "It is degraded" + (f": silent since {_at(since)}." if since else "."), _promise(facts)]
     if state == State.OK and facts.detail.get("stuck") is True:
-        return "stuck", "It is stuck: it beats, but what it does doesn't change."
-    return state, f"It is {state}."
+        return ["stuck", "It is stuck: it beats, but what it does doesn't change."]
+    return [state, f"It is {state}."]
 
 
 def _incident(facts: Facts) -> _Told:
