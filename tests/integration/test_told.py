@@ -103,6 +103,25 @@ def test_who_was_paused_in_an_incident_is_counted_once(database: Engine) -> None
     assert (over.detail["agents"], over.detail["back"], over.detail["silent"]) == (5, 3, 2)
 
 
+def test_who_left_an_incident_is_not_told_as_back(database: Engine) -> None:
+    """A member that came back and fell silent by itself is told of by its name, and no longer counts in it."""
+    fleet = Simulation(database)
+    names = [f"agent {number}" for number in range(5)]
+    sessions = [fleet.register(name, 0) for name in names]
+    sweep_until(fleet, 0, 150)
+    fleet.beat(sessions[0], 150)
+    sweep_until(fleet, 150, 200)
+    assert [row.agent_name for row in notices(database, "degraded")] == ["agent 0"]
+    for session_id in sessions[1:3]:
+        fleet.beat(session_id, 200)
+    fleet.sweep(201)
+    (over,) = notices(database, "incident_over")
+    assert (over.detail["agents"], over.detail["back"], over.detail["names"]) == (4, 2, names[3:])
+    fleet.beat(sessions[0], 202)
+    sweep_until(fleet, 205, 300)
+    assert [row.agent_name for row in notices(database, "recovered")] == ["agent 0"]
+
+
 def test_an_overtaken_sweep_tells_maintenance_no_second_time(database: Engine) -> None:
     """A sweep that looked before another and decides after it begins and ends no window once more."""
     fleet = Simulation(database)

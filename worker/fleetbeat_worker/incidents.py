@@ -32,6 +32,7 @@ def find_incident(connection: Connection, silent: Sequence[Due], now: datetime) 
         return None, []
     live = store.count_live(connection)
     span = min(agent.since for agent in silent), max(agent.since for agent in silent)
+    again = 0 if incident is None else sum(agent.incident_id == incident.id for agent in silent)
     detail = {
         "agents": len(silent),
         "live_agents": live,
@@ -42,10 +43,11 @@ def find_incident(connection: Connection, silent: Sequence[Due], now: datetime) 
         incident_id = store.begin(connection, now, len(silent), live, span)
     elif joins(len(silent), live, incident.started_at, now):
         incident_id = incident.id
-        again = sum(agent.incident_id == incident_id for agent in silent)
         store.extend(connection, incident, len(silent) - again, span)
         detail["agents_before"] = incident.agents
     else:
+        if again:  # told by themselves, they are in it no longer, and must not be told as back with it
+            store.leave(connection, incident, again)
         return None, []
     record(connection, EventType.INCIDENT, now, {"incident_id": incident_id, **detail})
     names = sorted(agent.agent_name for agent in silent)[:NAMED]
