@@ -237,7 +237,8 @@ def test_a_degraded_agent_recovers() -> None:
     assert only(batch).state is State.OK
     (event,) = batch.events
     assert (event["type"], event["occurred_at"]) == ("recovered", NOON + seconds(110))
-    assert event["detail"] == {"silent_seconds": 100.0}
+    stored_at = from_milliseconds(batch.facts.now).isoformat()
+    assert event["detail"] == {"silent_seconds": 100.0, "stored_at": stored_at}
 
 
 def test_a_spooled_heartbeat_revives_nobody() -> None:

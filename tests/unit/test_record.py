@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from fleetbeat_worker.cli.record import percent
-from fleetbeat_worker.database import reading
+from fleetbeat_worker.database import reading, writing
 from fleetbeat_worker.record import read_record
+from fleetbeat_worker.store import pauses
 from simulated import Simulation, at
 
 if TYPE_CHECKING:
@@ -54,6 +55,24 @@ def test_what_nobody_watched_does_not_count(memory: Engine) -> None:
     fleet.sweep(130)
     # The deadline of 21 was moved to 121; 5 to 105 is left out.
     assert shares(record(memory, "torv", 155)) == [(21 / 55, 55)] * 3
+
+
+def test_a_silence_begins_where_its_clock_did(memory: Engine) -> None:
+    """A pause is no silence, and neither is the time before a second registration that only changed the promise."""
+    fleet = Simulation(memory)
+    paused, never = fleet.register("paused", 0), fleet.register("never", 0)
+    fleet.beat(paused, 1)
+    with writing(memory) as connection:
+        pauses.pause(connection, paused, at(5), None, None)
+    fleet.register("never", 15, never)
+    for second in range(1, 200, 5):
+        if second == 101:
+            with writing(memory) as connection:
+                pauses.resume(connection, paused, at(101), 2)
+        fleet.sweep(second)
+    with reading(memory) as connection:
+        found = [read_record(connection, name, at(130)).silences for name in ("paused", "never")]
+    assert [[silence.silent_since for silence in silences] for silences in found] == [[at(101)], [at(0)]]
 
 
 def test_a_goodbye_is_no_downtime_and_a_failure_is(memory: Engine) -> None:

@@ -121,7 +121,9 @@ class Batch(Lifecycle):
     def _recover(self, agent: AgentRecord, silent_since: int, seen_at: int) -> None:
         """Record that a degraded agent is heard again, and tell it unless its silence wasn't told by itself either."""
         detail = {"silent_seconds": (seen_at - silent_since) / 1000}
-        self._event(EventType.RECOVERED, seen_at, agent, detail=detail)
+        # A heartbeat that waited brings it back as of before: who asks how it was then must know that nobody knew.
+        stored_at = from_milliseconds(self.facts.now).isoformat()
+        self._event(EventType.RECOVERED, seen_at, agent, detail={**detail, "stored_at": stored_at})
         if agent.flapping_at is None and agent.incident_id is None:
             facts = {"since": from_milliseconds(silent_since).isoformat(), **detail}
             self._tell(NoticeKind.RECOVERED, seen_at, agent, facts)

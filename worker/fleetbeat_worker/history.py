@@ -57,6 +57,11 @@ class Change:
     kind: EventType
     detail: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def known_at(self) -> int:
+        """When it was in SQL: a heartbeat that waited brings its agent back as of before anybody knew of it."""
+        return max(self.at, _moment(self.detail, "stored_at", self.at))
+
 
 def changes_of(rows: Iterable[Row[Any]]) -> list[Change]:
     """Return rows of `events` as changes, in their order; what opens or ends a session before what overtook it.

@@ -39,6 +39,7 @@ def find_incident(connection: Connection, silent: Sequence[Due], now: datetime) 
     live = store.count_live(connection)
     moments = [*(agent.since for agent in silent), *(since for _, _, since in before)]
     span = min(moments), max(moments)
+    again = 0 if incident is None else sum(agent.incident_id == incident.id for agent in silent)
     detail = {
         "agents": count,
         "live_agents": live,
@@ -51,10 +52,11 @@ def find_incident(connection: Connection, silent: Sequence[Due], now: datetime) 
         detail |= {"told_before": len(before)} if before else {}
     elif joins(count, live, incident.started_at, now):
         incident_id = incident.id
-        again = sum(agent.incident_id == incident_id for agent in silent)
         store.extend(connection, incident, count - again, span)
         detail["agents_before"] = incident.agents
     else:
+        if again:  # told by themselves, they are in it no longer, and must not be told as back with it
+            store.leave(connection, incident, again)
         return None, []
     record(connection, EventType.INCIDENT, now, {"incident_id": incident_id, **detail})
     names = sorted([agent.agent_name for agent in silent] + [name for _, name, _ in before])[:NAMED]

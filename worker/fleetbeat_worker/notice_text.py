@@ -14,6 +14,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 from fleetbeat_shared.durations import format_duration
+from fleetbeat_shared.liveness import State
 from fleetbeat_shared.text import clean
 from fleetbeat_worker.tables import NoticeKind
 
@@ -224,12 +225,33 @@ def _unstuck(facts: Facts) -> _Told:
 
 
 def _flapping(facts: Facts) -> _Told:
+    word, *standing = _standing(facts)
     what = "It changes its state again and again. Its single changes are told no longer until it is calm."
-    return f"{facts.who} is flapping", Mood.BAD, [what, *_doing(facts)]
+    title = f"{facts.who} is flapping" + (f", {word} now" if word else "")
+    return title, Mood.BAD, [*standing, what, *_doing(facts)]
 
 
 def _calm(facts: Facts) -> _Told:
-    return f"{facts.who} is calm again", Mood.GOOD, ["Its changes are told again.", *_doing(facts)]
+    word, *standing = _standing(facts)
+    well = word == State.OK
+    title = f"{facts.who} is calm again" + (f", {'and' if well else 'but'} {word}" if word else "")
+    return title, Mood.GOOD if well else Mood.BAD, [*standing, "Its changes are told again.", *_doing(facts)]
+
+
+def _standing(facts: Facts) -> list[str]:
+    """Return how an agent is, in a word that is empty if the facts don't tell, and in the lines of a body.
+
+    While it flaps nothing else says it: the silence of an agent that fell silent for good is told here or nowhere.
+    """
+    state = facts.detail.get("state")
+    if not isinstance(state, str) or state not in set(State):
+        return [""]
+    if state == State.DEGRADED:
+        since = facts.moment("since")
+        return [state, "It is degraded" + (f": silent since {_at(since)}." if since else "."), _promise(facts)]
+    if state == State.OK and facts.detail.get("stuck") is True:
+        return ["stuck", "It is stuck: it beats, but what it does doesn't change."]
+    return [state, f"It is {state}."]
 
 
 def _incident(facts: Facts) -> _Told:

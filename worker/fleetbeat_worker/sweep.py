@@ -22,6 +22,7 @@ from fleetbeat_worker.column_types import from_milliseconds, to_milliseconds
 from fleetbeat_worker.database import writing
 from fleetbeat_worker.inbox import Inbox
 from fleetbeat_worker.log import Complaint, logger
+from fleetbeat_worker.looks import is_turned_back, last_look
 from fleetbeat_worker.metrics import DEGRADED, SWEEP_SECONDS, SWEEPS, count, observe
 from fleetbeat_worker.partitions import make_partitions
 from fleetbeat_worker.pulse import Pulse, read_pulse, refusal
@@ -46,9 +47,6 @@ if TYPE_CHECKING:
 OUTAGE_SECONDS = 30.0
 OUTAGE_SWEEPS = 3
 """A gap between two sweeps is an outage when it is longer than both: 30 s, and three times the sweep's interval."""
-
-OVERTAKEN_SECONDS = 600.0
-"""A sweep that looked at Redis before another one and decides after it has overslept by less than this."""
 
 FORGOTTEN_CONSUMER_SECONDS = 600.0
 """After this time, a consumer that a dead worker left behind is removed."""
@@ -154,7 +152,7 @@ def decide(  # noqa: PLR0913 - what was seen of Redis, and by whom
 ) -> SweepReport:
     """Flag who is silent as of the watermark, by what was seen of Redis; all of it in one transaction."""
     last = stored_pipeline(connection, lock=True)
-    if _is_turned_back(last.last_sweep_at, horizon.now):
+    if is_turned_back(last.last_sweep_at, horizon.now):
         logger.warning("Redis's clock was turned back; what it says is later than now counts as of now")
         rewind(connection, horizon.now, settings.missed_intervals)
     known = [moment for moment in (horizon.watermark, last.watermark) if moment is not None]
@@ -170,7 +168,7 @@ def decide(  # noqa: PLR0913 - what was seen of Redis, and by whom
     # A clock that was turned back has not come to the watermark again: what counts from now on isn't overdue by it.
     as_of = horizon.watermark if watermark is not None and watermark > horizon.now else watermark
     changes, stored = make_changes(connection, last, outage, gaps, replace(horizon, watermark=as_of), settings)
-    now = replace(stored, watermark=watermark, last_sweep_at=_last_look(last.last_sweep_at, horizon.now))
+    now = replace(stored, watermark=watermark, last_sweep_at=last_look(last.last_sweep_at, horizon.now))
     if pulse.at is not None:
         now = replace(now, pulse_at=from_milliseconds(pulse.at))
     if periodic:
@@ -194,18 +192,6 @@ def decide(  # noqa: PLR0913 - what was seen of Redis, and by whom
         resumed=changes.resumed,
         maintenance_since=changes.maintenance_since,
     )
-
-
-def _last_look(before: datetime | None, now: datetime) -> datetime:
-    """Return when somebody last looked: by this sweep, or by one that overtook it, which must not open a gap.
-
-    An earlier look that lies further in the future than a sweep can take was made before the clock was turned back.
-    """
-    return before if before is not None and before > now and not _is_turned_back(before, now) else now
-
-
-def _is_turned_back(before: datetime | None, now: datetime) -> bool:
-    return before is not None and before - now >= timedelta(seconds=OVERTAKEN_SECONDS)
 
 
 def losses(last: StoredPipeline, account: Account) -> tuple[int, int | None]:

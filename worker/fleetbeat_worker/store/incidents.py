@@ -93,6 +93,12 @@ def extend(connection: Connection, incident: OpenIncident, agents: int, span: tu
     connection.execute(update(Incident).where(Incident.id == incident.id).values(values))
 
 
+def leave(connection: Connection, incident: OpenIncident, agents: int) -> None:
+    """Count some agents out of an incident: they were back, and their next silence is one of their own."""
+    values = {"agents": incident.agents - agents}
+    connection.execute(update(Incident).where(Incident.id == incident.id).values(values))
+
+
 def silent_of(connection: Connection, incident_id: int) -> tuple[int, datetime | None]:
     """Return how many of an incident's agents are silent still, and when the last of them was flagged."""
     query = select(func.count(), func.max(Liveness.state_changed_at))
