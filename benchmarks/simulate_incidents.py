@@ -34,7 +34,7 @@ class Told(NamedTuple):
 class _Incident:
     started_at: int
     members: set[int] = field(default_factory=set)
-    """Those that went silent in it and not once more by themselves, and weren't paused since."""
+    """Those that went silent in it, and not once more by themselves."""
     size: int = 0
 
 
@@ -79,7 +79,6 @@ class _Telling:
             self._singly = {number: at for number, at in self._singly.items() if number not in freed}
             if incident is not None:
                 self._check_recoveries(incident, before, look)
-                incident.members -= self._paused_between(incident, before, look.at)
             incident = self._check_end(incident, silent, look)
             if flagged := self._flagged[place]:
                 incident = self._check_flags(incident, flagged, look)
@@ -133,7 +132,8 @@ class _Telling:
                 look, f"told singly of {len(singly)} when it flagged {number} of {certain} to {certain + doubtful}"
             )
         self._singly |= dict.fromkeys(flagged, look.looked_at)
-        if incident is not None:
+        if incident is not None:  # who came back, and is silent by itself now, is in it no longer
+            incident.size -= len(incident.members & flagged)
             incident.members -= flagged
         return incident
 
@@ -142,13 +142,6 @@ class _Telling:
         for at, name in self._recoveries:
             if after < at <= look.at and self._numbers[name] in incident.members:
                 self._fault(look, f"came after the recovery of {name} was told, whose incident is open")
-
-    def _paused_between(self, incident: _Incident, after: int, until: int) -> set[int]:
-        return {
-            number
-            for number in incident.members
-            if any(after < start <= until for life in self._lives[number] for start, _ in life.pauses)
-        }
 
     def _count_live(self, look: Look) -> tuple[int, int]:
         """Return how many agents are live for certain, and of how many that isn't sure."""
