@@ -113,12 +113,13 @@ class _Telling:
         singly = sorted(self._numbers[notice.agent or ""] for notice in notices if notice.kind == "degraded")
         certain, doubtful = self._count_live(look)
         number, before = len(flagged), set()
-        if incident is None:  # what was flagged in the last minutes counts with it
+        is_young = incident is not None and look.looked_at - incident.started_at < JOINING
+        if not is_young:  # what was flagged in the last minutes counts with it
             before = {agent for agent, at in self._singly.items() if look.looked_at - at < JOINING} - flagged
             number += len(before)
         must = number >= AT_LEAST and 2 * number > certain + doubtful
         may = number >= AT_LEAST and 2 * number > certain
-        if incident is not None and look.looked_at - incident.started_at < JOINING:
+        if is_young:
             must = may = True
         if sizes:
             if not may or sizes != [number] or singly:

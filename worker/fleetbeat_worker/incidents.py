@@ -30,7 +30,8 @@ def find_incident(connection: Connection, silent: Sequence[Due], now: datetime) 
     if not silent:
         return None, []
     incident = store.open_incident(connection)
-    before = [] if incident is not None else store.flagged_lately(connection, now - JOINING)
+    is_young = incident is not None and now - incident.started_at < JOINING
+    before = [] if is_young else store.flagged_lately(connection, now - JOINING)
     count = len(silent) + len(before)
     if incident is None and (
         count < INCIDENT_AGENTS or not is_incident(count, store.count_live(connection, 2 * count))
@@ -48,8 +49,6 @@ def find_incident(connection: Connection, silent: Sequence[Due], now: datetime) 
     }
     if incident is None:
         incident_id = store.begin(connection, now, count, live, span)
-        store.take_in(connection, incident_id, [session_id for session_id, _, _ in before])
-        detail |= {"told_before": len(before)} if before else {}
     elif joins(count, live, incident.started_at, now):
         incident_id = incident.id
         store.extend(connection, incident, count - again, span)
@@ -58,6 +57,9 @@ def find_incident(connection: Connection, silent: Sequence[Due], now: datetime) 
         if again:  # told by themselves, they are in it no longer, and must not be told as back with it
             store.leave(connection, incident, again)
         return None, []
+    if before:
+        store.take_in(connection, incident_id, [session_id for session_id, _, _ in before])
+        detail["told_before"] = len(before)
     record(connection, EventType.INCIDENT, now, {"incident_id": incident_id, **detail})
     names = sorted([agent.agent_name for agent in silent] + [name for _, name, _ in before])[:NAMED]
     return incident_id, [fleet_notice(NoticeKind.INCIDENT, now, {**detail, "names": names})]
