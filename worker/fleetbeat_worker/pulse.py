@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from fleetbeat_shared.silences import Span
 
 PULSE_SECONDS = 0.5
-GAP_MILLISECONDS = 1500
+GAP_MILLISECONDS = 1250
 """From how far apart on two pulses leave a gap: it must be less than any agent's interval and grace together."""
 GAPS_KEPT = 1000
 """In Redis, until a sweep has written them down."""
