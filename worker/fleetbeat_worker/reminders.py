@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from fleetbeat_shared.liveness import Promise
 from fleetbeat_worker.notices import Who, agent_notice, promise_facts
+from fleetbeat_worker.signs import silence_facts
 from fleetbeat_worker.store.changes import find_degraded
 from fleetbeat_worker.tables import NoticeKind
 
@@ -34,10 +35,9 @@ def find_reminders(
         number = (watermark - row.state_changed_at) // every
         if row.state_changed_at + number * every <= before:
             continue
-        signs = (row.registered_at, row.last_seen_at, row.resumed_at)
         promise = Promise(row.interval_seconds, row.schedule, row.time_zone, row.grace_seconds, row.missed_limit)
         facts = {
-            "since": max(moment for moment in signs if moment is not None).isoformat(),
+            **silence_facts(row.registered_at, row.last_seen_at, row.resumed_at),
             "degraded_at": row.state_changed_at.isoformat(),
             "deadline_at": row.deadline_at.isoformat(),
             "watermark": watermark.isoformat(),

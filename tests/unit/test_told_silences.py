@@ -1,0 +1,89 @@
+"""What sweeps and batches lay down of silences, read as people read it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from sqlalchemy import select
+
+from fleetbeat_shared.maintenance import WindowRule
+from fleetbeat_worker.database import reading, writing
+from fleetbeat_worker.notice_facts import Facts
+from fleetbeat_worker.notice_text import compose
+from fleetbeat_worker.store import maintenance, pauses
+from fleetbeat_worker.tables import NoticeKind, Notification
+from simulated import Simulation, at
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
+    from fleetbeat_worker.notice_text import Message
+
+
+def told(engine: Engine) -> list[Message]:
+    """Return all that was laid down, as it is sent."""
+    with reading(engine) as connection:
+        rows = connection.execute(select(Notification.__table__).order_by(Notification.id)).all()
+    columns = ("key", "agent_name", "project", "created_at", "detail")
+    every = [Facts(NoticeKind(row.kind), *(getattr(row, name) for name in columns)) for row in rows]
+    return [compose(facts, facts.created_at) for facts in every]
+
+
+@pytest.fixture
+def fleet(memory: Engine) -> Simulation:
+    return Simulation(memory, notify_reminder_hours=1.0)
+
+
+def test_a_pause_is_no_sign_of_life(memory: Engine, fleet: Simulation) -> None:
+    """The silence after a pause is told with the last heartbeat before it, and the return by the whole of it."""
+    session_id = fleet.register("torv", 0)
+    fleet.beat(session_id, 1)
+    with writing(memory) as connection:
+        pauses.pause(connection, session_id, at(5), None, None)
+        pauses.resume(connection, session_id, at(20), 2)
+    fleet.sweep(40)
+    fleet.sweep(42)
+    fleet.beat(session_id, 45)
+    flagged, back = told(memory)
+    assert flagged.title == "torv is degraded: silent since its pause ended at 2026-01-31 12:00:20 UTC"
+    assert flagged.body.splitlines()[:2] == [
+        (
+            "It was last heard at 2026-01-31 12:00:01 UTC; nothing for 41s. "
+            "Its clock started anew when its pause ended, at 2026-01-31 12:00:20 UTC."
+        ),
+        "It should beat every 10s; it may miss 2, and has 1s of grace. Its time was up at 2026-01-31 12:00:41 UTC.",
+    ]
+    assert back.title == "torv is back after 44s of silence"
+    assert back.body.startswith("It was heard at 2026-01-31 12:00:45 UTC; before that at 2026-01-31 12:00:01 UTC.")
+
+
+def test_who_was_never_heard_is_not_told_to_be_back(memory: Engine, fleet: Simulation) -> None:
+    """Its silence counts from its registration, and its first heartbeat is its first."""
+    session_id = fleet.register("torv", 0)
+    fleet.sweep(21.5)
+    fleet.sweep(3700)
+    fleet.sweep(3730)
+    fleet.beat(session_id, 3740)
+    titles = [message.title for message in told(memory) if message.kind != "outage"]
+    assert titles == [
+        "torv is degraded: never heard since its registration at 2026-01-31 12:00:00 UTC",
+        "torv is still degraded, never heard for 1h 1m",
+        "torv is heard for the first time",
+    ]
+
+
+def test_maintenance_starts_a_clock_and_is_no_sign_of_life(memory: Engine, fleet: Simulation) -> None:
+    """The silence after maintenance is told by its end; what later windows moved the deadline by is said."""
+    session_id = fleet.register("torv", 0, interval_seconds=15.0, grace_seconds=1.0)
+    fleet.beat(session_id, 2)
+    with writing(memory) as connection:
+        for start in (10, 40):
+            maintenance.add(connection, WindowRule(at(start), at(start + 10)), at(0))
+    for second in range(5, 90, 5):
+        fleet.sweep(second)
+    (flagged,) = told(memory)
+    assert flagged.title == "torv is degraded: silent since maintenance ended at 2026-01-31 12:00:20 UTC"
+    assert "It was last heard at 2026-01-31 12:00:02 UTC; nothing for 1m 3s. Its clock started anew" in flagged.body
+    up = "Its time was up at 2026-01-31 12:01:01 UTC: 10s later, as outages and maintenance count for nobody."
+    assert up in flagged.body
