@@ -60,17 +60,19 @@ def test_a_pause_is_no_sign_of_life(memory: Engine, fleet: Simulation) -> None:
 
 def test_who_was_never_heard_is_not_told_to_be_back(memory: Engine, fleet: Simulation) -> None:
     """Its silence counts from its registration, and its first heartbeat is its first."""
-    session_id = fleet.register("torv", 0)
+    session_id = fleet.register("torv", 0, interval_seconds=10.0, grace_seconds=1.0, work="reads the mail")
     fleet.sweep(21.5)
     fleet.sweep(3700)
     fleet.sweep(3730)
-    fleet.beat(session_id, 3740)
-    titles = [message.title for message in told(memory) if message.kind != "outage"]
-    assert titles == [
+    fleet.beat(session_id, 3740, progress="page 1", error="disk full")
+    found = [message for message in told(memory) if message.kind != "outage"]
+    assert [message.title for message in found] == [
         "torv is degraded: never heard since its registration at 2026-01-31 12:00:00 UTC",
         "torv is still degraded, never heard for 1h 1m",
         "torv is heard for the first time",
     ]
+    assert "\nCurrent work: reads the mail\n" in found[0].body
+    assert "\nCurrent work: page 1\nError: disk full\n" in found[2].body
 
 
 def test_maintenance_starts_a_clock_and_is_no_sign_of_life(memory: Engine, fleet: Simulation) -> None:
@@ -87,3 +89,22 @@ def test_maintenance_starts_a_clock_and_is_no_sign_of_life(memory: Engine, fleet
     assert "It was last heard at 2026-01-31 12:00:02 UTC; nothing for 1m 3s. Its clock started anew" in flagged.body
     up = "Its time was up at 2026-01-31 12:01:01 UTC: 10s later, as outages and maintenance count for nobody."
     assert up in flagged.body
+
+
+def test_each_message_of_an_agent_says_what_it_was_doing(memory: Engine) -> None:
+    """Also those of a return, and of one that flaps or is calm again: as it was when the change was found."""
+    fleet = Simulation(memory, flapping_changes=2, stuck_after=3)
+    session_id = fleet.register("torv", 0)
+    for start in (1, 41, 81):
+        fleet.beat(session_id, start, progress="page 7", summary=f"at {start}")
+        fleet.sweep(start + 1)
+        fleet.sweep(start + 25)
+    for second in range(121, 400, 10):
+        fleet.beat(session_id, second, progress="page 7", summary="at last")
+        fleet.sweep(second + 1)
+    fleet.beat(session_id, 402, progress="page 8")
+    found = told(memory)
+    assert [message.kind for message in found] == ["degraded", "recovered", "flapping", "stuck", "calm", "unstuck"]
+    assert all("\nCurrent work: page " in message.body for message in found)
+    assert [message.body.count("Summary: at last\n") for message in found] == [0, 0, 0, 1, 1, 1]
+    assert "Summary: at 41\n" in found[1].body
