@@ -189,6 +189,21 @@ def test_a_return_says_when_the_agent_was_heard_before(facts: dict[str, Any], ti
     assert (told.title, told.body.splitlines()[0], told.mood) == (title, heard, Mood.GOOD)
 
 
+def test_a_promise_can_be_added_up() -> None:
+    """No part of a duration is left out where a moment and durations make another moment."""
+    detail = AGENT | {"interval_seconds": 1.5, "grace_seconds": 0.25, "deadline_at": "2026-11-26T11:57:58.373+00:00"}
+    body = message(NoticeKind.DEGRADED, detail).body
+    assert "every 1.5s; it may miss 2, and has 0.25s of grace. Its time was up at 2026-11-26 11:57:58.373 UTC." in body
+
+
+def test_an_incident_of_one_second() -> None:
+    """What begins and ends in the same second has one moment."""
+    detail = INCIDENT | {"last_silent_at": "2026-11-26T12:00:05.900+00:00"}
+    told = message(NoticeKind.INCIDENT, detail, None)
+    assert told.title == "412 of 800 agents went silent at 12:00:05"
+    assert told.body.startswith("On 2026-11-26 (UTC). ")
+
+
 def test_an_incident() -> None:
     """Many agents are told as one, with how many, of how many, when, and who."""
     told = message(NoticeKind.INCIDENT, INCIDENT, None)

@@ -146,6 +146,8 @@ def _incident(facts: Facts) -> _Told:
     agents, live = facts.count("agents"), facts.count("live_agents")
     if first is not None and last is not None:
         span = f"between {first:%H:%M:%S} and {last:%H:%M:%S}"
+        if at_text(first) == at_text(last):
+            span = f"at {first:%H:%M:%S}"
         whole = f"{at_text(first)} to {at_text(last)}. "
         day = f"On {first:%Y-%m-%d} (UTC). " if first.date() == last.date() else whole
     else:
