@@ -196,6 +196,12 @@ def test_a_promise_can_be_added_up() -> None:
     assert "every 1.5s; it may miss 2, and has 0.25s of grace. Its time was up at 2026-11-26 11:57:58.373 UTC." in body
 
 
+def test_stuck_says_how_long_the_same_may_last() -> None:
+    """The limit stands in the message, with the interval that it counts and the grace."""
+    body = message(NoticeKind.STUCK, AGENT | {"stuck_after": 20}).body
+    assert "but what it does doesn't change. It may say the same for 20 x 30s + 5s of grace.\n" in body
+
+
 def test_an_incident_of_one_second() -> None:
     """What begins and ends in the same second has one moment."""
     detail = INCIDENT | {"last_silent_at": "2026-11-26T12:00:05.900+00:00"}

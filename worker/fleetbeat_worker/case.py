@@ -10,7 +10,9 @@ from fleetbeat_shared.errors import FleetbeatError, UnknownSession
 from fleetbeat_worker.arithmetic import exact
 from fleetbeat_worker.column_types import from_milliseconds, to_milliseconds
 from fleetbeat_worker.history import WINDOWS, Change, changes_of, live_spans
+from fleetbeat_worker.standing import OF_A_STANDING
 from fleetbeat_worker.store import history as store
+from fleetbeat_worker.store.agents import session
 from fleetbeat_worker.tables import EventType
 
 if TYPE_CHECKING:
@@ -73,6 +75,10 @@ class Case:
     outages: list[Span]
     beats: list[Beat] = field(default_factory=list)
     """The last heartbeats by the moment in question, the newest last."""
+    agent: Row[Any] | None = None
+    """Its row of now with all columns of `agents`."""
+    standing: list[Change] = field(default_factory=list)
+    """What changed for it, and what stood beside its state: `changes` with those of `OF_A_STANDING`."""
     namesakes: int = 0
     """How many other sessions of the name were live at that moment."""
 
@@ -141,5 +147,9 @@ def read_case(connection: Connection, asked: str | UUID, moment: datetime) -> Ca
         message = f"{asked} was not registered yet at {exact(moment)} UTC; it was at {exact(first)} UTC."
         raise FleetbeatError(message)
     live, _, number = max(lives)
-    cases[number].namesakes = sum(other for other, _, _ in lives) - live
-    return cases[number]
+    found = cases[number]
+    found.namesakes = sum(other for other, _, _ in lives) - live
+    found.agent = session(connection, found.row.session_id)
+    beside = (*store.OF_A_SESSION, *OF_A_STANDING)
+    found.standing = changes_of(store.changes(connection, [found.row.session_id], beside))
+    return found

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from fleetbeat_shared.errors import FleetbeatError
 from fleetbeat_shared.liveness import UNJUDGEABLE, State, missed_intervals, shown_state
+from fleetbeat_shared.stuck import stuck_limit
 from fleetbeat_worker.arithmetic import Arithmetic, Start, exact, work_out
 from fleetbeat_worker.case import HEARTBEATS_SHOWN, Case, read_case
 from fleetbeat_worker.column_types import from_milliseconds, to_milliseconds
@@ -26,6 +27,7 @@ from fleetbeat_worker.history import (
     spans_of,
     told_silences,
 )
+from fleetbeat_worker.standing import Standing
 from fleetbeat_worker.tables import EventType
 
 if TYPE_CHECKING:
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
     from fleetbeat_shared.settings import Settings
     from fleetbeat_shared.silences import Span
     from fleetbeat_worker.pipeline_view import PipelineView
+    from fleetbeat_worker.standing import Flapping, Stuck
 
 
 def explain(
@@ -103,6 +106,7 @@ class _Judge:
         shown_from = to_milliseconds(min([beat.received_at for beat in beats] + [arithmetic.start.at]))
         text, next_at = self._next(state, arithmetic, in_maintenance=is_open(windows, *WINDOWS))
         self._tell_what_is_left_out(past)
+        stuck, flapping = self._standing(past, windows, arithmetic, state)
         return Explanation(
             agent_name=self.case.row.agent_name,
             session_id=self.case.row.session_id,
@@ -115,6 +119,8 @@ class _Judge:
             missed=0 if state in {State.ENDED, State.PAUSED} else missed,
             arithmetic=arithmetic,
             flag=_last_flag(past) if state is State.DEGRADED else None,
+            stuck=stuck,
+            flapping=flapping,
             heartbeats=beats,
             pauses=_since(paused_spans(self.case.row, past, now), shown_from),
             maintenance=_since(spans_of(windows, now, *WINDOWS), shown_from),
@@ -146,12 +152,32 @@ class _Judge:
             if moment is not None
         ]
         start = max(reversed(starts), key=lambda start: start.at)
-        outages = [span for span in self.case.outages if span[1] <= now]
+        stored = row.deadline_at if self.at is None else None
+        unwatched = self._unwatched(windows, now)
+        return work_out(start, promise, limit or self.settings.missed_intervals, unwatched, stored)
+
+    def _unwatched(self, windows: Sequence[Change], now: int) -> Unwatched:
         over = spans_of(windows, now, *WINDOWS)
         if is_open(windows, *WINDOWS):
             over.pop()
-        stored = row.deadline_at if self.at is None else None
-        return work_out(start, promise, limit or self.settings.missed_intervals, Unwatched(outages, over), stored)
+        return Unwatched([span for span in self.case.outages if span[1] <= now], over)
+
+    def _standing(
+        self, past: Sequence[Change], windows: Sequence[Change], arithmetic: Arithmetic, state: State
+    ) -> tuple[Stuck | None, Flapping | None]:
+        """Return whether the agent is stuck, or when it would be, and whether it flaps."""
+        if state is State.ENDED or self.case.agent is None:
+            return None, None
+        now, is_now = to_milliseconds(self.as_of), self.at is None
+        changes = [change for change in self.case.standing if is_now or change.at <= now]
+        standing = Standing(self.case.agent, changes, arithmetic.promise, self.as_of, is_now)
+        told = [change.detail for change in past if change.kind is EventType.REGISTERED]
+        own = self.case.agent.stuck_after if is_now or not told else told[-1].get("stuck_after")
+        limit = stuck_limit(own, self.settings.stuck_after)
+        stuck = standing.stuck(limit, self._unwatched(windows, now))
+        if stuck is not None and stuck.since is None and state is not State.OK:
+            stuck = None  # nobody looks whether it is
+        return stuck, standing.flapping(self.settings.flapping_changes)
 
     def _state_now(self) -> tuple[State, datetime]:
         return State(self.case.row.state), self.case.row.state_changed_at

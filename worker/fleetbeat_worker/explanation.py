@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from fleetbeat_worker.arithmetic import Arithmetic
     from fleetbeat_worker.case import Beat
     from fleetbeat_worker.pipeline_view import PipelineView
+    from fleetbeat_worker.standing import Flapping, Stuck
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +50,9 @@ class Explanation:
     missed: int
     arithmetic: Arithmetic
     flag: Flag | None
+    stuck: Stuck | None
+    """Whether it is stuck, or when it would be; None where it never is."""
+    flapping: Flapping | None
     heartbeats: tuple[Beat, ...]
     pauses: tuple[Span, ...]
     maintenance: tuple[Span, ...]
@@ -74,6 +78,8 @@ class Explanation:
             },
             "deadline": self.arithmetic.to_json(),
             "flagged_by": self.flag.to_json() if self.flag else None,
+            "stuck": self.stuck.to_json() if self.stuck else None,
+            "flapping": self.flapping.to_json() if self.flapping else None,
             "next": {"text": self.next, "at": self.next_at},
             "heartbeats": [beat.to_json() for beat in self.heartbeats],
             "pauses": _spans_json(self.pauses),

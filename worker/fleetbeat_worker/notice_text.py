@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from fleetbeat_shared.durations import format_duration
 from fleetbeat_shared.text import clean
 from fleetbeat_worker.notice_facts import LONGEST_NAME, LONGEST_TEXT, Facts, at_text, told
-from fleetbeat_worker.silence_text import back, last_sign, promised, signs, silent_for, silent_since
+from fleetbeat_worker.silence_text import back, last_sign, promised, repeated, signs, silent_for, silent_since
 from fleetbeat_worker.tables import NoticeKind
 
 if TYPE_CHECKING:
@@ -125,7 +125,8 @@ def _recovered(facts: Facts) -> _Told:
 
 def _stuck(facts: Facts) -> _Told:
     title = f"{facts.who} is stuck: nothing new since {at_text(facts.moment('changed_at'))}"
-    return title, Mood.BAD, ["It beats, but what it does doesn't change.", *_doing(facts)]
+    what = f"It beats, but what it does doesn't change.{repeated(facts)}"
+    return title, Mood.BAD, [what, *_doing(facts)]
 
 
 def _unstuck(facts: Facts) -> _Told:

@@ -94,6 +94,18 @@ def promised(facts: Facts) -> str:
     return f"{text}{allowed}." + (f" Its time was up at {exact(deadline)} UTC{_moved(facts)}." if deadline else "")
 
 
+def repeated(facts: Facts) -> str:
+    """Return for how long an agent may say the same; empty if the facts don't tell."""
+    limit, interval, grace = (
+        facts.number("stuck_after"),
+        facts.amount("interval_seconds"),
+        facts.amount("grace_seconds"),
+    )
+    if limit is None or interval is None or grace is None:
+        return ""
+    return f" It may say the same for {int(limit):,} x {interval} + {grace} of grace."
+
+
 def _is_unheard(facts: Facts) -> bool:
     """Return whether nothing was heard since the registration, as far as the facts tell."""
     heard_at, registered_at = facts.moment("last_seen_at"), facts.moment("registered_at")

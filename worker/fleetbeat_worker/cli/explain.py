@@ -91,6 +91,8 @@ def _facts(found: Explanation) -> dict[str, Text]:
         "promise": _promise(found),
         "deadline": safe_lines(found.arithmetic.lines()),
         "flagged": Text(_flagged(found)),
+        "stuck": safe_lines(found.stuck.lines() if found.stuck else []),
+        "flapping": safe_lines(found.flapping.lines() if found.flapping else []),
         "next": Text(found.next),
         "paused": Text(_spans(found.pauses)),
         "maintenance": Text(_spans(found.maintenance)),
