@@ -18,7 +18,7 @@ from fleetbeat_worker.batch import Batch
 from fleetbeat_worker.column_types import from_milliseconds, to_milliseconds
 from fleetbeat_worker.deadlines import DeadlineRule, Unwatched, deadline_of
 from fleetbeat_worker.inbox import Entry
-from fleetbeat_worker.records import Facts
+from fleetbeat_worker.records import Facts, LifecycleEvent
 from fleetbeat_worker.sweep import outage_between
 from fleetbeat_worker.tables import LIFECYCLE
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from fleetbeat_shared.maintenance import Window
     from fleetbeat_shared.messages import Deregister, Heartbeat, Register
-    from fleetbeat_worker.records import AgentRecord, LifecycleEvent
+    from fleetbeat_worker.records import AgentRecord
 
 
 class MemoryStore:
@@ -78,7 +78,7 @@ class MemoryStore:
             batch.apply(entry, message)
         for event in batch.events:
             if event["type"] in LIFECYCLE:
-                told = (event["type"], event["occurred_at"], event["message_id"])
+                told = LifecycleEvent(event["type"], event["occurred_at"], event["message_id"], event["detail"])
                 self._lifecycles[event["session_id"]].append(told)
         waiting = {row["entry_id"]: row["reason"] for row in batch.rejected if row["awaits_session_id"]}
         self._waiting += [

@@ -63,6 +63,45 @@ def test_a_degraded_agent_in_full() -> None:
 
 
 @pytest.mark.parametrize(
+    ("detail", "calm", "flapping", "sentence"),
+    [
+        (
+            {"state": "degraded", "stuck": False},
+            "torv is calm again, but degraded",
+            "torv is flapping, degraded now",
+            "It is degraded: silent since 2026-11-26 11:57:55 UTC.",
+        ),
+        (
+            {"state": "ok", "stuck": True},
+            "torv is calm again, but stuck",
+            "torv is flapping, stuck now",
+            "It is stuck: it beats, but what it does doesn't change.",
+        ),
+        ({"state": "paused"}, "torv is calm again, but paused", "torv is flapping, paused now", "It is paused."),
+        (
+            {"state": "ok", "stuck": False},
+            "torv is calm again, and ok",
+            "torv is flapping, ok now",
+            "It is ok.",
+        ),
+    ],
+)
+def test_who_flaps_or_is_calm_is_told_with_its_state(
+    detail: dict[str, Any], calm: str, flapping: str, sentence: str
+) -> None:
+    """No other message says it: an agent that died while it flapped is told of here or nowhere, and as no success."""
+    is_calm, flaps = (message(kind, AGENT | detail) for kind in (NoticeKind.CALM, NoticeKind.FLAPPING))
+    assert (is_calm.title, flaps.title) == (calm, flapping)
+    assert is_calm.body.startswith(f"{sentence}\n")
+    assert "\nIts changes are told again.\nProject: billing\nCurrent work: index the archive\n" in is_calm.body
+    assert flaps.body.startswith(f"{sentence}\n")
+    assert "\nIt changes its state again and again." in flaps.body
+    assert ("It should beat every 30s" in is_calm.body) == calm.endswith("degraded")
+    assert is_calm.mood is (Mood.GOOD if calm.endswith("ok") else Mood.BAD)
+    assert flaps.mood is Mood.BAD
+
+
+@pytest.mark.parametrize(
     ("kind", "title"),
     [
         (NoticeKind.RECOVERED, "torv is back after 2m 5s of silence"),
@@ -298,7 +337,9 @@ _JSON = st.recursive(
 
 @given(
     kind=st.sampled_from(list(NoticeKind)),
-    detail=st.dictionaries(st.sampled_from([*AGENT, *INCIDENT, "schedule", "seconds", "deadlines_moved"]), _JSON),
+    detail=st.dictionaries(
+        st.sampled_from([*AGENT, *INCIDENT, "state", "schedule", "seconds", "deadlines_moved"]), _JSON
+    ),
     name=st.none() | st.text(max_size=20),
 )
 def test_any_detail_has_a_text(kind: NoticeKind, detail: dict[str, Any], name: str | None) -> None:

@@ -79,8 +79,8 @@ class Batch(Lifecycle):
             return
         if message.progress:
             self._event(EventType.HEARTBEAT, seen_at, agent, message_id=message.id, text=message.progress)
-        order = (seen_at, position)
-        # A heartbeat of before the session was opened anew says nothing of it now.
+        # What arrived after the session was opened anew says something of it now, however long it had waited.
+        order = (max(seen_at, agent.registered_at) if received_at >= agent.registered_at else seen_at, position)
         self._see(agent, seen_at, counts=agent.reported is None or order >= agent.reported)
         if said != _NOTHING_SAID or agent.agent_name in self.facts.tasks:
             self._report(agent, order, dict(zip(REPORTED, said, strict=True)), counted)
@@ -126,7 +126,9 @@ class Batch(Lifecycle):
         """
         silent_since = min(seen_at, max(agent.registered_at, heard_at or 0))
         detail = {"silent_seconds": (seen_at - silent_since) / 1000}
-        self._event(EventType.RECOVERED, seen_at, agent, detail=detail)
+        # A heartbeat that waited brings it back as of before: who asks how it was then must know that nobody knew.
+        stored_at = from_milliseconds(self.facts.now).isoformat()
+        self._event(EventType.RECOVERED, seen_at, agent, detail={**detail, "stored_at": stored_at})
         if agent.flapping_at is None and agent.incident_id is None:
             last = [None if at is None else from_milliseconds(at) for at in (heard_at, agent.resumed_at)]
             facts = silence_facts(from_milliseconds(agent.registered_at), *last)

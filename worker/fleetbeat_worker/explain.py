@@ -97,7 +97,7 @@ class _Judge:
     def explanation(self) -> Explanation:
         """Return the verdict with its facts."""
         now = to_milliseconds(self.as_of)
-        past = [change for change in self.case.changes if change.at <= now] if self.at else self.case.changes
+        past = [change for change in self.case.changes if change.known_at <= now] if self.at else self.case.changes
         windows = [change for change in self.case.windows if change.at <= now]
         arithmetic = self._arithmetic(past, windows, now)
         stored, since = self._state_now() if self.at is None else self._state_then(past, arithmetic, now)
@@ -195,14 +195,33 @@ class _Judge:
         flag = _last_flag(past)
         silences = told_silences(self.case.row, past)
         if silences and silences[-1].ended_at is None and silences[-1].flagged_at <= now:
+            self._tell_of_return(now)
             return State.DEGRADED, flag.flagged_at if flag else from_milliseconds(silences[-1].flagged_at)
         if is_open(past, *PAUSES):
             return State.PAUSED, from_milliseconds(paused_spans(self.case.row, past, now)[-1][0])
         if arithmetic.deadline_at < self.as_of:
             self._tell_of_delay(arithmetic.deadline_at)
-        if arithmetic.start.why == "registration":
-            return State.PENDING, arithmetic.start.at
-        return State.OK, _last(past, EventType.RECOVERED) or _last(past, EventType.RESUMED)
+        opened_at = self.case.row.registered_at if life is None else from_milliseconds(life[0])
+        lived = [change for change in past if change.at >= to_milliseconds(opened_at)]
+        recovered_at, resumed_at = _last(lived, EventType.RECOVERED), _last(lived, EventType.RESUMED)
+        if recovered_at is None and not self._heard_since(opened_at, past):
+            return State.PENDING, resumed_at or opened_at
+        return State.OK, max((moment for moment in (recovered_at, resumed_at) if moment is not None), default=None)
+
+    def _heard_since(self, opened_at: datetime, past: Sequence[Change]) -> bool:
+        """Return whether a heartbeat is of the life that began at a moment.
+
+        One that waited may count from before its session was opened, unless that was opened anew.
+        """
+        anew = any(change.kind is EventType.DEREGISTERED for change in past)
+        return any(not anew or beat.seen_at >= opened_at for beat in self.case.beats)
+
+    def _tell_of_return(self, now: int) -> None:
+        later = (change for change in self.case.changes if change.kind is EventType.RECOVERED)
+        back = next((change for change in later if change.at <= now < change.known_at), None)
+        if back is not None:
+            seen_at, stored_at = (exact(from_milliseconds(moment)) for moment in (back.at, back.known_at))
+            self.notes.append(f"The heartbeat of {seen_at} that brought it back was stored at {stored_at}.")
 
     def _tell_of_delay(self, deadline_at: datetime) -> None:
         text = "Its deadline had passed, and no sweep had flagged it yet"

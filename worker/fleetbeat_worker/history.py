@@ -57,6 +57,11 @@ class Change:
     kind: EventType
     detail: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def known_at(self) -> int:
+        """When it was in SQL: a heartbeat that waited brings its agent back as of before anybody knew of it."""
+        return max(self.at, _moment(self.detail, "stored_at", self.at))
+
 
 def changes_of(rows: Iterable[Row[Any]]) -> list[Change]:
     """Return rows of `events` as changes, in their order; what opens or ends a session before what overtook it.
@@ -87,6 +92,8 @@ def told_silences(session: Row[Any], changes: Iterable[Change]) -> list[Silence]
         if change.kind is EventType.REGISTERED:
             registered_at = change.at
         elif change.kind is EventType.DEGRADED:
+            if found and found[-1].ended_at is None:
+                continue  # the same one, told again
             deadline_at = _moment(change.detail, "deadline_at", change.at)
             since = _moment(change.detail, "since", _moment(change.detail, "last_seen_at", registered_at))
             found.append(Silence(min(since, deadline_at), deadline_at))

@@ -11,6 +11,7 @@ from fleetbeat_worker.column_types import to_milliseconds
 from fleetbeat_worker.deadlines import Unwatched
 from fleetbeat_worker.history import WINDOWS, changes_of, spans_of
 from fleetbeat_worker.log import logger
+from fleetbeat_worker.looks import last_look
 from fleetbeat_worker.store import history
 from fleetbeat_worker.store.maintenance import window_rules
 from fleetbeat_worker.store.verdicts import record
@@ -82,8 +83,10 @@ def note_maintenance(
 ) -> tuple[MaintenanceState, StoredPipeline]:
     """Tell by events, once each, what began and ended since the last sweep; return what holds, and what is known now.
 
-    The row of `pipeline` is locked, so that no two sweeps tell the same.
+    The row of `pipeline` is locked, so that no two sweeps tell the same. A sweep that was overtaken by another goes by
+    that one's time: what has begun and ended by then was told.
     """
+    now = last_look(last.last_sweep_at, now)
     found = read_maintenance(connection, last, now)
     since = last.maintenance_since
     for window in found.windows:

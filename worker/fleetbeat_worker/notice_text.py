@@ -12,6 +12,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from fleetbeat_shared.durations import format_duration
+from fleetbeat_shared.liveness import State
 from fleetbeat_shared.text import clean
 from fleetbeat_worker.notice_facts import LONGEST_NAME, LONGEST_TEXT, Facts, at_text, told
 from fleetbeat_worker.silence_text import back, last_sign, promised, repeated, signs, silent_for, silent_since
@@ -134,12 +135,33 @@ def _unstuck(facts: Facts) -> _Told:
 
 
 def _flapping(facts: Facts) -> _Told:
+    word, *standing = _standing(facts)
     what = "It changes its state again and again. Its single changes are told no longer until it is calm."
-    return f"{facts.who} is flapping", Mood.BAD, [what, *_doing(facts)]
+    title = f"{facts.who} is flapping" + (f", {word} now" if word else "")
+    return title, Mood.BAD, [*standing, what, *_doing(facts)]
 
 
 def _calm(facts: Facts) -> _Told:
-    return f"{facts.who} is calm again", Mood.GOOD, ["Its changes are told again.", *_doing(facts)]
+    word, *standing = _standing(facts)
+    well = word == State.OK
+    title = f"{facts.who} is calm again" + (f", {'and' if well else 'but'} {word}" if word else "")
+    return title, Mood.GOOD if well else Mood.BAD, [*standing, "Its changes are told again.", *_doing(facts)]
+
+
+def _standing(facts: Facts) -> list[str]:
+    """Return how an agent is, in a word that is empty if the facts don't tell, and in the lines of a body.
+
+    While it flaps nothing else says it: the silence of an agent that fell silent for good is told here or nowhere.
+    """
+    state = facts.detail.get("state")
+    if not isinstance(state, str) or state not in set(State):
+        return [""]
+    if state == State.DEGRADED:
+        since = f": {silent_since(facts)}." if facts.moment("since") else "."
+        return [state, f"It is degraded{since}", last_sign(facts), promised(facts)]
+    if state == State.OK and facts.detail.get("stuck") is True:
+        return ["stuck", "It is stuck: it beats, but what it does doesn't change."]
+    return [state, f"It is {state}."]
 
 
 def _incident(facts: Facts) -> _Told:
@@ -154,6 +176,8 @@ def _incident(facts: Facts) -> _Told:
     else:
         span, day = "at once", ""
     why = "So many at once point at what they share: a machine, a network, an account. They are told as one."
+    if (before := facts.number("told_before")) is not None:
+        why += f" Of {int(before):,} you were told before."
     return f"{agents} of {live} agents went silent {span}", Mood.BAD, [f"{day}{why}", _names(facts, "Agents", "agents")]
 
 

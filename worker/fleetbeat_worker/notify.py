@@ -200,7 +200,7 @@ class _Run:
         again = min(now + pause_after(parcel.attempts), row.expires_at)  # the last try is at the very end
         failure = "; ".join(f"{title}: {why}" for title, why in parcel.failures.items())[:LONGEST_FAILURE]
         with writing(self._engine) as connection:
-            ours = store.put_off(connection, row.id, parcel.attempts, again, failure, dead=dead)
+            ours = store.put_off(connection, row, again, failure, dead=dead)
         if ours:
             self._report.dead += dead
             self._report.retried += not dead

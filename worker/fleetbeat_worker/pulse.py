@@ -68,7 +68,7 @@ class Pulse:
         A pulse that is late is a gap already. But if it is missing for longer than `longest`, while somebody looks
         that often, it isn't Redis that stands still: nobody is there to write it.
         """
-        spans = list(self.gaps)
+        spans = [gap for gap in self.gaps if gap[1] <= now]  # others are of before the clock was set back
         if self.at is not None and GAP_MILLISECONDS < now - self.at <= longest:
             spans.append((self.at + _PERIOD, now))
         since -= GAP_MILLISECONDS  # so late a pulse was none yet

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import timedelta
-from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from fleetbeat_shared.silences import clip, length, merge, subtract, uptime
@@ -130,14 +129,17 @@ def _uptimes(
 
 def _failures(changes: Iterable[Sequence[Change]], now: int) -> list[Span]:
     """Return the times after an end with an error, until the name was registered again: it should have been up."""
-    lifecycle = [change for change in chain.from_iterable(changes) if change.kind in LIFECYCLE]
-    lifecycle.sort(key=lambda change: change.at)
+    sessions = [[change for change in each if change.kind in LIFECYCLE] for each in changes]
+    starts = sorted(change.at for each in sessions for change in each if change.kind is EventType.REGISTERED)
     spans: list[Span] = []
-    for number, change in enumerate(lifecycle):
-        failed = change.detail.get("error") or change.detail.get("exit_status")
-        if change.kind is EventType.DEREGISTERED and failed:
-            later = (other.at for other in lifecycle[number:] if other.kind is EventType.REGISTERED)
-            spans.append((change.at, next(later, now)))
+    for each in sessions:
+        for before, change in zip([None, *each], each, strict=False):
+            failed = change.detail.get("error") or change.detail.get("exit_status")
+            ended_before = (
+                before is not None and before.kind is EventType.DEREGISTERED
+            )  # then this one says nothing new
+            if change.kind is EventType.DEREGISTERED and failed and not ended_before:
+                spans.append((change.at, next((at for at in starts if at >= change.at), now)))
     return spans
 
 

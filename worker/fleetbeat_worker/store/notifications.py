@@ -111,16 +111,16 @@ def record_delivery(
     return done
 
 
-def put_off(  # noqa: PLR0913 - what is known of the try that failed
-    connection: Connection, notice_id: int, attempts: int, due_at: datetime, failure: str, *, dead: bool
-) -> bool:
-    """Write down that the try of this number failed, and when the next one is, or that it was the last one.
+def put_off(connection: Connection, taken: Row[Any], due_at: datetime, failure: str, *, dead: bool) -> bool:
+    """Write down that a try failed, and when the next one is, or that it was the last one.
 
-    Returns False if it isn't ours any more: another job has tried it since, or it was sent or asked for again.
+    `taken`: the row as `take_due` returned it. Returns False if it isn't ours any more: another job has tried it since,
+    or it was sent or asked for again, which moves the moment until which it is tried.
     """
     state = NoticeState.DEAD if dead else NoticeState.WAITING
     statement = update(Notification).values(due_at=due_at, failure=failure, state=state.value)
-    return connection.execute(statement.where(*_ours(notice_id, attempts))).rowcount == 1
+    unasked = Notification.expires_at == taken.expires_at
+    return connection.execute(statement.where(*_ours(taken.id, taken.attempts + 1), unasked)).rowcount == 1
 
 
 def give_back(connection: Connection, notice_id: int, attempts: int, now: datetime) -> None:

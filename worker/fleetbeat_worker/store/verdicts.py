@@ -147,6 +147,7 @@ def flag(  # noqa: PLR0913 - what the events say
             {
                 "deadline_at": agent.deadline_at.isoformat(),
                 "last_seen_at": agent.last_seen_at.isoformat() if agent.last_seen_at else None,
+                "since": agent.since.isoformat(),
                 **of_all,
             },
         )
