@@ -108,3 +108,25 @@ def test_each_message_of_an_agent_says_what_it_was_doing(memory: Engine) -> None
     assert all("\nCurrent work: page " in message.body for message in found)
     assert [message.body.count("Summary: at last\n") for message in found] == [0, 0, 0, 1, 1, 1]
     assert "Summary: at 41\n" in found[1].body
+
+
+def test_a_silence_is_told_as_truly_while_its_agent_flaps(memory: Engine) -> None:
+    """Of one that falls silent for good while it flaps, the pause after which it did is no last sign either."""
+    fleet = Simulation(memory, flapping_changes=2)
+    session_id = fleet.register("torv", 0)
+    for start in (1, 41):
+        fleet.beat(session_id, start)
+        fleet.sweep(start + 1)
+        if start == 41:
+            with writing(memory) as connection:
+                pauses.pause(connection, session_id, at(43), None, None)
+                pauses.resume(connection, session_id, at(45), 2)
+        fleet.sweep(start + 26)
+    for second in range(80, 460, 20):
+        fleet.sweep(second)
+    found = {message.kind: message for message in told(memory)}
+    assert set(found) == {"degraded", "recovered", "flapping", "calm"}
+    for kind in ("flapping", "calm"):
+        lines = found[kind].body.splitlines()
+        assert lines[0] == "It is degraded: silent since its pause ended at 2026-01-31 12:00:45 UTC."
+        assert lines[1].startswith("It was last heard at 2026-01-31 12:00:41 UTC; nothing for ")
