@@ -54,7 +54,7 @@ class Stuck:
         if self.since is None:
             head = f"no; {same}, and is stuck at {exact(self.sum.deadline_at)} UTC unless that changes"
         else:
-            head = f"STUCK since {exact(self.since)} UTC: it beats, but {same}"
+            head = f"STUCK since {exact(self.since)} UTC: it {same}"
         tail = [] if self.since is None else ["it ends with the first heartbeat that says something else"]
         return [head, *self.sum.lines(), *tail]
 

@@ -75,7 +75,7 @@ def check(*, settings: Settings, agent_name: str | None, as_json: bool) -> None:
       3  the pipeline is behind or away, so that nothing is known; this wins over 1
 
     A Redis that may throw queued messages away, and notifications that could not be sent for a day, get a warning on
-    the error output, and change no exit status.
+    the error output, and change no exit status. Who is stuck or flaps is named, and changes none either.
     """  # noqa: D301 - \b is click's mark for lines that stay as they are
     verdict = _ask(settings, normalise_name(agent_name) if agent_name is not None else None)
     if as_json:
