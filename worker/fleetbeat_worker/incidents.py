@@ -13,6 +13,7 @@ from fleetbeat_worker.tables import EventType, NoticeKind
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from datetime import datetime
+    from uuid import UUID
 
     from sqlalchemy import Connection
 
@@ -31,11 +32,9 @@ def find_incident(connection: Connection, silent: Sequence[Due], now: datetime) 
         return None, []
     incident = store.open_incident(connection)
     is_young = incident is not None and now - incident.started_at < JOINING
-    before = [] if is_young else store.flagged_lately(connection, now - JOINING)
+    before = [] if is_young else _told_lately(connection, len(silent), now)
     count = len(silent) + len(before)
-    if incident is None and (
-        count < INCIDENT_AGENTS or not is_incident(count, store.count_live(connection, 2 * count))
-    ):
+    if incident is None and not _are_an_incident(connection, count):
         return None, []
     live = store.count_live(connection)
     moments = [*(agent.since for agent in silent), *(since for _, _, since in before)]
@@ -63,6 +62,19 @@ def find_incident(connection: Connection, silent: Sequence[Due], now: datetime) 
     record(connection, EventType.INCIDENT, now, {"incident_id": incident_id, **detail})
     names = sorted([agent.agent_name for agent in silent] + [name for _, name, _ in before])[:NAMED]
     return incident_id, [fleet_notice(NoticeKind.INCIDENT, now, {**detail, "names": names})]
+
+
+def _told_lately(connection: Connection, silent: int, now: datetime) -> list[tuple[UUID, str, datetime]]:
+    """Return who was told of singly in the last minutes, if they may be an incident with so many more."""
+    told = store.count_told(connection, now - JOINING)
+    if not told or not _are_an_incident(connection, silent + told):
+        return []
+    return store.flagged_lately(connection, now - JOINING)
+
+
+def _are_an_incident(connection: Connection, count: int) -> bool:
+    # So many are enough to know, and counting all of a large fleet takes time.
+    return count >= INCIDENT_AGENTS and is_incident(count, store.count_live(connection, 2 * count))
 
 
 def end_incident(connection: Connection, now: datetime) -> list[Notice]:

@@ -49,6 +49,12 @@ def count_live(connection: Connection, at_most: int | None = None) -> int:
     return connection.execute(select(func.count()).select_from(live)).scalar_one()
 
 
+def count_told(connection: Connection, since: datetime) -> int:
+    """Return how many single silences were told since a moment, whatever became of them."""
+    told = (Notification.created_at > since, Notification.kind == NoticeKind.DEGRADED.value)
+    return connection.execute(select(func.count()).select_from(Notification).where(*told)).scalar_one()
+
+
 def flagged_lately(connection: Connection, since: datetime) -> list[tuple[UUID, str, datetime]]:
     """Lock the agents that were told of singly since a moment, and are silent still; since when, and their names.
 
