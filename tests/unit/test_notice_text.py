@@ -338,7 +338,7 @@ _JSON = st.recursive(
 @given(
     kind=st.sampled_from(list(NoticeKind)),
     detail=st.dictionaries(
-        st.sampled_from([*AGENT, *INCIDENT, "state", "schedule", "seconds", "deadlines_moved"]), _JSON
+        st.sampled_from([*AGENT, *INCIDENT, "stuck_after", "state", "schedule", "seconds", "deadlines_moved"]), _JSON
     ),
     name=st.none() | st.text(max_size=20),
 )
@@ -349,3 +349,9 @@ def test_any_detail_has_a_text(kind: NoticeKind, detail: dict[str, Any], name: s
     assert "\n" not in told.title
     keys = [line for line in told.body.splitlines() if line.startswith("Key:")]
     assert keys == ["Key: the-key"]
+
+
+def test_numbers_beyond_all_bounds_do_no_harm() -> None:
+    """A number that no agent can promise is left out of the sum."""
+    detail = AGENT | {"missed_limit": 10**400, "grace_seconds": 1e300}
+    assert "Its time was up at 2026-11-26 11:59:00.123 UTC." in message(NoticeKind.DEGRADED, detail).body

@@ -122,11 +122,12 @@ def _clock(facts: Facts, verb: str) -> str:
 def _moved(facts: Facts) -> str:
     """Return by how much the deadline was moved, if the promise alone doesn't give it."""
     since, deadline = facts.moment("since"), facts.moment("deadline_at")
-    numbers = [facts.number(name) for name in ("interval_seconds", "missed_limit", "grace_seconds")]
-    interval, missed, grace = numbers
-    if not since or not deadline or "since_is" not in facts.detail or None in {interval, missed, grace}:
+    found = [facts.number(name) for name in ("interval_seconds", "missed_limit", "grace_seconds")]
+    numbers = [number for number in found if number is not None and abs(number) <= LONGEST_SECONDS]
+    if not since or not deadline or "since_is" not in facts.detail or len(numbers) < len(found):
         return ""
-    moved = (deadline - since).total_seconds() - ((missed or 0) * (interval or 0) + (grace or 0))
+    interval, missed, grace = numbers
+    moved = (deadline - since).total_seconds() - (missed * interval + grace)
     if not MOVED_SECONDS <= moved <= LONGEST_SECONDS:
         return ""
     return f": {amount(moved)} later, as outages and maintenance count for nobody"
