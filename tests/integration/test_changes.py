@@ -130,6 +130,7 @@ def test_a_silence_and_its_end_are_told_once_each(fleet: Fleet, database_url: st
     assert fleet.told() == [("degraded", "torv"), ("recovered", "torv")]
     back = notices(fleet.engine, "recovered")[0].detail
     assert (back["since"], back["silent_seconds"]) == (since.isoformat(), pytest.approx(12, abs=10))
+    assert (back["current_work"], back["summary"], back["last_seen_at"]) == ("reads", "half", since.isoformat())
 
 
 def test_who_was_never_heard_is_told_of(fleet: Fleet) -> None:

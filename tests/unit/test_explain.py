@@ -347,7 +347,7 @@ def test_the_keys_that_programs_rely_on(fleet: Any, ask: Callable[..., Explanati
     answer = ask("torv", 200, 147).to_json()
     assert set(answer) == {
         *("agent_name", "session_id", "asked_at", "as_of", "verdict", "deadline", "flagged_by", "next", "heartbeats"),
-        *("pauses", "maintenance", "outages", "pipeline", "notes"),
+        *("pauses", "maintenance", "outages", "pipeline", "notes", "stuck", "flapping", "ended"),
     }
     assert set(answer["verdict"]) == {"state", "since", "confidence", "missed_intervals"}
     assert isinstance(answer["deadline"]["deadline_at"], datetime)

@@ -3,11 +3,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+from sqlalchemy import select, update
 
 from fleetbeat_worker.cli.record import percent
 from fleetbeat_worker.database import reading, writing
 from fleetbeat_worker.record import read_record
 from fleetbeat_worker.store import pauses
+from fleetbeat_worker.tables import Event
 from simulated import Simulation, at
 
 if TYPE_CHECKING:
@@ -73,6 +75,40 @@ def test_a_silence_begins_where_its_clock_did(memory: Engine) -> None:
     with reading(memory) as connection:
         found = [read_record(connection, name, at(130)).silences for name in ("paused", "never")]
     assert [[silence.silent_since for silence in silences] for silences in found] == [[at(101)], [at(0)]]
+
+
+def test_a_pause_ends_a_silence_and_says_so(memory: Engine) -> None:
+    """The silences before and after a pause are two that don't overlap, also by events of older versions."""
+    fleet = Simulation(memory)
+    torv = fleet.register("torv", 0)
+    fleet.beat(torv, 1)
+    for second in (5, 25):
+        fleet.sweep(second)
+    with writing(memory) as connection:
+        pauses.pause(connection, torv, at(30), None, None)
+        pauses.resume(connection, torv, at(40), 2)
+    for second in (50, 65):
+        fleet.sweep(second)
+    fleet.beat(torv, 70)
+    fleet.sweep(85)
+    fleet.sweep(95)
+    fleet.end(torv, 100)
+    spans = [(at(1), at(30), "paused"), (at(40), at(70), "heard"), (at(70), at(100), "ended")]
+    for _ in range(2):
+        found = record(memory, "torv", 110)
+        assert [(one.silent_since, one.ended_at, one.ended_by) for one in found.silences] == spans
+        _forget(memory, "since")
+    # Down from 22 to 30, from 61 to 70 and from 91 to 100; the pause doesn't count.
+    assert shares(record(memory, "torv", 110))[0] == (64 / 90, 90)
+
+
+def _forget(engine: Engine, name: str) -> None:
+    """Leave out of flags what an older version didn't say."""
+    with writing(engine) as connection:
+        flags = connection.execute(select(Event.id, Event.detail).where(Event.type == "degraded")).all()
+        for key, detail in flags:
+            kept = {each: value for each, value in detail.items() if each != name}
+            connection.execute(update(Event).where(Event.id == key).values(detail=kept))
 
 
 def test_a_goodbye_is_no_downtime_and_a_failure_is(memory: Engine) -> None:

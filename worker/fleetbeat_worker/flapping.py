@@ -6,9 +6,10 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Protocol
 
 from fleetbeat_shared.flapping import WINDOW_INTERVALS, is_flapping
-from fleetbeat_shared.liveness import UNJUDGEABLE, Promise, silent_since
+from fleetbeat_shared.liveness import UNJUDGEABLE, Promise
 from fleetbeat_worker.column_types import from_milliseconds
 from fleetbeat_worker.notices import Who, agent_notice, promise_facts
+from fleetbeat_worker.signs import silence_facts
 from fleetbeat_worker.store import changes as store
 from fleetbeat_worker.tables import EventType, NoticeKind
 
@@ -86,7 +87,8 @@ def mark_flapping(
     for agent in found:
         promised = promise_facts(agent.promise, settings.missed_intervals)
         who = Who(agent.session_id, agent.agent_name, agent.project)
-        facts = {**detail, "since": agent.since.isoformat(), **promised, **work.get(agent.session_id, {})}
+        silence = silence_facts(agent.registered_at, agent.last_seen_at, agent.resumed_at, agent.cleared_at)
+        facts = {**detail, **silence, **promised, **work.get(agent.session_id, {})}
         notices.append(agent_notice(NoticeKind.FLAPPING, who, now, facts))
     return notices, ids
 
@@ -114,8 +116,8 @@ def find_calm(
             continue
         detail = {"state": row.state, "stuck": row.stuck_at is not None}
         calm.append((row.session_id, row.agent_name, detail))
-        since = silent_since(row.registered_at, row.last_seen_at, row.resumed_at)
-        facts = {**detail, "since": since.isoformat(), **promise_facts(promise, settings.missed_intervals)}
+        silence = silence_facts(row.registered_at, row.last_seen_at, row.resumed_at)
+        facts = {**detail, **silence, **promise_facts(promise, settings.missed_intervals)}
         told.append((Who(row.session_id, row.agent_name, row.project), facts))
     store.mark(connection, "flapping_at", [session_id for session_id, *_ in calm], None)
     store.record_all(connection, EventType.CALM, now, calm)

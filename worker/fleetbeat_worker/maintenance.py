@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from fleetbeat_shared.maintenance import find_fault, last_end, running, windows_of
+from fleetbeat_shared.maintenance import find_fault, last_end, next_start, running, windows_of
 from fleetbeat_shared.silences import merge
 from fleetbeat_worker.column_types import to_milliseconds
 from fleetbeat_worker.deadlines import Unwatched
@@ -45,6 +45,14 @@ def read_maintenance(connection: Connection, last: StoredPipeline, now: datetime
     found = windows_of(_usable(window_rules(connection, since)), since, now)
     ends = [moment for moment in (last.cleared_at, last_end(found, now)) if moment is not None]
     return MaintenanceState(found, running(found, now), max(ends, default=None))
+
+
+def read_coming(connection: Connection, now: datetime) -> tuple[Window | None, Window | None]:
+    """Return the window that runs at a moment and the one that begins next, as far as somebody asked for them."""
+    rules = _usable(window_rules(connection, now))
+    starts = [start for rule in rules if (start := next_start(rule, now)) is not None]
+    found = windows_of(rules, now, min(starts, default=now))
+    return running(found, now), next((window for window in found if window.starts_at > now), None)
 
 
 def _usable(rules: Mapping[int, WindowRule]) -> list[WindowRule]:

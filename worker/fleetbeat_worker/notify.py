@@ -21,7 +21,8 @@ from fleetbeat_worker.database import reading, writing
 from fleetbeat_worker.delivery import Outcome, Round, deliver
 from fleetbeat_worker.log import logger
 from fleetbeat_worker.metrics import NOTIFICATIONS, count
-from fleetbeat_worker.notice_text import Facts, compose
+from fleetbeat_worker.notice_facts import Facts
+from fleetbeat_worker.notice_text import compose
 from fleetbeat_worker.routing import parse_targets, targets_for
 from fleetbeat_worker.store import notifications as store
 from fleetbeat_worker.tables import NoticeKind

@@ -61,6 +61,8 @@ class SilenceView:
     """When it was heard again, ended or paused; None if it still is silent."""
     seconds: float
     """From `silent_since` to the end, or to now."""
+    ended_by: str | None = None
+    """How it ended: the agent was `heard`, `paused`, or its session `ended`; None if it still is silent."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the silence as `--json` prints it."""
@@ -70,6 +72,7 @@ class SilenceView:
             "degraded_at": self.degraded_at,
             "ended_at": self.ended_at,
             "seconds": self.seconds,
+            "ended_by": self.ended_by,
         }
 
 
@@ -150,4 +153,5 @@ def _view(silence: Silence, session_id: UUID, now: int) -> SilenceView:
         from_milliseconds(silence.flagged_at),
         None if silence.ended_at is None else from_milliseconds(silence.ended_at),
         max(0, (silence.ended_at or now) - silence.since) / 1000,
+        silence.ended_by,
     )

@@ -5,8 +5,9 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from fleetbeat_shared.liveness import Promise, silent_since
+from fleetbeat_shared.liveness import Promise
 from fleetbeat_worker.notices import Who, agent_notice, promise_facts
+from fleetbeat_worker.signs import silence_facts
 from fleetbeat_worker.store.changes import find_degraded
 from fleetbeat_worker.tables import NoticeKind
 
@@ -40,7 +41,7 @@ def find_reminders(
             continue
         promise = Promise(row.interval_seconds, row.schedule, row.time_zone, row.grace_seconds, row.missed_limit)
         facts = {
-            "since": silent_since(row.registered_at, row.last_seen_at, row.resumed_at).isoformat(),
+            **silence_facts(row.registered_at, row.last_seen_at, row.resumed_at),
             "degraded_at": row.state_changed_at.isoformat(),
             "deadline_at": row.deadline_at.isoformat(),
             "watermark": watermark.isoformat(),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import and_, func, or_, select, update
 
 from fleetbeat_worker.store import bulk
+from fleetbeat_worker.store.changes import work_of
 from fleetbeat_worker.tables import NoticeKind, NoticeState, Notification
 
 if TYPE_CHECKING:
@@ -39,7 +40,12 @@ class Notice:
 
 
 def put(connection: Connection, notices: Sequence[Notice], now: int) -> int:
-    """Lay notices down to be sent from now on (milliseconds since 1970); return how many weren't there already."""
+    """Lay notices down to be sent from now on (milliseconds since 1970); return how many weren't there already.
+
+    What each agent last said of its work is laid down with them, so that it is what the change found.
+    """
+    wordless = {notice.session_id for notice in notices if notice.session_id and "current_work" not in notice.detail}
+    work = work_of(connection, wordless)
     rows = [
         {
             "key": notice.key,
@@ -49,7 +55,7 @@ def put(connection: Connection, notices: Sequence[Notice], now: int) -> int:
             "session_id": notice.session_id,
             "agent_name": notice.agent_name,
             "project": notice.project,
-            "detail": notice.detail,
+            "detail": (work.get(notice.session_id, {}) if notice.session_id else {}) | notice.detail,
             "state": NoticeState.WAITING.value,
             "due_at": now,
             "attempts": 0,
