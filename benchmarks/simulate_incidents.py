@@ -34,7 +34,7 @@ class Told(NamedTuple):
 class _Incident:
     started_at: int
     members: set[int] = field(default_factory=set)
-    """Those that went silent in it and not once more by themselves, and weren't paused since."""
+    """Those that went silent in it, and not once more by themselves."""
     size: int = 0
 
 
@@ -65,6 +65,8 @@ class _Telling:
         self._stored = self._lifecycle()
         self._faults: list[str] = []
         self._last_flagged: dict[int, int] = {}
+        self._singly: dict[int, int] = {}
+        """When those that are silent, and were told of by themselves, were flagged."""
 
     def faults(self) -> list[str]:
         """Go through all sweeps."""
@@ -74,9 +76,9 @@ class _Telling:
         for place, look in enumerate(self._plan.looks):
             freed = self._freed[place]
             silent -= freed
+            self._singly = {number: at for number, at in self._singly.items() if number not in freed}
             if incident is not None:
                 self._check_recoveries(incident, before, look)
-                incident.members -= self._paused_between(incident, before, look.at)
             incident = self._check_end(incident, silent, look)
             if flagged := self._flagged[place]:
                 incident = self._check_flags(incident, flagged, look)
@@ -110,23 +112,29 @@ class _Telling:
         sizes = [notice.agents for notice in notices if notice.kind == "incident"]
         singly = sorted(self._numbers[notice.agent or ""] for notice in notices if notice.kind == "degraded")
         certain, doubtful = self._count_live(look)
-        number = len(flagged)
+        number, before = len(flagged), set()
+        is_young = incident is not None and look.looked_at - incident.started_at < JOINING
+        if not is_young:  # what was flagged in the last minutes counts with it
+            before = {agent for agent, at in self._singly.items() if look.looked_at - at < JOINING} - flagged
+            number += len(before)
         must = number >= AT_LEAST and 2 * number > certain + doubtful
         may = number >= AT_LEAST and 2 * number > certain
-        if incident is not None and look.looked_at - incident.started_at < JOINING:
+        if is_young:
             must = may = True
         if sizes:
             if not may or sizes != [number] or singly:
                 self._fault(look, f"told of incidents of {sizes} and singly of {len(singly)} when it flagged {number}")
             incident = incident or _Incident(look.looked_at)
-            incident.size += len(flagged - incident.members)
-            incident.members |= flagged
+            incident.size += len((flagged | before) - incident.members)
+            incident.members |= flagged | before
             return incident
         if must or singly != sorted(flagged):
             self._fault(
                 look, f"told singly of {len(singly)} when it flagged {number} of {certain} to {certain + doubtful}"
             )
-        if incident is not None:
+        self._singly |= dict.fromkeys(flagged, look.looked_at)
+        if incident is not None:  # who came back, and is silent by itself now, is in it no longer
+            incident.size -= len(incident.members & flagged)
             incident.members -= flagged
         return incident
 
@@ -135,13 +143,6 @@ class _Telling:
         for at, name in self._recoveries:
             if after < at <= look.at and self._numbers[name] in incident.members:
                 self._fault(look, f"came after the recovery of {name} was told, whose incident is open")
-
-    def _paused_between(self, incident: _Incident, after: int, until: int) -> set[int]:
-        return {
-            number
-            for number in incident.members
-            if any(after < start <= until for life in self._lives[number] for start, _ in life.pauses)
-        }
 
     def _count_live(self, look: Look) -> tuple[int, int]:
         """Return how many agents are live for certain, and of how many that isn't sure."""

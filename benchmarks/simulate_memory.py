@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from simulate_draw import DAY
 from simulate_oracle import MISSED
-from simulate_play import OVERTAKEN, WATCHED, freed, window_rule
+from simulate_play import WATCHED, freed, overtaken_for, window_rule
 
 from fleetbeat_shared.liveness import State
 from fleetbeat_shared.maintenance import WindowRule, last_end, running, windows_of
@@ -18,7 +18,7 @@ from fleetbeat_worker.batch import Batch
 from fleetbeat_worker.column_types import from_milliseconds, to_milliseconds
 from fleetbeat_worker.deadlines import DeadlineRule, Unwatched, deadline_of
 from fleetbeat_worker.inbox import Entry
-from fleetbeat_worker.records import Facts
+from fleetbeat_worker.records import Facts, LifecycleEvent
 from fleetbeat_worker.sweep import outage_between
 from fleetbeat_worker.tables import LIFECYCLE
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from fleetbeat_shared.maintenance import Window
     from fleetbeat_shared.messages import Deregister, Heartbeat, Register
-    from fleetbeat_worker.records import AgentRecord, LifecycleEvent
+    from fleetbeat_worker.records import AgentRecord
 
 
 class MemoryStore:
@@ -39,6 +39,7 @@ class MemoryStore:
 
     def __init__(self, plan: Plan) -> None:
         self._sweep_seconds = float(plan.sweep_seconds)
+        self._overtaken_for = overtaken_for(plan)
         self._agents: dict[UUID, AgentRecord] = {}
         self._lifecycles: dict[UUID, list[LifecycleEvent]] = defaultdict(list)
         self._outages: list[tuple[int, int]] = []
@@ -66,7 +67,7 @@ class MemoryStore:
             agent = self._agents.get(message.session_id)
             if agent and not (had_ended and (agent.ended_at or entry.milliseconds < agent.registered_at)):
                 ready.append((entry, message))
-            elif now - refused_at < OVERTAKEN:
+            elif now - refused_at < self._overtaken_for:
                 waiting.append((entry, message, had_ended, refused_at))
         self._waiting = waiting
         return self._apply(now, ready) if ready else []
@@ -78,7 +79,7 @@ class MemoryStore:
             batch.apply(entry, message)
         for event in batch.events:
             if event["type"] in LIFECYCLE:
-                told = (event["type"], event["occurred_at"], event["message_id"])
+                told = LifecycleEvent(event["type"], event["occurred_at"], event["message_id"], event["detail"])
                 self._lifecycles[event["session_id"]].append(told)
         waiting = {row["entry_id"]: row["reason"] for row in batch.rejected if row["awaits_session_id"]}
         self._waiting += [

@@ -24,9 +24,6 @@ if TYPE_CHECKING:
     from fleetbeat_worker.batch import Batch
 
 
-OVERTAKEN = 90_000
-"""How long after it was refused, in milliseconds, a message may be put right."""
-
 WATCHED = (State.PENDING, State.OK)
 
 
@@ -135,6 +132,11 @@ class _Inbox:
         oldest = self._held[0].received_at if self._held else moment
         backlog = self._arrived - bisect_right(self._removed, moment)
         return Horizon(from_milliseconds(moment), from_milliseconds(oldest), backlog)
+
+
+def overtaken_for(plan: Plan) -> int:
+    """Return how long after it was refused, in milliseconds, a message may be put right."""
+    return max(90, 3 * plan.sweep_seconds) * 1000
 
 
 def window_rule(rule: MaintenanceRule) -> WindowRule:

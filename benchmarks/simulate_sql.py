@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from simulate_incidents import Told
 from simulate_oracle import FOREVER
-from simulate_play import OVERTAKEN, WATCHED, freed, window_rule
+from simulate_play import WATCHED, freed, overtaken_for, window_rule
 from sqlalchemy import exists, func, select, update
 
 from fleetbeat_shared.incidents import GIVEN_UP
@@ -50,6 +50,7 @@ class SqlStore:
         self._rules: dict[int, int] = {}
         """The number of each rule of the plan's maintenance in SQL."""
         self._every_sweep = every_sweep
+        self._overtaken_for = overtaken_for(plan)
         self._overtaken_until = 0
         self._nothing_until = 0
         """What no watermark has to be past for any sweep to find something; zero when that isn't known."""
@@ -66,7 +67,7 @@ class SqlStore:
         batches = store_entries(self._engine, entries, from_milliseconds(now), self._settings)
         for batch in batches:
             if any(row["awaits_session_id"] for row in batch.rejected):
-                self._overtaken_until = now + OVERTAKEN
+                self._overtaken_until = now + self._overtaken_for
             if any(row["type"] != EventType.HEARTBEAT for row in batch.events):
                 self._nothing_until = 0
             records = (*batch.agents.values(), *batch.plain.values())

@@ -15,15 +15,15 @@ INCIDENT_AGENTS = 5
 """With fewer agents each is told of by itself: that is no storm."""
 
 JOINING = timedelta(minutes=2)
-"""For how long silences of any number count as the same incident: what stops a fleet at one moment is found as each
-agent's deadline comes, sweep after sweep, those with long intervals last."""
+"""For how long silences count as the same incident, those before it was one and those after: what stops a fleet at one
+moment is found as each agent's deadline comes, sweep after sweep, those with long intervals last."""
 
 GIVEN_UP = timedelta(days=1)
 """After this time nobody is waited for any more: a notification isn't tried for longer, either."""
 
 
 def is_incident(silent: int, live: int) -> bool:
-    """Return whether agents that went silent at once are one incident: more than half of the live ones, five at least.
+    """Return whether agents flagged within `JOINING` are one incident: more than half of the live ones, at least five.
 
     `live` are those that were neither ended nor paused before, whether they were degraded already or not.
     """

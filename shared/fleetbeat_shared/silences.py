@@ -5,7 +5,7 @@ Pure: no clock, no database. Every moment is an integer of milliseconds since 19
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -38,6 +38,8 @@ class Silence:
     """When it had missed as much as it may."""
     ended_at: int | None = None
     """When it was heard again, ended or paused; None if it still is."""
+    ended_by: str | None = field(default=None, compare=False)
+    """Which of these it was, as far as somebody noted it: `heard`, `ended` or `paused`."""
 
 
 class Replay:

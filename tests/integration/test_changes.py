@@ -31,6 +31,7 @@ from helpers import (
     send_spread,
     state,
 )
+from simulated import Simulation, at
 
 if TYPE_CHECKING:
     from uuid import UUID
@@ -129,6 +130,7 @@ def test_a_silence_and_its_end_are_told_once_each(fleet: Fleet, database_url: st
     assert fleet.told() == [("degraded", "torv"), ("recovered", "torv")]
     back = notices(fleet.engine, "recovered")[0].detail
     assert (back["since"], back["silent_seconds"]) == (since.isoformat(), pytest.approx(12, abs=10))
+    assert (back["current_work"], back["summary"], back["last_seen_at"]) == ("reads", "half", since.isoformat())
 
 
 def test_who_was_never_heard_is_told_of(fleet: Fleet) -> None:
@@ -196,6 +198,41 @@ def test_paused_and_ended_agents_are_no_part_of_the_fleet(fleet: Fleet) -> None:
             connection.execute(update(Liveness).where(Liveness.session_id == sessions[number]).values(state=found))
     assert len(fleet.fall_silent(*sessions[5:8])) == 5
     assert fleet.told() == [("incident", None)]
+
+
+def test_a_fleet_that_is_found_sweep_after_sweep_is_an_incident(database: Engine) -> None:
+    """Agents that each beat at a time of their own stop at one moment: it is told with the fifth of eight."""
+    fleet = Simulation(database)
+    sessions = [fleet.register(f"agent {number}", number) for number in range(8)]
+    for when in (8, 18):
+        for number, session in enumerate(sessions):
+            fleet.beat(session, when + number / 2)
+    found = {when: len(fleet.sweep(when).degraded) for when in range(22, 46)}
+    assert {when: number for when, number in found.items() if number} == {40: 2, 41: 2, 42: 2, 43: 2}
+    told = notices(database)
+    assert [notice.kind for notice in told] == ["degraded"] * 4 + ["incident"] * 2
+    incident = told[4].detail
+    assert (incident["agents"], incident["live_agents"], incident["told_before"]) == (6, 8, 4)
+    assert (incident["first_silent_at"], incident["last_silent_at"]) == (at(18).isoformat(), at(20.5).isoformat())
+    assert incident["names"] == [f"agent {number}" for number in range(6)]
+    assert (told[5].detail["agents"], told[5].detail["agents_before"]) == (2, 6)
+    for session in sessions:
+        fleet.beat(session, 50)
+    fleet.sweep(51)
+    assert [notice.kind for notice in notices(database)[6:]] == ["incident_over"]
+    assert notices(database)[6].detail["back"] == 8
+
+
+def test_silences_that_are_far_apart_are_no_incident(database: Engine) -> None:
+    """Who was flagged more than two minutes ago, or is back, doesn't count."""
+    fleet = Simulation(database)
+    sessions = [fleet.register(f"agent {number}", 0) for number in range(8)]
+    for when in range(10, 400, 10):
+        for number, session in enumerate(sessions):
+            if when < 40 * (number + 1) or (number == 2 and when > 150):
+                fleet.beat(session, when)
+        fleet.sweep(when + 5)
+    assert {notice.kind for notice in notices(database)} == {"degraded", "recovered"}
 
 
 def test_an_incident_ends_when_half_are_back(fleet: Fleet) -> None:

@@ -20,10 +20,11 @@ from processes import die, end_of, fork
 from receivers import dribbler, http_receiver, smtp_receiver
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from sqlalchemy import Engine
 
+    from fleetbeat_worker.delivery import Outcome, Round
     from receivers import HttpReceiver, SmtpReceiver
 
 NOON = datetime(2026, 11, 26, 12, 0, tzinfo=UTC)
@@ -262,6 +263,30 @@ def test_dead_after_a_day(database: Engine, webhook: HttpReceiver, clock: Clock)
     assert row(database).state == "waiting"
     webhook.status = 200
     clock.now = row(database).due_at
+    assert notify(database, webhook.url(), clock).sent == 1
+
+
+def test_a_retry_that_is_asked_for_during_a_try_stands(
+    database: Engine, webhook: HttpReceiver, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The failure of the try that was under way, even of the last one, makes nothing of it: it is due at once."""
+    lay_down(database, "torv")
+    webhook.status = 404
+    clock.advance(TRIED_FOR)
+    deliver = module.deliver
+
+    def deliver_while_somebody_asks(rounds: Sequence[Round], stop: Callable[[], bool]) -> Iterator[Outcome]:
+        for outcome in deliver(rounds, stop):
+            with writing(database) as connection:
+                assert ask_again(connection, [outcome.notice_id], clock.now) == 1
+            yield outcome
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "deliver", deliver_while_somebody_asks)
+        assert notify(database, webhook.url(), clock).dead == 0
+    found = row(database)
+    assert (found.state, found.due_at, found.expires_at) == ("waiting", clock.now, clock.now + TRIED_FOR)
+    webhook.status = 200
     assert notify(database, webhook.url(), clock).sent == 1
 
 

@@ -10,14 +10,19 @@ from sqlalchemy import select, text
 
 from fleetbeat_shared.names import INBOX
 from fleetbeat_worker.account import Account
+from fleetbeat_worker.column_types import to_milliseconds
 from fleetbeat_worker.database import open_engine, reading, writing
-from fleetbeat_worker.inbox import Horizon, Inbox
+from fleetbeat_worker.inbox import Entry, Horizon, Inbox
 from fleetbeat_worker.partitions import partition_name
+from fleetbeat_worker.store.batches import open_batch, write_batch
 from fleetbeat_worker.sweep import decide, sweep
 from fleetbeat_worker.tables import OutageRow, Pipeline
+from fleetbeat_worker.transactions import store_entries
+from fleetbeat_worker.wire import understand
 from helpers import (
     LONG_AGO,
     agent,
+    count_heartbeats,
     drain,
     enrol,
     events,
@@ -30,6 +35,7 @@ from helpers import (
     state,
     wait_sweeping,
 )
+from simulated import Simulation, at
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -376,6 +382,86 @@ def decide_as_of(database: Engine, settings: Settings, now: datetime) -> SweepRe
     horizon = Horizon(now, now, 0)
     with writing(database) as connection:
         return decide(connection, horizon, Account(now, None, 0), settings, periodic=True)
+
+
+def test_a_registration_that_is_stored_while_a_sweep_begins(
+    database: Engine, redis: Redis, quick: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A slow worker stores it just before the sweep looks at the inbox: its heartbeats, set aside, count."""
+    sweep(redis, database, quick)
+    message = register(interval_seconds=1.0)
+    inbox = Inbox(redis)
+    send(redis, message, at=redis_time(redis) - seconds(20))
+    (slow,) = inbox.read("slow", 1, 0.1)
+    send(redis, heartbeat(message.session_id))
+    drain(redis, database, quick)
+    look = Inbox.account
+
+    def store_and_look(self: Inbox) -> Account:
+        store_entries(database, [slow], redis_time(redis), quick)
+        inbox.acknowledge([slow.id], "slow")
+        return look(self)
+
+    monkeypatch.setattr(Inbox, "account", store_and_look)
+    assert sweep(redis, database, quick).degraded == []
+    assert state(database, message.session_id) == "ok"
+    assert count_heartbeats(database) == 1
+
+
+def test_an_outage_counts_for_who_is_stored_while_it_is_found(postgres_url: str) -> None:
+    """A batch that read the outages before a sweep recorded one, and commits after it: its deadlines have it, too."""
+    database = open_engine(postgres_url)
+    fleet = Simulation(database)
+    silent = fleet.register("silent", 0)
+    for when in (0, 10, 20, 30, 35):
+        fleet.sweep(when)
+    assert state(database, silent) == "degraded"
+    beat, joining = heartbeat(silent), register("new", interval_seconds=10.0, grace_seconds=1)
+    arrived_at = to_milliseconds(at(36))
+    entries = [Entry(f"{arrived_at}-{number}", each.to_wire()) for number, each in enumerate((beat, joining))]
+    with writing(database) as connection:
+        messages = understand(entries).messages
+        batch = open_batch(connection, messages, at(636), fleet.settings)
+        for entry, message in messages:
+            batch.apply(entry, message)
+        write_batch(connection, batch)
+        assert fleet.sweep(636, watermark=36).outage_seconds == 601
+    assert [fleet.sweep(when).degraded for when in (640, 645, 656.9)] == [[], [], []]
+    assert sorted(fleet.sweep(657.1).degraded) == ["new", "silent"]
+    database.dispose()
+
+
+def test_a_clock_that_was_ahead_blinds_nobody(database: Engine) -> None:
+    """Whoever was heard or registered in the hour that never was is judged as of when the clock was put right."""
+    fleet = Simulation(database)
+    heard, unheard, limit = (fleet.register(name, 0) for name in ("heard", "unheard", "limit"))
+    slots = fleet.register("slots", 0, schedule="* * * * *", time_zone="UTC", grace_seconds=1.0)
+    for when in (5, 10):
+        for session in (heard, unheard, limit, slots):
+            fleet.beat(session, when)
+        fleet.sweep(when)
+    assert fleet.sweep(3610).outage_seconds == 3600
+    fleet.beat(heard, 3611, progress="ahead")
+    fleet.register("limit", 3611, limit, interval_seconds=10.0, grace_seconds=1.0, missed_intervals=3)
+    fleet.beat(slots, 3612)
+    fleet.sweep(3615)
+    fleet.sweep(20)
+    assert [(row.started_at, row.ended_at) for row in outages(database)] == [(at(10), at(20))]
+    assert {agent(database, session).last_seen_at for session in (heard, slots)} == {at(20)}
+    flagged = {when: names for when in range(25, 200, 5) if (names := sorted(fleet.sweep(when).degraded))}
+    assert flagged == {45: ["heard", "unheard"], 55: ["limit"], 125: ["slots"]}
+
+
+def test_after_its_clock_was_put_right_an_agent_is_heard_as_before(database: Engine) -> None:
+    """Its heartbeats move its last sign, its deadline and its current work."""
+    fleet = Simulation(database)
+    session = fleet.register("torv", 0)
+    fleet.sweep(3600)
+    fleet.beat(session, 3601, progress="ahead")
+    fleet.sweep(20)
+    fleet.beat(session, 25, progress="back")
+    found = agent(database, session)
+    assert (found.last_seen_at, found.deadline_at, found.current_work) == (at(25), at(46), "back")
 
 
 def test_a_sweep_that_was_overtaken_opens_no_gap(database: Engine, redis: Redis, quick: Settings) -> None:

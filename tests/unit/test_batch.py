@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 from itertools import permutations
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 import pytest
 from hypothesis import given, strategies as st
@@ -14,7 +15,7 @@ from fleetbeat_shared.liveness import State
 from fleetbeat_worker.batch import Batch
 from fleetbeat_worker.column_types import from_milliseconds, to_milliseconds
 from fleetbeat_worker.inbox import Entry
-from fleetbeat_worker.records import HEARTBEAT_COLUMNS, AgentRecord, Facts
+from fleetbeat_worker.records import HEARTBEAT_COLUMNS, AgentRecord, Facts, LifecycleEvent
 from fleetbeat_worker.store.tasks import TaskCounts
 from fleetbeat_worker.tables import LIFECYCLE
 from fleetbeat_worker.wire import understand
@@ -22,7 +23,6 @@ from helpers import deregister, heartbeat, register
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from uuid import UUID
 
     from fleetbeat_shared.messages import Deregister, Heartbeat, Register
 
@@ -54,7 +54,7 @@ def following(batch: Batch) -> Batch:
     lifecycles = {session_id: list(events) for session_id, events in batch.facts.lifecycles.items()}
     for event in batch.events:
         if event["type"] in LIFECYCLE:
-            told = (event["type"], event["occurred_at"], event["message_id"])
+            told = LifecycleEvent(event["type"], event["occurred_at"], event["message_id"], event["detail"])
             lifecycles.setdefault(event["session_id"], []).append(told)
     found = new_batch(*batch.agents.values())
     return replace(found, facts=replace(found.facts, lifecycles=lifecycles))
@@ -237,7 +237,8 @@ def test_a_degraded_agent_recovers() -> None:
     assert only(batch).state is State.OK
     (event,) = batch.events
     assert (event["type"], event["occurred_at"]) == ("recovered", NOON + seconds(110))
-    assert event["detail"] == {"silent_seconds": 100.0}
+    stored_at = from_milliseconds(batch.facts.now).isoformat()
+    assert event["detail"] == {"silent_seconds": 100.0, "stored_at": stored_at}
 
 
 def test_a_spooled_heartbeat_revives_nobody() -> None:
@@ -376,7 +377,7 @@ def test_a_deregistration_ends_the_session() -> None:
 
 
 def test_an_end_is_idempotent() -> None:
-    """A second end, or the same delivered again, is no fault, and changes at most what counts as after it."""
+    """A second end, or the same delivered again, is no fault, and changes nothing but what counts as after it."""
     agent = registered()
     batch = new_batch(agent)
     message = deregister(agent.session_id)
@@ -384,8 +385,13 @@ def test_an_end_is_idempotent() -> None:
     later = following(batch)
     apply(later, message, 90)
     apply(later, deregister(agent.session_id, error="again"), 95)
-    assert (later.events, later.rejected) == ([], [])
+    assert later.rejected == []
+    assert [(event["type"], event["detail"]) for event in later.events] == [("deregistered", {"error": "again"})]
     assert only(later).settings.keys() == {"lifecycle_entry"}
+    assert only(later).ended_at == NOON + seconds(90)
+    again = following(later)
+    apply(again, message, 90)
+    assert (again.events, only(again).settings) == ([], {})
 
 
 def test_an_end_of_an_unknown_session_waits_for_it() -> None:
@@ -755,15 +761,94 @@ def test_without_tasks_of_its_own_an_agent_keeps_the_counts_it_gave() -> None:
 
 
 def test_a_second_goodbye_counts_against_an_earlier_registration() -> None:
-    """A session that ended twice stays ended when the registration between the two ends comes last."""
+    """A session that ended twice stays ended when the registration between the two ends comes last, by the second."""
     agent = registered()
     batch = new_batch(agent)
     apply(batch, deregister(agent.session_id), 1)
-    apply(batch, deregister(agent.session_id), 3)
+    apply(batch, deregister(agent.session_id, error="full", exit_status=3), 3)
     apply(batch, register("torv", agent.session_id), 2)
-    assert (only(batch).state, only(batch).ended_at) == (State.ENDED, NOON + seconds(3))
-    told = [(event["type"], event["occurred_at"] - NOON) for event in batch.events]
-    assert told == [("deregistered", 1000), ("registered", 2000), ("deregistered", 3000)]
+    found = only(batch)
+    assert (found.state, found.registered_at, found.ended_at) == (State.ENDED, NOON + seconds(2), NOON + seconds(3))
+    assert {"error": "full", "exit_status": 3}.items() <= found.settings.items()
+    assert kinds(batch) == ["deregistered", "deregistered", "registered"]
+
+
+def test_an_end_of_an_ended_session_is_known_to_what_comes_late() -> None:
+    """The session that is open now was opened after it, whatever was opened before it."""
+    agent = registered()
+    batch = new_batch(agent)
+    for message, after in (
+        (deregister(agent.session_id), 10),
+        (deregister(agent.session_id), 30),
+        (register("torv", agent.session_id), 38),
+        (register("torv", agent.session_id), 20),
+    ):
+        apply(batch, message, after)
+        batch = following(batch)
+    assert (only(batch).registered_at, only(batch).deadline_at) == (NOON + seconds(38), NOON + seconds(99.5))
+
+
+def test_messages_of_one_millisecond_are_in_the_order_in_which_they_were_made() -> None:
+    """All that an agent kept while Redis was away may arrive at once; delivered again, it changes nothing."""
+    agent = registered()
+    steps = [deregister(agent.session_id), register("torv", agent.session_id)]
+    made = [message.model_copy(update={"id": UUID(int=number << 80 | 7 << 76)}) for number, message in enumerate(steps)]
+    batch = new_batch(agent)
+    for sequence, message in enumerate(made):
+        apply(batch, message, 10, sequence)
+    apply(batch, heartbeat(agent.session_id), 15)
+    apply(batch, register("torv", agent.session_id), 20)
+    batch = following(batch)
+    apply(batch, made[0], 10)
+    found = only(batch)
+    assert (found.registered_at, found.state, batch.events) == (NOON + seconds(10), State.OK, [])
+    late = new_batch(agent)
+    apply(late, register("torv", agent.session_id), 20)
+    for sequence, message in reversed(list(enumerate(made))):
+        apply(late, message, 10, sequence)
+    assert only(late).registered_at == NOON + seconds(10)
+
+
+def test_an_older_registration_leaves_a_degraded_agent_degraded() -> None:
+    """It says since when the agent is silent, and nothing that would end its silence."""
+    agent = replace(registered(), registered_at=NOON + seconds(30), state=State.DEGRADED)
+    agent.lifecycle_entry = (NOON + seconds(30)) << 20
+    batch = new_batch(agent)
+    apply(batch, register("torv", agent.session_id), 20)
+    assert (only(batch).registered_at, only(batch).state) == (NOON + seconds(20), State.DEGRADED)
+
+
+def test_an_overtaken_end_ends_what_marked_the_session() -> None:
+    """Opened anew, it neither is stuck with what it said before, nor does it flap."""
+    agent = stuck(flapping_at=NOON + seconds(95))
+    batch = new_batch(agent)
+    apply(batch, register("torv", agent.session_id), 210)
+    apply(batch, deregister(agent.session_id), 200)
+    found = only(batch)
+    assert (found.stuck_at, found.changed_at, found.flapping_at) == (None, None, None)
+    assert {"stuck_at": None, "changed_at": None, "flapping_at": None}.items() <= found.settings.items()
+
+
+def test_what_waited_in_a_spool_belongs_to_the_session_that_was_opened_before_it_arrived() -> None:
+    """A run whose messages all arrive at once, after Redis was away, shows what it said."""
+    agent = registered()
+    batch = new_batch(agent)
+    apply(batch, heartbeat(agent.session_id, summary="first run"), 1)
+    apply(batch, deregister(agent.session_id), 2)
+    apply(batch, register("torv", agent.session_id), 100)
+    apply(batch, heartbeat(agent.session_id, summary="second run", buffered_seconds=5), 100, 1)
+    found = only(batch)
+    assert (found.reports["summary"], found.state, found.since) == ("second run", State.OK, NOON + seconds(100))
+
+
+def test_a_session_that_comes_after_the_newer_one_of_its_name_ended_when_that_began() -> None:
+    """Not when it was registered, which is when it began to live."""
+    older, newer = register("torv"), register("torv")
+    batch = new_batch()
+    apply(batch, newer, 20)
+    apply(batch, older, 10)
+    found = batch.agents[older.session_id]
+    assert (found.registered_at, found.ended_at) == (NOON + seconds(10), NOON + seconds(20))
 
 
 def stuck(**columns: Any) -> AgentRecord:

@@ -15,7 +15,7 @@ from fleetbeat_worker.database import writing
 from fleetbeat_worker.explain import explain
 from fleetbeat_worker.inbox import Horizon
 from fleetbeat_worker.pipeline_view import Crew
-from fleetbeat_worker.store import maintenance
+from fleetbeat_worker.store import maintenance, pauses
 from fleetbeat_worker.tables import Event, Liveness, StoredHeartbeat
 from simulated import Simulation, at
 
@@ -222,6 +222,75 @@ def test_later_windows_move_a_deadline(memory: Engine, ask: Callable[..., Explan
         assert [one["moved_seconds"] for one in found.arithmetic.to_json()["maintenance"]] == [10, 10]
 
 
+def test_a_return_that_nobody_knew_of_is_none(memory: Engine, ask: Callable[..., Explanation]) -> None:
+    """A heartbeat that waited brings its agent back as of before the flag, and changes nothing of what held then."""
+    fleet = Simulation(memory)
+    session_id = fleet.register("torv", 0)
+    fleet.beat(session_id, 1)
+    for second in range(1, 30, 4):
+        fleet.sweep(second)
+    then = ask("torv", 27)
+    fleet.beat(session_id, 30, waited=10)
+    fleet.sweep(31)
+    found = ask("torv", 31, 27)
+    assert (found.state, found.state_since, found.flag) == (then.state, then.state_since, then.flag)
+    assert (found.state, found.state_since) == ("degraded", at(25))
+    assert found.notes == (
+        "The heartbeat of 2026-01-31 12:00:20 that brought it back was stored at 2026-01-31 12:00:30.",
+    )
+    later = ask("torv", 31, 30.5)
+    assert (later.state, later.state_since) == ("ok", at(20))
+
+
+def test_an_agent_is_ok_since_what_came_last(memory: Engine, ask: Callable[..., Explanation]) -> None:
+    """It is ok since its return or the end of its pause, whichever came last, and since neither of an earlier life."""
+    fleet = Simulation(memory)
+    session_id = fleet.register("torv", 0)
+    for second in range(1, 211, 4):
+        if second in {1, 49, 105, 201}:
+            fleet.beat(session_id, second)
+        elif second == 61:
+            with writing(memory) as connection:
+                pauses.pause(connection, session_id, at(61), None, None)
+        elif second == 101:
+            with writing(memory) as connection:
+                pauses.resume(connection, session_id, at(101), 2)
+        elif second == 109:
+            fleet.end(session_id, 109)
+        elif second == 197:
+            fleet.register("torv", 197, session_id)
+        fleet.sweep(second)
+    found = [ask("torv", 210, when) for when in (52, 103, 106, 205)]
+    assert [one.state for one in found] == ["ok"] * 4
+    assert [one.state_since for one in found] == [at(49), at(101), at(101), None]
+
+
+def test_who_was_not_heard_yet_is_pending_after_a_pause_and_maintenance(
+    memory: Engine, ask: Callable[..., Explanation]
+) -> None:
+    """What starts a clock anew is no heartbeat, and neither is one of an earlier life."""
+    fleet = Simulation(memory)
+    fleet.sweep(0)
+    promise = {"interval_seconds": 100.0, "grace_seconds": 1.0}
+    torv, moor = (fleet.register(name, 0, **promise) for name in ("torv", "moor"))
+    with writing(memory) as connection:
+        pauses.pause(connection, torv, at(1), None, None)
+        pauses.resume(connection, torv, at(5), 2)
+    maintenance_at = WindowRule(at(12), at(20))
+    with writing(memory) as connection:
+        maintenance.add(connection, maintenance_at, at(11))
+    for second in (13, 21):
+        fleet.sweep(second)
+    for when, of_torv in ((7, at(5)), (23, at(5))):
+        found = [ask(name, 25, when) for name in ("torv", "moor")]
+        assert [(one.state, one.state_since) for one in found] == [("pending", of_torv), ("pending", at(0))]
+    fleet.beat(moor, 30)
+    fleet.end(moor, 31)
+    fleet.register("moor", 40, moor, **promise)
+    found = [ask("moor", 45, when) for when in (30.5, 42)]
+    assert [(one.state, one.state_since) for one in found] == [("ok", None), ("pending", at(40))]
+
+
 def test_an_ended_session_is_explained_and_an_earlier_one_at_its_time(
     memory: Engine, ask: Callable[..., Explanation]
 ) -> None:
@@ -279,7 +348,7 @@ def test_the_keys_that_programs_rely_on(fleet: Any, ask: Callable[..., Explanati
     answer = ask("torv", 200, 147).to_json()
     assert set(answer) == {
         *("agent_name", "session_id", "asked_at", "as_of", "verdict", "deadline", "flagged_by", "next", "heartbeats"),
-        *("pauses", "maintenance", "outages", "pipeline", "notes"),
+        *("pauses", "maintenance", "outages", "pipeline", "notes", "stuck", "flapping", "ended"),
     }
     assert set(answer["verdict"]) == {"state", "since", "confidence", "missed_intervals"}
     assert isinstance(answer["deadline"]["deadline_at"], datetime)

@@ -6,13 +6,18 @@ from typing import Any
 import pytest
 from hypothesis import given, strategies as st
 
-from fleetbeat_worker.notice_text import Facts, Message, Mood, compose
+from fleetbeat_worker.notice_facts import Facts
+from fleetbeat_worker.notice_text import Message, Mood, compose
 from fleetbeat_worker.tables import NoticeKind
 
 NOON = datetime(2026, 11, 26, 12, 0, tzinfo=UTC)
 AGENT = {
     "since": "2026-11-26T11:57:55.123+00:00",
-    "deadline_at": "2026-11-26T11:59:00+00:00",
+    "since_is": "last heartbeat",
+    "last_seen_at": "2026-11-26T11:57:55.123+00:00",
+    "registered_at": "2026-11-26T11:00:00+00:00",
+    "seen_at": "2026-11-26T12:00:00.123+00:00",
+    "deadline_at": "2026-11-26T11:59:00.123+00:00",
     "watermark": "2026-11-26T12:00:00+00:00",
     "interval_seconds": 30.0,
     "grace_seconds": 5.0,
@@ -45,8 +50,8 @@ def test_a_degraded_agent_in_full() -> None:
     assert told.title == "torv is degraded: silent since 2026-11-26 11:57:55 UTC"
     assert told.mood is Mood.BAD
     assert told.body.splitlines() == [
-        "Nothing was heard of it for 2m 5s.",
-        "It should beat every 30s; it may miss 2, and has 5s of grace. Its time was up at 2026-11-26 11:59:00 UTC.",
+        "It was last heard at 2026-11-26 11:57:55.123 UTC; nothing for 2m 5s.",
+        "It should beat every 30s; it may miss 2, and has 5s of grace. Its time was up at 2026-11-26 11:59:00.123 UTC.",
         "Project: billing",
         "Current work: index the archive",
         "Last progress: page 7 of 9",
@@ -55,6 +60,45 @@ def test_a_degraded_agent_in_full() -> None:
         "Look: fleetbeat explain torv",
         "Key: the-key",
     ]
+
+
+@pytest.mark.parametrize(
+    ("detail", "calm", "flapping", "sentence"),
+    [
+        (
+            {"state": "degraded", "stuck": False},
+            "torv is calm again, but degraded",
+            "torv is flapping, degraded now",
+            "It is degraded: silent since 2026-11-26 11:57:55 UTC.",
+        ),
+        (
+            {"state": "ok", "stuck": True},
+            "torv is calm again, but stuck",
+            "torv is flapping, stuck now",
+            "It is stuck: it beats, but what it does doesn't change.",
+        ),
+        ({"state": "paused"}, "torv is calm again, but paused", "torv is flapping, paused now", "It is paused."),
+        (
+            {"state": "ok", "stuck": False},
+            "torv is calm again, and ok",
+            "torv is flapping, ok now",
+            "It is ok.",
+        ),
+    ],
+)
+def test_who_flaps_or_is_calm_is_told_with_its_state(
+    detail: dict[str, Any], calm: str, flapping: str, sentence: str
+) -> None:
+    """No other message says it: an agent that died while it flapped is told of here or nowhere, and as no success."""
+    is_calm, flaps = (message(kind, AGENT | detail) for kind in (NoticeKind.CALM, NoticeKind.FLAPPING))
+    assert (is_calm.title, flaps.title) == (calm, flapping)
+    assert is_calm.body.startswith(f"{sentence}\n")
+    assert "\nIts changes are told again.\nProject: billing\nCurrent work: index the archive\n" in is_calm.body
+    assert flaps.body.startswith(f"{sentence}\n")
+    assert "\nIt changes its state again and again." in flaps.body
+    assert ("It should beat every 30s" in is_calm.body) == calm.endswith("degraded")
+    assert is_calm.mood is (Mood.GOOD if calm.endswith("ok") else Mood.BAD)
+    assert flaps.mood is Mood.BAD
 
 
 @pytest.mark.parametrize(
@@ -74,6 +118,135 @@ def test_titles_of_an_agents_changes(kind: NoticeKind, title: str) -> None:
     told = message(kind, AGENT)
     assert told.title == title
     assert "Look: fleetbeat explain torv" in told.body
+
+
+NEVER_HEARD = AGENT | {"since": AGENT["registered_at"], "since_is": "registration", "last_seen_at": None}
+ENROLLED_ANEW = AGENT | {"registered_at": "2026-11-26T11:59:00+00:00", "since": "2026-11-26T11:59:00+00:00"}
+ENROLLED_ANEW |= {"since_is": "registration"}
+AFTER_A_PAUSE = AGENT | {"since": "2026-11-26T11:59:00+00:00", "since_is": "end of the pause"}
+AFTER_MAINTENANCE = AFTER_A_PAUSE | {"since_is": "end of maintenance"}
+UNHEARD_AFTER_A_PAUSE = AFTER_A_PAUSE | {"last_seen_at": None}
+OLD = {name: AGENT[name] for name in ("since", "deadline_at", "interval_seconds", "grace_seconds", "missed_limit")}
+OLD |= {"silent_seconds": 125.0}
+
+
+@pytest.mark.parametrize(
+    ("facts", "long", "silent", "heard"),
+    [
+        (
+            AGENT,
+            "silent for 2m 5s",
+            "silent since 2026-11-26 11:57:55 UTC",
+            "It was last heard at 2026-11-26 11:57:55.123 UTC; nothing for 2m 5s.",
+        ),
+        (
+            NEVER_HEARD,
+            "never heard for 1h",
+            "never heard since its registration at 2026-11-26 11:00:00 UTC",
+            "It was never heard in the 1h since its registration at 2026-11-26 11:00:00 UTC.",
+        ),
+        (
+            ENROLLED_ANEW,
+            "never heard for 1m",
+            "never heard since its registration at 2026-11-26 11:59:00 UTC",
+            "It was last heard at 2026-11-26 11:57:55.123 UTC, before it was registered at 2026-11-26 11:59:00 UTC.",
+        ),
+        (
+            AFTER_A_PAUSE,
+            "silent for 2m 5s",
+            "silent since its pause ended at 2026-11-26 11:59:00 UTC",
+            (
+                "It was last heard at 2026-11-26 11:57:55.123 UTC; nothing for 2m 5s. "
+                "Its clock started anew when its pause ended, at 2026-11-26 11:59:00 UTC."
+            ),
+        ),
+        (
+            AFTER_MAINTENANCE,
+            "silent for 2m 5s",
+            "silent since maintenance ended at 2026-11-26 11:59:00 UTC",
+            (
+                "It was last heard at 2026-11-26 11:57:55.123 UTC; nothing for 2m 5s. "
+                "Its clock started anew when maintenance ended, at 2026-11-26 11:59:00 UTC."
+            ),
+        ),
+        (
+            UNHEARD_AFTER_A_PAUSE,
+            "never heard for 1h",
+            "silent since its pause ended at 2026-11-26 11:59:00 UTC",
+            (
+                "It was never heard in the 1h since its registration at 2026-11-26 11:00:00 UTC. "
+                "Its clock started anew when its pause ended, at 2026-11-26 11:59:00 UTC."
+            ),
+        ),
+        (OLD, "silent for 2m 5s", "silent since 2026-11-26 11:57:55 UTC", "Nothing was heard of it for 2m 5s."),
+    ],
+)
+def test_a_silence_says_what_it_counts_from_and_when_the_agent_was_last_heard(
+    facts: dict[str, Any], long: str, silent: str, heard: str
+) -> None:
+    """A pause that ended is no last sign, a registration neither; a notice of before tells what it has."""
+    told = message(NoticeKind.DEGRADED, facts)
+    assert told.title == f"torv is degraded: {silent}"
+    assert told.body.splitlines()[0] == heard
+    again = message(NoticeKind.REMINDER, facts)
+    assert again.body.splitlines()[:2] == [f"It is {silent}.", heard]
+    assert again.title == f"torv is still degraded, {long}"
+
+
+@pytest.mark.parametrize(
+    ("facts", "title", "heard"),
+    [
+        (
+            AGENT,
+            "torv is back after 2m 5s of silence",
+            "It was heard at 2026-11-26 12:00:00.123 UTC; before that at 2026-11-26 11:57:55.123 UTC.",
+        ),
+        (
+            NEVER_HEARD,
+            "torv is heard for the first time",
+            "It was heard at 2026-11-26 12:00:00.123 UTC; it was registered at 2026-11-26 11:00:00 UTC.",
+        ),
+        (
+            ENROLLED_ANEW,
+            "torv is heard for the first time since its registration",
+            "It was heard at 2026-11-26 12:00:00.123 UTC; it was registered at 2026-11-26 11:59:00 UTC.",
+        ),
+        (
+            AFTER_A_PAUSE,
+            "torv is back after 2m 5s of silence",
+            (
+                "It was heard at 2026-11-26 12:00:00.123 UTC; before that at 2026-11-26 11:57:55.123 UTC. "
+                "Its clock had started anew when its pause ended, at 2026-11-26 11:59:00 UTC."
+            ),
+        ),
+        (OLD, "torv is back after 2m 5s of silence", "It had been silent since 2026-11-26 11:57:55.123 UTC."),
+    ],
+)
+def test_a_return_says_when_the_agent_was_heard_before(facts: dict[str, Any], title: str, heard: str) -> None:
+    """Who was never heard isn't back, and a pause that ended meanwhile makes no silence shorter."""
+    told = message(NoticeKind.RECOVERED, facts)
+    assert (told.title, told.body.splitlines()[0], told.mood) == (title, heard, Mood.GOOD)
+
+
+def test_a_promise_can_be_added_up() -> None:
+    """No part of a duration is left out where a moment and durations make another moment."""
+    detail = AGENT | {"interval_seconds": 1.5, "grace_seconds": 0.25, "deadline_at": "2026-11-26T11:57:58.373+00:00"}
+    body = message(NoticeKind.DEGRADED, detail).body
+    assert "every 1.5s; it may miss 2, and has 0.25s of grace. Its time was up at 2026-11-26 11:57:58.373 UTC." in body
+
+
+def test_stuck_says_how_long_the_same_may_last() -> None:
+    """The limit stands in the message, with the interval that it counts and the grace."""
+    body = message(NoticeKind.STUCK, AGENT | {"stuck_after": 20}).body
+    assert "but what it does doesn't change. It may say the same for 20 x 30s + 5s of grace.\n" in body
+
+
+def test_an_incident_of_one_second() -> None:
+    """What begins and ends in the same second has one moment."""
+    detail = INCIDENT | {"last_silent_at": "2026-11-26T12:00:05.900+00:00"}
+    told = message(NoticeKind.INCIDENT, detail, None)
+    assert told.title == "412 of 800 agents went silent at 12:00:05"
+    assert told.body.startswith("On 2026-11-26 (UTC). ")
 
 
 def test_an_incident() -> None:
@@ -164,7 +337,9 @@ _JSON = st.recursive(
 
 @given(
     kind=st.sampled_from(list(NoticeKind)),
-    detail=st.dictionaries(st.sampled_from([*AGENT, *INCIDENT, "schedule", "seconds", "deadlines_moved"]), _JSON),
+    detail=st.dictionaries(
+        st.sampled_from([*AGENT, *INCIDENT, "stuck_after", "state", "schedule", "seconds", "deadlines_moved"]), _JSON
+    ),
     name=st.none() | st.text(max_size=20),
 )
 def test_any_detail_has_a_text(kind: NoticeKind, detail: dict[str, Any], name: str | None) -> None:
@@ -174,3 +349,9 @@ def test_any_detail_has_a_text(kind: NoticeKind, detail: dict[str, Any], name: s
     assert "\n" not in told.title
     keys = [line for line in told.body.splitlines() if line.startswith("Key:")]
     assert keys == ["Key: the-key"]
+
+
+def test_numbers_beyond_all_bounds_do_no_harm() -> None:
+    """A number that no agent can promise is left out of the sum."""
+    detail = AGENT | {"missed_limit": 10**400, "grace_seconds": 1e300}
+    assert "Its time was up at 2026-11-26 11:59:00.123 UTC." in message(NoticeKind.DEGRADED, detail).body

@@ -3,10 +3,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+from sqlalchemy import select, update
 
 from fleetbeat_worker.cli.record import percent
-from fleetbeat_worker.database import reading
+from fleetbeat_worker.database import reading, writing
 from fleetbeat_worker.record import read_record
+from fleetbeat_worker.store import pauses
+from fleetbeat_worker.tables import Event
 from simulated import Simulation, at
 
 if TYPE_CHECKING:
@@ -56,6 +59,58 @@ def test_what_nobody_watched_does_not_count(memory: Engine) -> None:
     assert shares(record(memory, "torv", 155)) == [(21 / 55, 55)] * 3
 
 
+def test_a_silence_begins_where_its_clock_did(memory: Engine) -> None:
+    """A pause is no silence, and neither is the time before a second registration that only changed the promise."""
+    fleet = Simulation(memory)
+    paused, never = fleet.register("paused", 0), fleet.register("never", 0)
+    fleet.beat(paused, 1)
+    with writing(memory) as connection:
+        pauses.pause(connection, paused, at(5), None, None)
+    fleet.register("never", 15, never)
+    for second in range(1, 200, 5):
+        if second == 101:
+            with writing(memory) as connection:
+                pauses.resume(connection, paused, at(101), 2)
+        fleet.sweep(second)
+    with reading(memory) as connection:
+        found = [read_record(connection, name, at(130)).silences for name in ("paused", "never")]
+    assert [[silence.silent_since for silence in silences] for silences in found] == [[at(101)], [at(0)]]
+
+
+def test_a_pause_ends_a_silence_and_says_so(memory: Engine) -> None:
+    """The silences before and after a pause are two that don't overlap, also by events of older versions."""
+    fleet = Simulation(memory)
+    torv = fleet.register("torv", 0)
+    fleet.beat(torv, 1)
+    for second in (5, 25):
+        fleet.sweep(second)
+    with writing(memory) as connection:
+        pauses.pause(connection, torv, at(30), None, None)
+        pauses.resume(connection, torv, at(40), 2)
+    for second in (50, 65):
+        fleet.sweep(second)
+    fleet.beat(torv, 70)
+    fleet.sweep(85)
+    fleet.sweep(95)
+    fleet.end(torv, 100)
+    spans = [(at(1), at(30), "paused"), (at(40), at(70), "heard"), (at(70), at(100), "ended")]
+    for _ in range(2):
+        found = record(memory, "torv", 110)
+        assert [(one.silent_since, one.ended_at, one.ended_by) for one in found.silences] == spans
+        _forget(memory, "since")
+    # Down from 22 to 30, from 61 to 70 and from 91 to 100; the pause doesn't count.
+    assert shares(record(memory, "torv", 110))[0] == (64 / 90, 90)
+
+
+def _forget(engine: Engine, name: str) -> None:
+    """Leave out of flags what an older version didn't say."""
+    with writing(engine) as connection:
+        flags = connection.execute(select(Event.id, Event.detail).where(Event.type == "degraded")).all()
+        for key, detail in flags:
+            kept = {each: value for each, value in detail.items() if each != name}
+            connection.execute(update(Event).where(Event.id == key).values(detail=kept))
+
+
 def test_a_goodbye_is_no_downtime_and_a_failure_is(memory: Engine) -> None:
     """After an end in order nothing is expected; after one with an error the agent is down until it is back."""
     fleet = Simulation(memory)
@@ -65,6 +120,15 @@ def test_a_goodbye_is_no_downtime_and_a_failure_is(memory: Engine) -> None:
     found = record(memory, "torv", 60)
     assert shares(found) == [(30 / 50, 50)] * 3
     assert shares(record(memory, last, 60)) == [(1, 10)] * 3
+
+
+def test_a_second_goodbye_is_no_failure(memory: Engine) -> None:
+    """Of a session that has ended nothing is expected, whatever else it says."""
+    fleet = Simulation(memory)
+    session = fleet.register("torv", 0)
+    fleet.end(session, 10)
+    fleet.end(session, 30, error="out of memory")
+    assert shares(record(memory, "torv", 60)) == [(1, 10)] * 3
 
 
 def test_only_the_last_day_counts_for_a_day(memory: Engine) -> None:

@@ -18,6 +18,7 @@ from fleetbeat_worker.column_types import from_milliseconds, to_milliseconds
 from fleetbeat_worker.doing import changed_at
 from fleetbeat_worker.lifecycle import Lifecycle
 from fleetbeat_worker.records import REPORTED, TASK_COUNTS, AgentRecord, LivenessRecord
+from fleetbeat_worker.signs import silence_facts
 from fleetbeat_worker.tables import EventType, NoticeKind
 
 if TYPE_CHECKING:
@@ -78,8 +79,8 @@ class Batch(Lifecycle):
             return
         if message.progress:
             self._event(EventType.HEARTBEAT, seen_at, agent, message_id=message.id, text=message.progress)
-        order = (seen_at, position)
-        # A heartbeat of before the session was opened anew says nothing of it now.
+        # What arrived after the session was opened anew says something of it now, however long it had waited.
+        order = (max(seen_at, agent.registered_at) if received_at >= agent.registered_at else seen_at, position)
         self._see(agent, seen_at, counts=agent.reported is None or order >= agent.reported)
         if said != _NOTHING_SAID or agent.agent_name in self.facts.tasks:
             self._report(agent, order, dict(zip(REPORTED, said, strict=True)), counted)
@@ -97,7 +98,7 @@ class Batch(Lifecycle):
         """Move `last_seen_at` forward, and if it counts what hangs on it; an older heartbeat moves nothing."""
         if record.last_seen_at is not None and seen_at <= record.last_seen_at:
             return
-        before, record.last_seen_at = record.since, seen_at
+        heard_at, record.last_seen_at = record.last_seen_at, seen_at
         record.seen = True
         if record.state is State.ENDED or not counts:
             return
@@ -115,15 +116,23 @@ class Batch(Lifecycle):
         if watermark is not None and self._deadline(record.promise, seen_at) <= watermark:
             return
         if isinstance(record, AgentRecord) and record.state is State.DEGRADED:
-            self._recover(record, before, seen_at)
+            self._recover(record, heard_at, seen_at)
         self._change_state(record, State.OK, seen_at)
 
-    def _recover(self, agent: AgentRecord, silent_since: int, seen_at: int) -> None:
-        """Record that a degraded agent is heard again, and tell it unless its silence wasn't told by itself either."""
+    def _recover(self, agent: AgentRecord, heard_at: int | None, seen_at: int) -> None:
+        """Record that a degraded agent is heard again, and tell it unless its silence wasn't told by itself either.
+
+        It was silent since it was last heard, also where its time counted anew from the end of a pause.
+        """
+        silent_since = min(seen_at, max(agent.registered_at, heard_at or 0))
         detail = {"silent_seconds": (seen_at - silent_since) / 1000}
-        self._event(EventType.RECOVERED, seen_at, agent, detail=detail)
+        # A heartbeat that waited brings it back as of before: who asks how it was then must know that nobody knew.
+        stored_at = from_milliseconds(self.facts.now).isoformat()
+        self._event(EventType.RECOVERED, seen_at, agent, detail={**detail, "stored_at": stored_at})
         if agent.flapping_at is None and agent.incident_id is None:
-            facts = {"since": from_milliseconds(silent_since).isoformat(), **detail}
+            last = [None if at is None else from_milliseconds(at) for at in (heard_at, agent.resumed_at)]
+            facts = silence_facts(from_milliseconds(agent.registered_at), *last)
+            facts |= {"seen_at": from_milliseconds(seen_at).isoformat(), **detail}
             self._tell(NoticeKind.RECOVERED, seen_at, agent, facts)
 
     def flap(self, agent: AgentRecord) -> None:

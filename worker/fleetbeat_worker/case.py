@@ -10,7 +10,10 @@ from fleetbeat_shared.errors import FleetbeatError, UnknownSession
 from fleetbeat_worker.arithmetic import exact
 from fleetbeat_worker.column_types import from_milliseconds, to_milliseconds
 from fleetbeat_worker.history import WINDOWS, Change, changes_of, live_spans
+from fleetbeat_worker.maintenance import read_coming
+from fleetbeat_worker.standing import OF_A_STANDING
 from fleetbeat_worker.store import history as store
+from fleetbeat_worker.store.agents import session
 from fleetbeat_worker.tables import EventType
 
 if TYPE_CHECKING:
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection, Row
 
+    from fleetbeat_shared.maintenance import Window
     from fleetbeat_shared.silences import Span
 
 HEARTBEATS_SHOWN = 10
@@ -73,6 +77,14 @@ class Case:
     outages: list[Span]
     beats: list[Beat] = field(default_factory=list)
     """The last heartbeats by the moment in question, the newest last."""
+    agent: Row[Any] | None = None
+    """Its row of now with all columns of `agents`."""
+    standing: list[Change] = field(default_factory=list)
+    """What changed for it, and what stood beside its state: `changes` with those of `OF_A_STANDING`."""
+    running: Window | None = None
+    """The maintenance of now."""
+    coming: Window | None = None
+    """The next maintenance that is known of."""
     namesakes: int = 0
     """How many other sessions of the name were live at that moment."""
 
@@ -80,6 +92,10 @@ class Case:
         """Return when the session was last opened by a moment, and until when it was live; None if it wasn't yet."""
         spans = live_spans(self.row, self.changes, max(moment, to_milliseconds(self.row.registered_at)))
         return max((span for span in spans if span[0] <= moment), default=None)
+
+    def read_windows(self, connection: Connection, now: datetime) -> None:
+        """Look for the maintenance that runs now, and for what comes next."""
+        self.running, self.coming = read_coming(connection, now)
 
     def read_heartbeats(self, connection: Connection, until: datetime) -> None:
         """Look for the last heartbeats received until a moment: first where they should be, then all over.
@@ -141,5 +157,9 @@ def read_case(connection: Connection, asked: str | UUID, moment: datetime) -> Ca
         message = f"{asked} was not registered yet at {exact(moment)} UTC; it was at {exact(first)} UTC."
         raise FleetbeatError(message)
     live, _, number = max(lives)
-    cases[number].namesakes = sum(other for other, _, _ in lives) - live
-    return cases[number]
+    found = cases[number]
+    found.namesakes = sum(other for other, _, _ in lives) - live
+    found.agent = session(connection, found.row.session_id)
+    beside = (*store.OF_A_SESSION, *OF_A_STANDING)
+    found.standing = changes_of(store.changes(connection, [found.row.session_id], beside))
+    return found

@@ -90,7 +90,7 @@ def make_changes(  # noqa: PLR0913, PLR0917 - all that a sweep goes by
             judged.due = _spare(connection, judged.due, maintenance, horizon, settings)
         degraded = [agent.agent_name for agent in judged.due]
         notices += flag_silent(connection, judged.due, watermark, now, horizon.backlog, settings)
-        notices += find_reminders(connection, last.watermark, watermark, settings)
+        notices += find_reminders(connection, last, watermark, settings)
         calm, unjudged = find_calm(connection, now, settings, {agent.session_id for agent in judged.due})
         notices += calm
         notices += find_stuck(connection, watermark, now, maintenance, settings)

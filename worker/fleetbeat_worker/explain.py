@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from fleetbeat_shared.errors import FleetbeatError
 from fleetbeat_shared.liveness import UNJUDGEABLE, State, missed_intervals, shown_state
+from fleetbeat_shared.stuck import stuck_limit
 from fleetbeat_worker.arithmetic import Arithmetic, Start, exact, work_out
 from fleetbeat_worker.case import HEARTBEATS_SHOWN, Case, read_case
 from fleetbeat_worker.column_types import from_milliseconds, to_milliseconds
@@ -26,6 +27,9 @@ from fleetbeat_worker.history import (
     spans_of,
     told_silences,
 )
+from fleetbeat_worker.prospects import Prospects
+from fleetbeat_worker.spells import ended, ended_since, paused_until, pauses_of, windows_of
+from fleetbeat_worker.standing import Standing
 from fleetbeat_worker.tables import EventType
 
 if TYPE_CHECKING:
@@ -39,6 +43,7 @@ if TYPE_CHECKING:
     from fleetbeat_shared.settings import Settings
     from fleetbeat_shared.silences import Span
     from fleetbeat_worker.pipeline_view import PipelineView
+    from fleetbeat_worker.standing import Flapping, Stuck
 
 
 def explain(
@@ -58,6 +63,7 @@ def explain(
             message = f"{exact(at)} UTC lies ahead; only what was and what is can be explained."
             raise FleetbeatError(message)
         case = read_case(connection, asked, at or pipeline.now)
+        case.read_windows(connection, pipeline.now)
         as_of = pipeline.as_of or pipeline.now
         if at is not None:
             unwatched = _unwatched(case.outages, at)
@@ -91,7 +97,7 @@ class _Judge:
     def explanation(self) -> Explanation:
         """Return the verdict with its facts."""
         now = to_milliseconds(self.as_of)
-        past = [change for change in self.case.changes if change.at <= now] if self.at else self.case.changes
+        past = [change for change in self.case.changes if change.known_at <= now] if self.at else self.case.changes
         windows = [change for change in self.case.windows if change.at <= now]
         arithmetic = self._arithmetic(past, windows, now)
         stored, since = self._state_now() if self.at is None else self._state_then(past, arithmetic, now)
@@ -101,8 +107,10 @@ class _Judge:
         state = shown_state(stored, missed)
         beats = tuple(self.case.beats[-HEARTBEATS_SHOWN:])
         shown_from = to_milliseconds(min([beat.received_at for beat in beats] + [arithmetic.start.at]))
-        text, next_at = self._next(state, arithmetic, in_maintenance=is_open(windows, *WINDOWS))
+        text, next_at = self._prospects(past, windows, arithmetic).next(state)
         self._tell_what_is_left_out(past)
+        running = self.case.running if self.at is None else None
+        stuck, flapping = self._standing(past, windows, arithmetic, state)
         return Explanation(
             agent_name=self.case.row.agent_name,
             session_id=self.case.row.session_id,
@@ -115,9 +123,12 @@ class _Judge:
             missed=0 if state in {State.ENDED, State.PAUSED} else missed,
             arithmetic=arithmetic,
             flag=_last_flag(past) if state is State.DEGRADED else None,
+            stuck=stuck,
+            flapping=flapping,
             heartbeats=beats,
-            pauses=_since(paused_spans(self.case.row, past, now), shown_from),
-            maintenance=_since(spans_of(windows, now, *WINDOWS), shown_from),
+            pauses=ended_since(pauses_of(self.case.row, self.case.agent, past, now), shown_from),
+            maintenance=ended_since(windows_of(windows, running, now), shown_from),
+            ended=ended(self.case.agent, past) if state is State.ENDED else None,
             outages=_since([span for span in self.case.outages if span[1] <= now], shown_from),
             next=text,
             next_at=next_at,
@@ -146,12 +157,32 @@ class _Judge:
             if moment is not None
         ]
         start = max(reversed(starts), key=lambda start: start.at)
-        outages = [span for span in self.case.outages if span[1] <= now]
+        stored = row.deadline_at if self.at is None else None
+        unwatched = self._unwatched(windows, now)
+        return work_out(start, promise, limit or self.settings.missed_intervals, unwatched, stored)
+
+    def _unwatched(self, windows: Sequence[Change], now: int) -> Unwatched:
         over = spans_of(windows, now, *WINDOWS)
         if is_open(windows, *WINDOWS):
             over.pop()
-        stored = row.deadline_at if self.at is None else None
-        return work_out(start, promise, limit or self.settings.missed_intervals, Unwatched(outages, over), stored)
+        return Unwatched([span for span in self.case.outages if span[1] <= now], over)
+
+    def _standing(
+        self, past: Sequence[Change], windows: Sequence[Change], arithmetic: Arithmetic, state: State
+    ) -> tuple[Stuck | None, Flapping | None]:
+        """Return whether the agent is stuck, or when it would be, and whether it flaps."""
+        if state is State.ENDED or self.case.agent is None:
+            return None, None
+        now, is_now = to_milliseconds(self.as_of), self.at is None
+        changes = [change for change in self.case.standing if is_now or change.at <= now]
+        standing = Standing(self.case.agent, changes, arithmetic.promise, self.as_of, is_now)
+        told = [change.detail for change in past if change.kind is EventType.REGISTERED]
+        own = self.case.agent.stuck_after if is_now or not told else told[-1].get("stuck_after")
+        limit = stuck_limit(own, self.settings.stuck_after)
+        stuck = standing.stuck(limit, self._unwatched(windows, now))
+        if stuck is not None and stuck.since is None and state is not State.OK:
+            stuck = None  # nobody looks whether it is
+        return stuck, standing.flapping(self.settings.flapping_changes)
 
     def _state_now(self) -> tuple[State, datetime]:
         return State(self.case.row.state), self.case.row.state_changed_at
@@ -164,14 +195,33 @@ class _Judge:
         flag = _last_flag(past)
         silences = told_silences(self.case.row, past)
         if silences and silences[-1].ended_at is None and silences[-1].flagged_at <= now:
+            self._tell_of_return(now)
             return State.DEGRADED, flag.flagged_at if flag else from_milliseconds(silences[-1].flagged_at)
         if is_open(past, *PAUSES):
-            return State.PAUSED, _last(past, EventType.PAUSED)
+            return State.PAUSED, from_milliseconds(paused_spans(self.case.row, past, now)[-1][0])
         if arithmetic.deadline_at < self.as_of:
             self._tell_of_delay(arithmetic.deadline_at)
-        if arithmetic.start.why == "registration":
-            return State.PENDING, arithmetic.start.at
-        return State.OK, _last(past, EventType.RECOVERED) or _last(past, EventType.RESUMED)
+        opened_at = self.case.row.registered_at if life is None else from_milliseconds(life[0])
+        lived = [change for change in past if change.at >= to_milliseconds(opened_at)]
+        recovered_at, resumed_at = _last(lived, EventType.RECOVERED), _last(lived, EventType.RESUMED)
+        if recovered_at is None and not self._heard_since(opened_at, past):
+            return State.PENDING, resumed_at or opened_at
+        return State.OK, max((moment for moment in (recovered_at, resumed_at) if moment is not None), default=None)
+
+    def _heard_since(self, opened_at: datetime, past: Sequence[Change]) -> bool:
+        """Return whether a heartbeat is of the life that began at a moment.
+
+        One that waited may count from before its session was opened, unless that was opened anew.
+        """
+        anew = any(change.kind is EventType.DEREGISTERED for change in past)
+        return any(not anew or beat.seen_at >= opened_at for beat in self.case.beats)
+
+    def _tell_of_return(self, now: int) -> None:
+        later = (change for change in self.case.changes if change.kind is EventType.RECOVERED)
+        back = next((change for change in later if change.at <= now < change.known_at), None)
+        if back is not None:
+            seen_at, stored_at = (exact(from_milliseconds(moment)) for moment in (back.at, back.known_at))
+            self.notes.append(f"The heartbeat of {seen_at} that brought it back was stored at {stored_at}.")
 
     def _tell_of_delay(self, deadline_at: datetime) -> None:
         text = "Its deadline had passed, and no sweep had flagged it yet"
@@ -192,30 +242,10 @@ class _Judge:
             self.notes.append(f"Nothing is known of after {exact(self.as_of)}: the pipeline is behind.")
         return self.as_of < self.at
 
-    def _next(self, state: State, arithmetic: Arithmetic, *, in_maintenance: bool) -> tuple[str, datetime | None]:
-        """Return what would change the verdict next, and when."""
-        if state is State.ENDED:
-            return "nothing is expected of it; a new registration opens it again", None
-        if state is State.PAUSED:
-            until = self.case.row.paused_until if self.at is None else None
-            when = f"at {exact(until)}" if until else "when somebody does it (fleetbeat agents resume)"
-            return f"resumed {when}; its clock starts anew then", until
-        if state is State.DEGRADED:
-            return "ok again with the next heartbeat that is recent enough", None
-        if in_maintenance:
-            again = arithmetic.start.why == "end of maintenance"
-            then = "its deadline moves by the time that it took" if again else "its clock starts anew then"
-            return f"nothing until maintenance ends; {then}", None
-        return self._next_missed(state, arithmetic)
-
-    def _next_missed(self, state: State, arithmetic: Arithmetic) -> tuple[str, datetime | None]:
-        due = arithmetic.deadline_at
-        if due < self.as_of:
-            return f"degraded at the next sweep: its deadline was {exact(due)}", due
-        text = f"degraded at {exact(due)} unless a heartbeat comes"
-        if state is State.OK and self.as_of < arithmetic.late_at < due:
-            return f"late at {exact(arithmetic.late_at)}, {text}", arithmetic.late_at
-        return text, due
+    def _prospects(self, past: Sequence[Change], windows: Sequence[Change], arithmetic: Arithmetic) -> Prospects:
+        until = paused_until(past) if self.at is not None else self.case.row.paused_until
+        coming = self.case.coming if self.at is None else None
+        return Prospects(arithmetic, self.as_of, until, is_open(windows, *WINDOWS), coming)
 
     def _tell_what_is_left_out(self, past: Sequence[Change]) -> None:
         days = self.settings.retention_days

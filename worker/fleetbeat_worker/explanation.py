@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from fleetbeat_worker.arithmetic import Arithmetic
     from fleetbeat_worker.case import Beat
     from fleetbeat_worker.pipeline_view import PipelineView
+    from fleetbeat_worker.spells import Ended, Spell
+    from fleetbeat_worker.standing import Flapping, Stuck
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +51,14 @@ class Explanation:
     missed: int
     arithmetic: Arithmetic
     flag: Flag | None
+    ended: Ended | None
+    """How it ended, if it did."""
+    stuck: Stuck | None
+    """Whether it is stuck, or when it would be; None where it never is."""
+    flapping: Flapping | None
     heartbeats: tuple[Beat, ...]
-    pauses: tuple[Span, ...]
-    maintenance: tuple[Span, ...]
+    pauses: tuple[Spell, ...]
+    maintenance: tuple[Spell, ...]
     outages: tuple[Span, ...]
     next: str
     """What would change the verdict next, and when."""
@@ -74,10 +81,13 @@ class Explanation:
             },
             "deadline": self.arithmetic.to_json(),
             "flagged_by": self.flag.to_json() if self.flag else None,
+            "ended": self.ended.to_json() if self.ended else None,
+            "stuck": self.stuck.to_json() if self.stuck else None,
+            "flapping": self.flapping.to_json() if self.flapping else None,
             "next": {"text": self.next, "at": self.next_at},
             "heartbeats": [beat.to_json() for beat in self.heartbeats],
-            "pauses": _spans_json(self.pauses),
-            "maintenance": _spans_json(self.maintenance),
+            "pauses": [pause.to_json() for pause in self.pauses],
+            "maintenance": [window.to_json() for window in self.maintenance],
             "outages": _spans_json(self.outages),
             "pipeline": self.pipeline.to_json() if self.pipeline else None,
             "notes": list(self.notes),

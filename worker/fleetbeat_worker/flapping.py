@@ -9,6 +9,7 @@ from fleetbeat_shared.flapping import WINDOW_INTERVALS, is_flapping
 from fleetbeat_shared.liveness import UNJUDGEABLE, Promise
 from fleetbeat_worker.column_types import from_milliseconds
 from fleetbeat_worker.notices import Who, agent_notice, promise_facts
+from fleetbeat_worker.signs import silence_facts
 from fleetbeat_worker.store import changes as store
 from fleetbeat_worker.tables import EventType, NoticeKind
 
@@ -82,10 +83,12 @@ def mark_flapping(
         connection, EventType.FLAPPING, now, [(agent.session_id, agent.agent_name, detail) for agent in found]
     )
     notices = []
+    work = store.work_of(connection, ids)
     for agent in found:
         promised = promise_facts(agent.promise, settings.missed_intervals)
         who = Who(agent.session_id, agent.agent_name, agent.project)
-        facts = {**detail, "since": agent.since.isoformat(), **promised}
+        silence = silence_facts(agent.registered_at, agent.last_seen_at, agent.resumed_at, agent.cleared_at)
+        facts = {**detail, **silence, **promised, **work.get(agent.session_id, {})}
         notices.append(agent_notice(NoticeKind.FLAPPING, who, now, facts))
     return notices, ids
 
@@ -101,9 +104,9 @@ def find_calm(
     promises = [
         Promise(row.interval_seconds, row.schedule, row.time_zone, row.grace_seconds, row.missed_limit) for row in rows
     ]
-    since = _earliest_window(promises, now)
-    times = store.change_times(connection, [row.session_id for row in rows], since, settings.flapping_changes)
-    calm, notices, unjudged = [], [], {}
+    earliest = _earliest_window(promises, now)
+    times = store.change_times(connection, [row.session_id for row in rows], earliest, settings.flapping_changes)
+    calm, told, unjudged = [], [], {}
     for row, promise in zip(rows, promises, strict=True):
         try:
             if is_flapping(times.get(row.session_id, ()), promise, now, settings.flapping_changes):
@@ -113,9 +116,11 @@ def find_calm(
             continue
         detail = {"state": row.state, "stuck": row.stuck_at is not None}
         calm.append((row.session_id, row.agent_name, detail))
-        facts = {**detail, **promise_facts(promise, settings.missed_intervals)}
-        who = Who(row.session_id, row.agent_name, row.project)
-        notices.append(agent_notice(NoticeKind.CALM, who, now, facts))
+        silence = silence_facts(row.registered_at, row.last_seen_at, row.resumed_at)
+        facts = {**detail, **silence, **promise_facts(promise, settings.missed_intervals)}
+        told.append((Who(row.session_id, row.agent_name, row.project), facts))
     store.mark(connection, "flapping_at", [session_id for session_id, *_ in calm], None)
     store.record_all(connection, EventType.CALM, now, calm)
+    work = store.work_of(connection, [who.session_id for who, _ in told])
+    notices = [agent_notice(NoticeKind.CALM, who, now, facts | work.get(who.session_id, {})) for who, facts in told]
     return notices, unjudged

@@ -15,6 +15,7 @@ from uuid import UUID
 from fleetbeat_shared.connection import redis_errors
 from fleetbeat_shared.errors import RedisUnavailable
 from fleetbeat_shared.liveness import State
+from fleetbeat_shared.stuck import stuck_limit
 from fleetbeat_worker.database import reading
 from fleetbeat_worker.incident_view import IncidentView, read_incident
 from fleetbeat_worker.judging import Judge
@@ -192,6 +193,8 @@ class AgentReport:
     record: Record
     """Of all sessions of the name, or of the one session that was asked for."""
     maintenance: Window | None = None
+    stuck_limit: int | None = None
+    """After how many intervals without a change it is stuck, its own number before the fleet's; None: never."""
 
 
 def read_agent(
@@ -213,7 +216,8 @@ def read_agent(
         judge = _read_judge(connection, pipeline, settings.missed_intervals)
         record = read_record(connection, asked, pipeline.as_of or pipeline.now)
     view = _view(row, judge.state(row), judge, tasks)
-    return AgentReport(pipeline, view, tasks, events, record, judge.maintenance.running)
+    limit = stuck_limit(row.stuck_after, settings.stuck_after) if row.interval_seconds is not None else None
+    return AgentReport(pipeline, view, tasks, events, record, judge.maintenance.running, limit)
 
 
 def read_redis(settings: Settings, client: Redis) -> tuple[Horizon | None, Crew | None, str | None]:

@@ -27,7 +27,7 @@ WINDOWS = (EventType.MAINTENANCE, EventType.MAINTENANCE_OVER)
 PAUSES = (EventType.PAUSED, EventType.RESUMED, EventType.DEREGISTERED)
 """How a pause begins, and how it ends: a goodbye ends it too."""
 
-_BREAKS_A_SILENCE = frozenset({EventType.RECOVERED, EventType.DEREGISTERED, EventType.PAUSED})
+_BREAKS_A_SILENCE = {EventType.RECOVERED: "heard", EventType.DEREGISTERED: "ended", EventType.PAUSED: "paused"}
 
 
 def promise_of(row: Row[Any]) -> Promise:
@@ -57,6 +57,11 @@ class Change:
     kind: EventType
     detail: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def known_at(self) -> int:
+        """When it was in SQL: a heartbeat that waited brings its agent back as of before anybody knew of it."""
+        return max(self.at, _moment(self.detail, "stored_at", self.at))
+
 
 def changes_of(rows: Iterable[Row[Any]]) -> list[Change]:
     """Return rows of `events` as changes, in their order; what opens or ends a session before what overtook it.
@@ -82,16 +87,22 @@ def told_silences(session: Row[Any], changes: Iterable[Change]) -> list[Silence]
     `session`: its row, for what no event tells any more.
     """
     found: list[Silence] = []
-    registered_at = to_milliseconds(session.registered_at)
+    registered_at, resumed_at = to_milliseconds(session.registered_at), 0
     for change in changes:
         if change.kind is EventType.REGISTERED:
             registered_at = change.at
+        elif change.kind is EventType.RESUMED:
+            resumed_at = change.at
         elif change.kind is EventType.DEGRADED:
+            if found and found[-1].ended_at is None:
+                continue  # the same one, told again
             deadline_at = _moment(change.detail, "deadline_at", change.at)
             since = _moment(change.detail, "since", _moment(change.detail, "last_seen_at", registered_at))
-            found.append(Silence(min(since, deadline_at), deadline_at))
+            # Events of older versions don't say that the clock started anew at the end of a pause.
+            found.append(Silence(min(max(since, resumed_at), deadline_at), deadline_at))
         elif change.kind in _BREAKS_A_SILENCE and found and found[-1].ended_at is None:
             found[-1].ended_at = max(change.at, found[-1].flagged_at)
+            found[-1].ended_by = _BREAKS_A_SILENCE[change.kind]
     if not found and session.state == State.DEGRADED:
         flagged_at = to_milliseconds(session.state_changed_at)
         seen_at = session.last_seen_at or session.registered_at

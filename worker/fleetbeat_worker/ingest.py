@@ -387,7 +387,7 @@ class Ingest:
             follow_up(self._client, batch)
             if any(row["awaits_session_id"] for row in batch.rejected):
                 self._put_right_at = time.monotonic() + PUT_RIGHT_SECONDS
-            if any(agent.is_new for agent in batch.agents.values()):
+            if any(agent.promised for agent in batch.agents.values()):  # registered, or opened anew
                 self._put_right_at = time.monotonic()
 
     def _put_right_when_due(self) -> None:

@@ -10,14 +10,15 @@ from fleetbeat_shared.liveness import UNJUDGEABLE, Promise, State, default_grace
 from fleetbeat_shared.messages import Deregister, Reason, Register
 from fleetbeat_worker.inbox import place_milliseconds
 from fleetbeat_worker.ledger import Ledger
-from fleetbeat_worker.records import AgentRecord
+from fleetbeat_worker.records import AgentRecord, LifecycleEvent
 from fleetbeat_worker.tables import LIFECYCLE, EventType
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from uuid import UUID
 
     from fleetbeat_worker.inbox import Entry
-    from fleetbeat_worker.records import LifecycleEvent, Row
+    from fleetbeat_worker.records import Row
 
 _TOLD = {
     "interval_seconds",
@@ -99,7 +100,11 @@ class Lifecycle(Ledger):
                 continue
             older, newer = sorted((other, agent), key=lambda record: record.lifecycle_entry)
             detail = {"superseded_by": str(newer.session_id)}
-            self._end(older, received_at, newer.lifecycle_entry, detail)
+            ended_at = received_at
+            if older is agent:  # it comes late: it had ended when the other one was registered
+                again_at = min(place_milliseconds(newer.lifecycle_entry), self.facts.now)
+                ended_at = newer.registered_at if newer.registered_at >= received_at else again_at
+            self._end(older, ended_at, newer.lifecycle_entry, detail)
 
     def _deregister(self, entry: Entry, message: Deregister) -> None:
         received_at, position = entry.arrival(self.facts.now)
@@ -116,9 +121,10 @@ class Lifecycle(Ledger):
             self._catch_up(agent, EventType.DEREGISTERED, received_at, message.id, said)
             return
         if agent.ended_at is not None:
-            # It ended before, but a registration between the two that comes late must open it for nobody.
+            # It ended before, but a registration between the two may come late, and then this one ended it.
             agent.lifecycle_entry = position
             agent.set(lifecycle_entry=position)
+            self._event(EventType.DEREGISTERED, received_at, agent, message_id=message.id, detail=said)
             return
         agent.set(**said)
         self._end(agent, received_at, position, said, message_id=message.id)
@@ -126,55 +132,71 @@ class Lifecycle(Ledger):
     def _catch_up(self, agent: AgentRecord, kind: EventType, occurred_at: int, message_id: UUID, detail: Row) -> None:
         """Take up a registration or an end that a newer one overtook: what it said is history.
 
-        It tells since when the session is open, though: since the first registration after the last end. Whatever is
-        taken up twice changes nothing the second time.
+        It tells since when the session is open, though, or was until its end. Whatever is taken up twice changes
+        nothing the second time.
         """
-        known = [*self.facts.lifecycles.get(agent.session_id, ()), *self._lifecycle_of(agent)]
-        is_replay = message_id in {event_id for _, _, event_id in known}
-        if not is_replay:
-            if kind is EventType.DEREGISTERED and occurred_at > agent.registered_at:
-                detail = {"lived_seconds": (occurred_at - agent.registered_at) / 1000, **detail}
+        told = [*self.facts.lifecycles.get(agent.session_id, ()), *self._lifecycle_of(agent)]
+        if any(event.message_id == message_id and event.at == occurred_at for event in told):
+            return  # a replay
+        if all(event.message_id != message_id for event in told):
             self._event(kind, occurred_at, agent, message_id=message_id, detail=detail)
+        told.append(LifecycleEvent(kind, occurred_at, message_id, detail))
+        # What no event tells any more.
+        _add(told, EventType.REGISTERED, agent.registered_at)
         newest = min(place_milliseconds(agent.lifecycle_entry), self.facts.now)
         if agent.ended_at is not None:
-            if kind is EventType.REGISTERED and occurred_at > agent.ended_at:  # between the end and a second one
-                agent.registered_at, agent.promised = occurred_at, True
-                self._end(agent, newest, agent.lifecycle_entry, {})
+            _add(told, EventType.DEREGISTERED, agent.ended_at)
+            self._end_again(agent, *retrace(told))
             return
-        told = [*((event_kind, at) for event_kind, at, _ in known), (kind, occurred_at)]
-        opened = [newest, agent.registered_at, *(at for event_kind, at in told if event_kind == EventType.REGISTERED)]
-        last_end = max((at for event_kind, at in told if event_kind == EventType.DEREGISTERED), default=0)
-        opened_at = min((at for at in opened if at > last_end), default=newest)
-        if opened_at != agent.registered_at or (kind is EventType.DEREGISTERED and not is_replay):
+        _add(told, EventType.REGISTERED, newest)
+        opened_at, end = retrace(told)
+        if end is not None:  # of two moments that are the same nobody knows which was first
+            opened_at = newest
+        if opened_at != agent.registered_at or kind is EventType.DEREGISTERED:
             self._open_since(agent, opened_at)
             with suppress(*UNJUDGEABLE):  # then the sweep that finds the old deadline passed sets the agent aside
                 agent.deadline_at = self._deadline(agent.promise, agent.since)
 
+    def _end_again(self, agent: AgentRecord, opened_at: int, end: LifecycleEvent | None) -> None:
+        """Let a session that has ended have had another life last than was known."""
+        if end is None or (opened_at, end.at) == (agent.registered_at, agent.ended_at):
+            return
+        agent.registered_at, agent.ended_at = opened_at, end.at
+        agent.seen = agent.promised = True
+        said = {name: (end.detail or {}).get(name) for name in ("error", "exit_status")}
+        agent.set(ended_at=end.at, **said)
+
     def _lifecycle_of(self, agent: AgentRecord) -> list[LifecycleEvent]:
         """Return the registrations and ends of a session that the batch has brought so far."""
         return [
-            (event["type"], event["occurred_at"], event["message_id"])
+            LifecycleEvent(event["type"], event["occurred_at"], event["message_id"], event["detail"])
             for event in self.events
             if event["session_id"] == agent.session_id and event["type"] in LIFECYCLE
         ]
 
     def _open_since(self, agent: AgentRecord, opened_at: int) -> None:
         """Let a session be open since a moment: what was said and missed before it counts no longer."""
-        start, moved = (opened_at, 0), opened_at != agent.registered_at
+        start, is_later = (opened_at, 0), opened_at > agent.registered_at
         if agent.reported is not None and agent.reported[0] == agent.registered_at:
             agent.reported = start  # nothing was said since it was opened
         elif opened_at >= agent.registered_at:
             agent.reported = max(agent.reported or start, start)
         if agent.reported is not None:
             agent.set(reported_at=agent.reported[0], reported_entry=agent.reported[1])
+        if agent.changed_at is not None and agent.changed_at < opened_at:
+            agent.changed_at = agent.stuck_at = None
+            agent.set(changed_at=None, stuck_at=None)
+        if is_later and agent.flapping_at is not None and agent.flapping_at < opened_at:
+            agent.flapping_at = None
+            agent.set(flapping_at=None)
         agent.registered_at = opened_at
         agent.seen = agent.promised = True
-        was_seen = agent.last_seen_at is not None and agent.last_seen_at > opened_at
+        was_seen = agent.last_seen_at is not None and agent.last_seen_at >= opened_at
         state = State.OK if was_seen else State.PENDING
         if agent.state is State.PAUSED and agent.state_changed_at < opened_at:  # the pause ended with its session
             agent.set(paused_at=None, paused_until=None, pause_reason=None)
             self._change_state(agent, state, opened_at)
-        elif agent.state in _UNTROUBLED or (agent.state is State.DEGRADED and moved and not was_seen):
+        elif agent.state in _UNTROUBLED or (agent.state is State.DEGRADED and is_later and not was_seen):
             self._change_state(agent, state, opened_at)
 
     def _end(
@@ -189,6 +211,25 @@ class Lifecycle(Ledger):
         self.idle_tasks_of.add(agent.agent_name)
         detail = {"lived_seconds": (ended_at - agent.registered_at) / 1000, **detail}
         self._event(EventType.DEREGISTERED, ended_at, agent, message_id=message_id, detail=detail)
+
+
+def retrace(told: Iterable[LifecycleEvent]) -> tuple[int, LifecycleEvent | None]:
+    """Return when a session was last opened, and what ended it then, if anything did; of what is told in any order.
+
+    Of the same millisecond the messages' ids tell the order: they were made one after the other.
+    """
+    opened_at, end, is_open = 0, None, False
+    for event in sorted(told, key=lambda event: (event.at, event.message_id is None, event.message_id)):
+        if event.kind == EventType.REGISTERED and not is_open:
+            opened_at, end, is_open = event.at, None, True
+        elif event.kind == EventType.DEREGISTERED and is_open:
+            end, is_open = event, False
+    return opened_at, end
+
+
+def _add(told: list[LifecycleEvent], kind: EventType, at: int) -> None:
+    if all((event.kind, event.at) != (kind, at) for event in told):
+        told.append(LifecycleEvent(kind, at, None, None))
 
 
 def _promised(message: Register) -> Row:

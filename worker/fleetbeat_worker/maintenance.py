@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from fleetbeat_shared.maintenance import find_fault, last_end, running, windows_of
+from fleetbeat_shared.maintenance import find_fault, last_end, next_start, running, windows_of
 from fleetbeat_shared.silences import merge
 from fleetbeat_worker.column_types import to_milliseconds
 from fleetbeat_worker.deadlines import Unwatched
 from fleetbeat_worker.history import WINDOWS, changes_of, spans_of
 from fleetbeat_worker.log import logger
+from fleetbeat_worker.looks import last_look
 from fleetbeat_worker.store import history
 from fleetbeat_worker.store.maintenance import window_rules
 from fleetbeat_worker.store.verdicts import record
@@ -46,6 +47,14 @@ def read_maintenance(connection: Connection, last: StoredPipeline, now: datetime
     return MaintenanceState(found, running(found, now), max(ends, default=None))
 
 
+def read_coming(connection: Connection, now: datetime) -> tuple[Window | None, Window | None]:
+    """Return the window that runs at a moment and the one that begins next, as far as somebody asked for them."""
+    rules = _usable(window_rules(connection, now))
+    starts = [start for rule in rules if (start := next_start(rule, now)) is not None]
+    found = windows_of(rules, now, min(starts, default=now))
+    return running(found, now), next((window for window in found if window.starts_at > now), None)
+
+
 def _usable(rules: Mapping[int, WindowRule]) -> list[WindowRule]:
     """Return the rules that can be worked out: one that can't must not keep sweeps from all verdicts."""
     usable = []
@@ -74,8 +83,10 @@ def note_maintenance(
 ) -> tuple[MaintenanceState, StoredPipeline]:
     """Tell by events, once each, what began and ended since the last sweep; return what holds, and what is known now.
 
-    The row of `pipeline` is locked, so that no two sweeps tell the same.
+    The row of `pipeline` is locked, so that no two sweeps tell the same. A sweep that was overtaken by another goes by
+    that one's time: what has begun and ended by then was told.
     """
+    now = last_look(last.last_sweep_at, now)
     found = read_maintenance(connection, last, now)
     since = last.maintenance_since
     for window in found.windows:

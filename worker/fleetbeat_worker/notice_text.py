@@ -6,32 +6,26 @@ that is longer than a reader takes.
 
 from __future__ import annotations
 
-import re
 import shlex
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fleetbeat_shared.durations import format_duration
+from fleetbeat_shared.liveness import State
 from fleetbeat_shared.text import clean
+from fleetbeat_worker.notice_facts import LONGEST_NAME, LONGEST_TEXT, Facts, at_text, told
+from fleetbeat_worker.silence_text import back, last_sign, promised, repeated, signs, silent_for, silent_since
 from fleetbeat_worker.tables import NoticeKind
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator
+    from datetime import datetime
 
-LONGEST_TEXT = 300
-"""How many letters of a text of an agent's are told."""
-LONGEST_NAME = 128
-LONGEST_SECONDS = 1e10
-"""What is longer than three centuries is no duration."""
 NAMED = 20
 """How many of many agents are named."""
 LATE_SECONDS = 60
 """After this time a message says that it comes late."""
-
-_CALLS = re.compile(r"@(?=everyone|here|channel|all\b|room\b)|<(?=[!@#])", re.IGNORECASE)
-"""What calls everybody in Slack, Discord or Matrix."""
 
 
 class Mood(StrEnum):
@@ -40,46 +34,6 @@ class Mood(StrEnum):
     BAD = "warning"
     GOOD = "success"
     PLAIN = "info"
-
-
-@dataclass(frozen=True, slots=True)
-class Facts:
-    """A notification as it was laid down."""
-
-    kind: NoticeKind
-    key: str
-    agent_name: str | None
-    project: str | None
-    created_at: datetime
-    detail: Mapping[str, Any]
-
-    @property
-    def who(self) -> str:
-        """The agent's name, made harmless."""
-        return _told(self.agent_name, LONGEST_NAME) or "an agent"
-
-    def moment(self, name: str) -> datetime | None:
-        """Return a moment of the detail."""
-        try:
-            moment = datetime.fromisoformat(str(self.detail.get(name)))
-            return moment.astimezone(UTC) if moment.tzinfo else None
-        except (ValueError, OverflowError):
-            return None
-
-    def number(self, name: str) -> float | None:
-        """Return a number of the detail."""
-        value = self.detail.get(name)
-        return value if isinstance(value, int | float) and not isinstance(value, bool) else None
-
-    def duration(self, name: str) -> str | None:
-        """Return a number of seconds as people say it."""
-        seconds = self.number(name)
-        return None if seconds is None or abs(seconds) > LONGEST_SECONDS else format_duration(round(seconds))
-
-    def count(self, name: str) -> str:
-        """Return a whole number of the detail."""
-        number = self.number(name)
-        return "some" if number is None else f"{int(number):,}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,16 +78,6 @@ def trial(now: datetime) -> Message:
     return Message("Fleetbeat: a test", body, Mood.PLAIN, key, "test", None, None)
 
 
-def _told(text: object, limit: int = LONGEST_TEXT) -> str:
-    """Return a text of an agent's as it may be told."""
-    harmless = _CALLS.sub(lambda found: f"{found[0]} ", clean(text)) if isinstance(text, str) else ""
-    return harmless if len(harmless) <= limit else f"{harmless[:limit].rstrip()}… (+{len(harmless) - limit})"
-
-
-def _at(moment: datetime | None) -> str:
-    return "an unknown time" if moment is None else f"{moment:%Y-%m-%d %H:%M:%S} UTC"
-
-
 def _command(facts: Facts) -> str:
     """Return what tells more; a name is quoted, so that no shell makes anything of it."""
     if facts.agent_name is None:
@@ -153,70 +97,37 @@ def _doing(facts: Facts) -> Iterator[str]:
         "summary": "Summary",
         "error": "Error",
     }
-    yield f"Project: {_told(facts.project, LONGEST_NAME)}" if facts.project else ""
+    yield f"Project: {told(facts.project, LONGEST_NAME)}" if facts.project else ""
     said: set[str] = set()
     for name, title in names.items():
-        text = _told(facts.detail.get(name))
+        text = told(facts.detail.get(name))
         if text and text not in said:  # its last progress is its current work, unless it said something else
             said.add(text)
             yield f"{title}: {text}"
-
-
-def _promise(facts: Facts) -> str:
-    """Return what the agent promised, and when that was broken."""
-    schedule = _told(facts.detail.get("schedule"))
-    every = facts.duration("interval_seconds")
-    zone = _told(facts.detail.get("time_zone"))
-    if schedule:
-        promised = f"It should beat by the schedule {schedule}" + (f" ({zone})" if zone else "")
-    elif every:
-        promised = f"It should beat every {every}"
-    else:
-        return ""
-    missed, grace = facts.number("missed_limit"), facts.duration("grace_seconds")
-    allowed = f"; it may miss {int(missed):,}" if missed is not None else ""
-    allowed += f", and has {grace} of grace" if missed is not None and grace else ""
-    deadline = facts.moment("deadline_at")
-    return f"{promised}{allowed}." + (f" Its time was up at {_at(deadline)}." if deadline else "")
 
 
 _Told = tuple[str, Mood, list[str]]
 
 
 def _degraded(facts: Facts) -> _Told:
-    since = facts.moment("since")
-    silent = _silence(facts, since)
-    title = f"{facts.who} is degraded: silent since {_at(since)}"
-    return (
-        title,
-        Mood.BAD,
-        [f"Nothing was heard of it for {silent}." if silent else "", _promise(facts), *_doing(facts)],
-    )
+    title = f"{facts.who} is degraded: {silent_since(facts)}"
+    return title, Mood.BAD, [last_sign(facts), promised(facts), *_doing(facts)]
 
 
 def _reminder(facts: Facts) -> _Told:
-    since = facts.moment("since")
-    silent = _silence(facts, since)
-    title = f"{facts.who} is still degraded" + (f", silent for {silent}" if silent else "")
-    return title, Mood.BAD, [f"It is silent since {_at(since)}.", _promise(facts), *_doing(facts)]
-
-
-def _silence(facts: Facts, since: datetime | None) -> str | None:
-    """Return how long it had been silent when that was found."""
-    if since is None:
-        return None
-    return format_duration(round(max(0.0, (facts.created_at - since).total_seconds())))
+    title = f"{facts.who} is still degraded{silent_for(facts)}"
+    lines = [f"It is {silent_since(facts)}.", last_sign(facts), promised(facts), *_doing(facts)]
+    return title, Mood.BAD, lines
 
 
 def _recovered(facts: Facts) -> _Told:
-    silent = facts.duration("silent_seconds")
-    title = f"{facts.who} is back" + (f" after {silent} of silence" if silent else "")
-    return title, Mood.GOOD, [*_doing(facts)]
+    return f"{facts.who} {back(facts)}", Mood.GOOD, [signs(facts), *_doing(facts)]
 
 
 def _stuck(facts: Facts) -> _Told:
-    title = f"{facts.who} is stuck: nothing new since {_at(facts.moment('changed_at'))}"
-    return title, Mood.BAD, ["It beats, but what it does doesn't change.", *_doing(facts)]
+    title = f"{facts.who} is stuck: nothing new since {at_text(facts.moment('changed_at'))}"
+    what = f"It beats, but what it does doesn't change.{repeated(facts)}"
+    return title, Mood.BAD, [what, *_doing(facts)]
 
 
 def _unstuck(facts: Facts) -> _Told:
@@ -224,12 +135,33 @@ def _unstuck(facts: Facts) -> _Told:
 
 
 def _flapping(facts: Facts) -> _Told:
+    word, *standing = _standing(facts)
     what = "It changes its state again and again. Its single changes are told no longer until it is calm."
-    return f"{facts.who} is flapping", Mood.BAD, [what, *_doing(facts)]
+    title = f"{facts.who} is flapping" + (f", {word} now" if word else "")
+    return title, Mood.BAD, [*standing, what, *_doing(facts)]
 
 
 def _calm(facts: Facts) -> _Told:
-    return f"{facts.who} is calm again", Mood.GOOD, ["Its changes are told again.", *_doing(facts)]
+    word, *standing = _standing(facts)
+    well = word == State.OK
+    title = f"{facts.who} is calm again" + (f", {'and' if well else 'but'} {word}" if word else "")
+    return title, Mood.GOOD if well else Mood.BAD, [*standing, "Its changes are told again.", *_doing(facts)]
+
+
+def _standing(facts: Facts) -> list[str]:
+    """Return how an agent is, in a word that is empty if the facts don't tell, and in the lines of a body.
+
+    While it flaps nothing else says it: the silence of an agent that fell silent for good is told here or nowhere.
+    """
+    state = facts.detail.get("state")
+    if not isinstance(state, str) or state not in set(State):
+        return [""]
+    if state == State.DEGRADED:
+        since = f": {silent_since(facts)}." if facts.moment("since") else "."
+        return [state, f"It is degraded{since}", last_sign(facts), promised(facts)]
+    if state == State.OK and facts.detail.get("stuck") is True:
+        return ["stuck", "It is stuck: it beats, but what it does doesn't change."]
+    return [state, f"It is {state}."]
 
 
 def _incident(facts: Facts) -> _Told:
@@ -237,15 +169,20 @@ def _incident(facts: Facts) -> _Told:
     agents, live = facts.count("agents"), facts.count("live_agents")
     if first is not None and last is not None:
         span = f"between {first:%H:%M:%S} and {last:%H:%M:%S}"
-        day = f"On {first:%Y-%m-%d} (UTC). " if first.date() == last.date() else f"{_at(first)} to {_at(last)}. "
+        if at_text(first) == at_text(last):
+            span = f"at {first:%H:%M:%S}"
+        whole = f"{at_text(first)} to {at_text(last)}. "
+        day = f"On {first:%Y-%m-%d} (UTC). " if first.date() == last.date() else whole
     else:
         span, day = "at once", ""
     why = "So many at once point at what they share: a machine, a network, an account. They are told as one."
+    if (before := facts.number("told_before")) is not None:
+        why += f" Of {int(before):,} you were told before."
     return f"{agents} of {live} agents went silent {span}", Mood.BAD, [f"{day}{why}", _names(facts, "Agents", "agents")]
 
 
 def _incident_over(facts: Facts) -> _Told:
-    since = f"They went silent from {_at(facts.moment('first_silent_at'))} on."
+    since = f"They went silent from {at_text(facts.moment('first_silent_at'))} on."
     names = _names(facts, "Silent still", "silent")
     together = f"of {facts.count('agents')} agents that went silent together are"
     if 2 * (facts.number("silent") or 0) <= (facts.number("agents") or 0):
@@ -258,7 +195,7 @@ def _names(facts: Facts, what: str, number: str) -> str:
     names = facts.detail.get("names")
     if not isinstance(names, list) or not names:
         return ""
-    shown = [_told(name, LONGEST_NAME) for name in names[:NAMED]]
+    shown = [told(name, LONGEST_NAME) for name in names[:NAMED]]
     more = int(facts.number(number) or len(names)) - len(shown)
     return f"{what}: {', '.join(shown)}" + (f", and {more:,} more" if more > 0 else "")
 
@@ -266,14 +203,14 @@ def _names(facts: Facts, what: str, number: str) -> str:
 def _outage(facts: Facts) -> _Told:
     title = f"Nobody watched the fleet for {facts.duration('seconds') or 'some time'}"
     moved = facts.number("deadlines_moved")
-    span = f"From {_at(facts.moment('started_at'))} to {_at(facts.moment('ended_at'))}"
+    span = f"From {at_text(facts.moment('started_at'))} to {at_text(facts.moment('ended_at'))}"
     why = f"{span} no sweep ran: the workers or Redis were away, or the machine slept."
     spared = f"; {int(moved):,} deadlines were moved" if moved is not None else ""
     return title, Mood.BAD, [why, f"No agent is flagged for that time{spared}."]
 
 
 def _unjudged(facts: Facts) -> _Told:
-    why = f"Why: {_told(facts.detail.get('why'), LONGEST_TEXT)}" if facts.detail.get("why") else ""
+    why = f"Why: {told(facts.detail.get('why'), LONGEST_TEXT)}" if facts.detail.get("why") else ""
     if facts.agent_name is None:
         what = "Their rows in the database can't be judged, all for one reason. They are left out until that changes."
         return (

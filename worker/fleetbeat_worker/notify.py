@@ -21,7 +21,8 @@ from fleetbeat_worker.database import reading, writing
 from fleetbeat_worker.delivery import Outcome, Round, deliver
 from fleetbeat_worker.log import logger
 from fleetbeat_worker.metrics import NOTIFICATIONS, count
-from fleetbeat_worker.notice_text import Facts, compose
+from fleetbeat_worker.notice_facts import Facts
+from fleetbeat_worker.notice_text import compose
 from fleetbeat_worker.routing import parse_targets, targets_for
 from fleetbeat_worker.store import notifications as store
 from fleetbeat_worker.tables import NoticeKind
@@ -199,7 +200,7 @@ class _Run:
         again = min(now + pause_after(parcel.attempts), row.expires_at)  # the last try is at the very end
         failure = "; ".join(f"{title}: {why}" for title, why in parcel.failures.items())[:LONGEST_FAILURE]
         with writing(self._engine) as connection:
-            ours = store.put_off(connection, row.id, parcel.attempts, again, failure, dead=dead)
+            ours = store.put_off(connection, row, again, failure, dead=dead)
         if ours:
             self._report.dead += dead
             self._report.retried += not dead

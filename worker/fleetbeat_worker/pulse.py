@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from fleetbeat_shared.silences import Span
 
 PULSE_SECONDS = 0.5
-GAP_MILLISECONDS = 1500
+GAP_MILLISECONDS = 1250
 """From how far apart on two pulses leave a gap: it must be less than any agent's interval and grace together."""
 GAPS_KEPT = 1000
 """In Redis, until a sweep has written them down."""
@@ -68,7 +68,7 @@ class Pulse:
         A pulse that is late is a gap already. But if it is missing for longer than `longest`, while somebody looks
         that often, it isn't Redis that stands still: nobody is there to write it.
         """
-        spans = list(self.gaps)
+        spans = [gap for gap in self.gaps if gap[1] <= now]  # others are of before the clock was set back
         if self.at is not None and GAP_MILLISECONDS < now - self.at <= longest:
             spans.append((self.at + _PERIOD, now))
         since -= GAP_MILLISECONDS  # so late a pulse was none yet

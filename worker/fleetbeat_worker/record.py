@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import timedelta
-from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from fleetbeat_shared.silences import clip, length, merge, subtract, uptime
@@ -62,6 +61,8 @@ class SilenceView:
     """When it was heard again, ended or paused; None if it still is silent."""
     seconds: float
     """From `silent_since` to the end, or to now."""
+    ended_by: str | None = None
+    """How it ended: the agent was `heard`, `paused`, or its session `ended`; None if it still is silent."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the silence as `--json` prints it."""
@@ -71,6 +72,7 @@ class SilenceView:
             "degraded_at": self.degraded_at,
             "ended_at": self.ended_at,
             "seconds": self.seconds,
+            "ended_by": self.ended_by,
         }
 
 
@@ -130,14 +132,17 @@ def _uptimes(
 
 def _failures(changes: Iterable[Sequence[Change]], now: int) -> list[Span]:
     """Return the times after an end with an error, until the name was registered again: it should have been up."""
-    lifecycle = [change for change in chain.from_iterable(changes) if change.kind in LIFECYCLE]
-    lifecycle.sort(key=lambda change: change.at)
+    sessions = [[change for change in each if change.kind in LIFECYCLE] for each in changes]
+    starts = sorted(change.at for each in sessions for change in each if change.kind is EventType.REGISTERED)
     spans: list[Span] = []
-    for number, change in enumerate(lifecycle):
-        failed = change.detail.get("error") or change.detail.get("exit_status")
-        if change.kind is EventType.DEREGISTERED and failed:
-            later = (other.at for other in lifecycle[number:] if other.kind is EventType.REGISTERED)
-            spans.append((change.at, next(later, now)))
+    for each in sessions:
+        for before, change in zip([None, *each], each, strict=False):
+            failed = change.detail.get("error") or change.detail.get("exit_status")
+            ended_before = (
+                before is not None and before.kind is EventType.DEREGISTERED
+            )  # then this one says nothing new
+            if change.kind is EventType.DEREGISTERED and failed and not ended_before:
+                spans.append((change.at, next((at for at in starts if at >= change.at), now)))
     return spans
 
 
@@ -148,4 +153,5 @@ def _view(silence: Silence, session_id: UUID, now: int) -> SilenceView:
         from_milliseconds(silence.flagged_at),
         None if silence.ended_at is None else from_milliseconds(silence.ended_at),
         max(0, (silence.ended_at or now) - silence.since) / 1000,
+        silence.ended_by,
     )

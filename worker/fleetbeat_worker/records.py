@@ -7,7 +7,7 @@ of a batch's time.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fleetbeat_shared.liveness import silent_since
 
@@ -33,8 +33,13 @@ STRAY_COLUMNS = ("id", "received_at")
 """What a row of `stray_heartbeats` holds, in this order."""
 
 
-LifecycleEvent = tuple[str, int, "UUID | None"]
-"""The type of a registration's or an end's event, when that was, and the message."""
+class LifecycleEvent(NamedTuple):
+    """A registration or an end, as its event tells it."""
+
+    kind: str
+    at: int
+    message_id: UUID | None
+    detail: Row | None
 
 
 @dataclass(slots=True)

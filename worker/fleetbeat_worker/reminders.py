@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from fleetbeat_shared.liveness import Promise
 from fleetbeat_worker.notices import Who, agent_notice, promise_facts
+from fleetbeat_worker.signs import silence_facts
 from fleetbeat_worker.store.changes import find_degraded
 from fleetbeat_worker.tables import NoticeKind
 
@@ -17,27 +18,30 @@ if TYPE_CHECKING:
 
     from fleetbeat_shared.settings import Settings
     from fleetbeat_worker.store.notifications import Notice
+    from fleetbeat_worker.store.pipeline import StoredPipeline
 
 
 def find_reminders(
-    connection: Connection, before: datetime | None, watermark: datetime, settings: Settings
+    connection: Connection, last: StoredPipeline, watermark: datetime, settings: Settings
 ) -> list[Notice]:
-    """Return the reminders that came due between the last sweep's watermark, `before`, and this one's.
+    """Return the reminders that came due between the last sweep's watermark and this one's.
 
-    So they begin with what comes due after they are switched on, and one that was pruned isn't sent again.
+    So they begin with what comes due after they are switched on, and one that was pruned isn't sent again. Only the
+    first sweep after maintenance, in which nobody is reminded while watermarks move on, looks at all that came due: the
+    last reminder of each agent is returned once more, and its key tells whether it was laid down before.
     """
-    if settings.notify_reminder_hours is None or before is None:
+    if settings.notify_reminder_hours is None or last.watermark is None:
         return []
     every = timedelta(hours=settings.notify_reminder_hours)
     notices = []
     for row in find_degraded(connection, watermark - every):
         number = (watermark - row.state_changed_at) // every
-        if row.state_changed_at + number * every <= before:
+        told = last.maintenance_since is None and row.state_changed_at + number * every <= last.watermark
+        if told:
             continue
-        signs = (row.registered_at, row.last_seen_at, row.resumed_at)
         promise = Promise(row.interval_seconds, row.schedule, row.time_zone, row.grace_seconds, row.missed_limit)
         facts = {
-            "since": max(moment for moment in signs if moment is not None).isoformat(),
+            **silence_facts(row.registered_at, row.last_seen_at, row.resumed_at),
             "degraded_at": row.state_changed_at.isoformat(),
             "deadline_at": row.deadline_at.isoformat(),
             "watermark": watermark.isoformat(),

@@ -12,6 +12,7 @@ from fleetbeat_shared.schedules import slots_after
 from fleetbeat_worker.flapping import mark_flapping
 from fleetbeat_worker.incidents import find_incident
 from fleetbeat_worker.notices import Who, agent_notice, promise_facts
+from fleetbeat_worker.signs import silence_facts
 from fleetbeat_worker.store.changes import work_of
 from fleetbeat_worker.store.verdicts import find_due, find_due_ids, flag
 from fleetbeat_worker.tables import NoticeKind
@@ -97,7 +98,7 @@ def flag_silent(  # noqa: PLR0913, PLR0917 - what the flags tell
     work = work_of(connection, [agent.session_id for agent in alone])
     for agent in alone:
         facts = {
-            "since": agent.since.isoformat(),
+            **silence_facts(agent.registered_at, agent.last_seen_at, agent.resumed_at, agent.cleared_at),
             "deadline_at": agent.deadline_at.isoformat(),
             "watermark": watermark.isoformat(),
             **promise_facts(agent.promise, settings.missed_intervals),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from fleetbeat_shared.liveness import Promise
+from fleetbeat_shared.liveness import Promise, silent_since
 from fleetbeat_shared.stuck import stuck_limit
 from fleetbeat_worker.column_types import to_milliseconds
 from fleetbeat_worker.deadlines import DeadlineRule
@@ -31,7 +31,8 @@ def find_stuck(
 ) -> list[Notice]:
     """Mark the agents that are stuck as of the watermark, and return what is told of them.
 
-    What counts for no silence counts for this neither: nobody had to change anything in maintenance.
+    What counts for no silence counts for this neither: nobody had to change anything in maintenance. An agent that is
+    late isn't stuck, even if it may be silent for longer than it may do the same: stuck is who beats.
     """
     candidates = store.find_stuck_candidates(connection, watermark, settings.stuck_after)
     if not candidates:
@@ -61,7 +62,16 @@ def find_stuck(
 
 def _is_stuck(row: Row[Any], watermark: datetime, limit: int, unwatched: Unwatched) -> bool:
     moments = (row.changed_at, row.state_changed_at, row.resumed_at)
-    since = max(to_milliseconds(moment) for moment in moments if moment is not None)
+    unchanged_since = max(to_milliseconds(moment) for moment in moments if moment is not None)
+    if not _has_passed(row, unchanged_since, watermark, limit, unwatched):
+        return False
+    # Who beats no more isn't stuck: an agent that is late is left to its silence.
+    silent = to_milliseconds(silent_since(row.registered_at, row.last_seen_at, row.resumed_at))
+    return not _has_passed(row, silent, watermark, 1, unwatched)
+
+
+def _has_passed(row: Row[Any], since: int, watermark: datetime, limit: int, unwatched: Unwatched) -> bool:
+    """Return whether so many intervals and the grace lie between a moment and the watermark."""
     rule = DeadlineRule(replace(_promise(row), missed_limit=limit), limit, unwatched)
     return rule(since) < to_milliseconds(watermark)
 

@@ -22,10 +22,12 @@ from fleetbeat_worker.column_types import from_milliseconds, to_milliseconds
 from fleetbeat_worker.database import writing
 from fleetbeat_worker.inbox import Inbox
 from fleetbeat_worker.log import Complaint, logger
+from fleetbeat_worker.looks import is_turned_back, last_look
 from fleetbeat_worker.metrics import DEGRADED, SWEEP_SECONDS, SWEEPS, count, observe
 from fleetbeat_worker.partitions import make_partitions
 from fleetbeat_worker.pulse import Pulse, read_pulse, refusal
 from fleetbeat_worker.store.pipeline import stored_pipeline, write_pipeline
+from fleetbeat_worker.store.rewind import rewind
 from fleetbeat_worker.store.verdicts import record
 from fleetbeat_worker.tables import EventType, NoticeKind
 from fleetbeat_worker.transactions import put_right
@@ -45,9 +47,6 @@ if TYPE_CHECKING:
 OUTAGE_SECONDS = 30.0
 OUTAGE_SWEEPS = 3
 """A gap between two sweeps is an outage when it is longer than both: 30 s, and three times the sweep's interval."""
-
-OVERTAKEN_SECONDS = 600.0
-"""A sweep that looked at Redis before another one and decides after it has overslept by less than this."""
 
 FORGOTTEN_CONSUMER_SECONDS = 600.0
 """After this time, a consumer that a dead worker left behind is removed."""
@@ -115,11 +114,6 @@ def _counted() -> Iterator[None]:
 
 def _sweep(client: Redis, engine: Engine, settings: Settings, *, periodic: bool, dry_run: bool) -> SweepReport:
     inbox = Inbox(client)
-    if not dry_run:
-        try:
-            put_right(engine, client, inbox.horizon().now, settings)
-        except SQLAlchemyError as error:  # it must not stand in the way of the verdicts
-            logger.error("What overtook its registration can't be put right", exc_info=error)
     complaint, refused = Complaint("refused", "sweep"), refusal(client)
     if refused is not None:
         # As if this sweep hadn't been: the time in which nobody can be heard is an outage to the first one afterwards.
@@ -130,6 +124,12 @@ def _sweep(client: Redis, engine: Engine, settings: Settings, *, periodic: bool,
     pulse = read_pulse(client)
     account = inbox.account()  # before the time of this sweep, so that it is newer than those of earlier ones
     horizon = inbox.horizon()
+    if not dry_run:
+        # After Redis, too: a registration that is stored in between holds back the watermark, or is found here.
+        try:
+            put_right(engine, client, horizon.now, settings)
+        except SQLAlchemyError as error:  # it must not stand in the way of the verdicts
+            logger.error("What overtook its registration can't be put right", exc_info=error)
     with writing(engine) as connection:
         report = decide(connection, horizon, account, settings, periodic=periodic, pulse=pulse)
         if dry_run:
@@ -152,6 +152,9 @@ def decide(  # noqa: PLR0913 - what was seen of Redis, and by whom
 ) -> SweepReport:
     """Flag who is silent as of the watermark, by what was seen of Redis; all of it in one transaction."""
     last = stored_pipeline(connection, lock=True)
+    if is_turned_back(last.last_sweep_at, horizon.now):
+        logger.warning("Redis's clock was turned back; what it says is later than now counts as of now")
+        rewind(connection, horizon.now, settings.missed_intervals)
     known = [moment for moment in (horizon.watermark, last.watermark) if moment is not None]
     watermark = max(known, default=None)
     interval = settings.sweep_seconds if periodic else max(settings.sweep_seconds, last.sweep_seconds or 0)
@@ -165,7 +168,7 @@ def decide(  # noqa: PLR0913 - what was seen of Redis, and by whom
     # A clock that was turned back has not come to the watermark again: what counts from now on isn't overdue by it.
     as_of = horizon.watermark if watermark is not None and watermark > horizon.now else watermark
     changes, stored = make_changes(connection, last, outage, gaps, replace(horizon, watermark=as_of), settings)
-    now = replace(stored, watermark=watermark, last_sweep_at=_last_look(last.last_sweep_at, horizon.now))
+    now = replace(stored, watermark=watermark, last_sweep_at=last_look(last.last_sweep_at, horizon.now))
     if pulse.at is not None:
         now = replace(now, pulse_at=from_milliseconds(pulse.at))
     if periodic:
@@ -189,15 +192,6 @@ def decide(  # noqa: PLR0913 - what was seen of Redis, and by whom
         resumed=changes.resumed,
         maintenance_since=changes.maintenance_since,
     )
-
-
-def _last_look(before: datetime | None, now: datetime) -> datetime:
-    """Return when somebody last looked: by this sweep, or by one that overtook it, which must not open a gap.
-
-    An earlier look that lies further in the future than a sweep can take was made before the clock was turned back.
-    """
-    overtaken = before is not None and timedelta() < before - now < timedelta(seconds=OVERTAKEN_SECONDS)
-    return before if before is not None and overtaken else now
 
 
 def losses(last: StoredPipeline, account: Account) -> tuple[int, int | None]:

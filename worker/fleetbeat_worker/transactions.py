@@ -117,8 +117,8 @@ def put_right(engine: Engine, client: Redis, now: datetime, settings: Settings) 
 
     Raises DatabaseUnavailable.
     """
-    # A registration in a dead worker's hands takes a lease, or a few, until another has it.
-    since = now - timedelta(seconds=max(OVERTAKING_SECONDS, 3 * settings.lease_seconds))
+    # A registration in a dead worker's hands takes a lease, or a few, until another has it; and sweeps look for it.
+    since = now - timedelta(seconds=max(OVERTAKING_SECONDS, 3 * settings.lease_seconds, 3 * settings.sweep_seconds))
     count = 0
     # A delegate's registration that is put right may be what its heartbeats waited for: look again until all is done.
     while True:

@@ -15,6 +15,7 @@ from fleetbeat_shared.errors import UnknownSession
 from fleetbeat_shared.identifiers import normalise_name
 from fleetbeat_shared.liveness import State
 from fleetbeat_shared.whole_numbers import WholeNumber
+from fleetbeat_worker.arithmetic import amount
 from fleetbeat_worker.cli.dashboard import (
     headline,
     heard_text,
@@ -217,9 +218,11 @@ def _pause_fact(report: AgentReport) -> Text:
 
 def _promise_fact(report: AgentReport) -> Text:
     agent = report.agent
-    grace = f", {format_duration(agent.grace_seconds)} grace, degraded at {agent.missed_limit} missed"
+    grace = f", {amount(agent.grace_seconds)} grace, degraded at {agent.missed_limit} missed"
+    if report.stuck_limit is not None:
+        grace += f", stuck after {report.stuck_limit}"
     if agent.interval_seconds is not None:
-        return Text(f"every {format_duration(agent.interval_seconds)}{grace}")
+        return Text(f"every {amount(agent.interval_seconds)}{grace}")
     return Text.assemble("at ", safe(agent.schedule), " ", safe(agent.time_zone or "UTC"), grace)
 
 

@@ -48,6 +48,9 @@ class Verdict:
     text: str
     degraded: tuple[str, ...] = ()
     unjudged: tuple[str, ...] = ()
+    stuck: tuple[str, ...] = ()
+    """Who beats, and does the same for longer than it may."""
+    flapping: tuple[str, ...] = ()
     as_of: datetime | None = None
     warning: str | None = None
     """What is well now and may not stay so, with what to do."""
@@ -78,7 +81,7 @@ def check(*, settings: Settings, agent_name: str | None, as_json: bool) -> None:
     (FLEETBEAT_SWEEP_SECONDS).
 
     A Redis that may throw queued messages away, and notifications that could not be sent for a day, get a warning on
-    the error output, and change no exit status.
+    the error output, and change no exit status. Who is stuck or flaps is named, and changes none either.
     """  # noqa: D301 - \b is click's mark for lines that stay as they are
     verdict = _ask(settings, normalise_name(agent_name) if agent_name is not None else None)
     if as_json:
@@ -89,6 +92,8 @@ def check(*, settings: Settings, agent_name: str | None, as_json: bool) -> None:
                 "text": verdict.text,
                 "degraded": list(verdict.degraded),
                 "unjudged": list(verdict.unjudged),
+                "stuck": list(verdict.stuck),
+                "flapping": list(verdict.flapping),
                 "as_of": verdict.as_of,
                 "warning": verdict.warning,
                 "maintenance": maintenance_json(verdict.maintenance),
@@ -113,7 +118,9 @@ def _ask(settings: Settings, agent_name: str | None) -> Verdict:
     except FleetbeatError as error:
         return Verdict("pipeline", BEHIND, f"PIPELINE: {clean(str(error))}")
     said = " ".join(filter(None, warnings)) or None
-    return replace(judge(view, agent_name), warning=said, maintenance=view.maintenance, incident=view.incident)
+    verdict = judge(view, agent_name)
+    verdict = replace(verdict, warning=said, maintenance=view.maintenance, incident=view.incident)
+    return replace(verdict, stuck=_stuck(view), flapping=_flapping(view))
 
 
 def _warning(settings: Settings, client: Redis) -> str | None:
@@ -155,7 +162,7 @@ def judge(view: FleetView, agent_name: str | None = None) -> Verdict:
         text += f". {incident_sentence(view.incident, now).removesuffix('.')}"
     if unjudged:
         text += f". {_unjudged_text(unjudged)}"
-    return Verdict("degraded", REFUSED, text, names, unjudged, view.as_of)
+    return Verdict("degraded", REFUSED, text, names, unjudged, as_of=view.as_of)
 
 
 def _unjudged_text(names: tuple[str, ...]) -> str:
@@ -178,5 +185,23 @@ def _summary(view: FleetView) -> str:
     lag = format_duration(view.pipeline.lag_seconds or 0.0)
     window = view.maintenance
     quiet = f" {maintenance_sentence(window, view.pipeline.now)}" if window is not None else ""
-    incident = f" {incident_sentence(view.incident, view.pipeline.now)}" if view.incident is not None else ""
-    return f"{agents}, none degraded; backlog {view.pipeline.backlog or 0:,}, lag {lag}.{quiet}{incident}"
+    if view.incident is not None:
+        quiet += f" {incident_sentence(view.incident, view.pipeline.now)}"
+    return f"{agents}, none degraded; backlog {view.pipeline.backlog or 0:,}, lag {lag}.{quiet}{_beside(view)}"
+
+
+def _beside(view: FleetView) -> str:
+    """Return who is stuck or flaps: that is told, and no reason to end with another status."""
+    text = ""
+    for what, names in (("Stuck", _stuck(view)), ("Flapping", _flapping(view))):
+        more = f" and {len(names) - NAMED:,} more" if len(names) > NAMED else ""
+        text += f" {what}: {', '.join(clean(name) for name in names[:NAMED])}{more}." if names else ""
+    return text and f"{text} fleetbeat explain NAME says why."
+
+
+def _stuck(view: FleetView) -> tuple[str, ...]:
+    return tuple(agent.agent_name for agent in view.agents if agent.stuck)
+
+
+def _flapping(view: FleetView) -> tuple[str, ...]:
+    return tuple(agent.agent_name for agent in view.agents if agent.flapping)

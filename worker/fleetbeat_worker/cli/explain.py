@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from fleetbeat_shared.silences import Span
     from fleetbeat_worker.case import Beat
     from fleetbeat_worker.explanation import Explanation
+    from fleetbeat_worker.spells import Spell
 
 CLOCK_SECONDS = 5.0
 """By how much an agent's clock may be off before the table of heartbeats says so."""
@@ -68,10 +69,11 @@ def explain(
     if as_json:
         print_json(found.to_json())
     else:
-        console().print(_text(found))
+        console().print(explanation_text(found))
 
 
-def _text(found: Explanation) -> RenderableType:
+def explanation_text(found: Explanation) -> RenderableType:
+    """Return an explanation as people read it."""
     parts: list[RenderableType] = []
     if found.pipeline and found.pipeline.trouble:
         parts.append(safe(found.pipeline.trouble, "bold yellow"))
@@ -91,9 +93,12 @@ def _facts(found: Explanation) -> dict[str, Text]:
         "promise": _promise(found),
         "deadline": safe_lines(found.arithmetic.lines()),
         "flagged": Text(_flagged(found)),
+        "stuck": safe_lines(found.stuck.lines() if found.stuck else []),
+        "flapping": safe_lines(found.flapping.lines() if found.flapping else []),
         "next": Text(found.next),
-        "paused": Text(_spans(found.pauses)),
-        "maintenance": Text(_spans(found.maintenance)),
+        "ended": safe(found.ended.text() if found.ended else ""),
+        "paused": safe_lines([_spell(pause, "somebody resumes it") for pause in found.pauses]),
+        "maintenance": safe_lines([_spell(window, "somebody ends it") for window in found.maintenance]),
         "outages": Text(_spans(found.outages)),
     }
 
@@ -148,6 +153,17 @@ def _told(value: object) -> str:
         return exact(datetime.fromisoformat(str(value)).astimezone(UTC))
     except ValueError:
         return safe(str(value)).plain
+
+
+def _spell(spell: Spell, otherwise: str) -> str:
+    """Return a pause or maintenance; `otherwise` is until when it lasts if no moment was set."""
+    long = format_duration(spell.seconds)
+    if spell.ended_at is None:
+        until = f"{exact(spell.until)} UTC" if spell.until else otherwise
+        text = f"since {exact(spell.started_at)} UTC ({long} so far, until {until})"
+    else:
+        text = f"{exact(spell.started_at)} to {exact(spell.ended_at)} UTC ({long})"
+    return f"{text}: {spell.reason}" if spell.reason else text
 
 
 def _spans(spans: Sequence[Span]) -> str:

@@ -54,5 +54,7 @@ def _silences_table(silences: Sequence[SilenceView]) -> Table:
         table.add_column(header, no_wrap=True)
     for silence in silences:
         ended = "still silent" if silence.ended_at is None else stamp(silence.ended_at)
+        if silence.ended_by in {"paused", "ended"}:
+            ended += f", {silence.ended_by}"
         table.add_row(stamp(silence.silent_since), ended, format_duration(round(silence.seconds)))
     return table

@@ -21,6 +21,7 @@ from fleetbeat_worker.records import (
     STRAY_COLUMNS,
     AgentRecord,
     Facts,
+    LifecycleEvent,
     LivenessRecord,
 )
 from fleetbeat_worker.store import bulk
@@ -49,7 +50,6 @@ if TYPE_CHECKING:
 
     from fleetbeat_shared.messages import Deregister
     from fleetbeat_shared.settings import Settings
-    from fleetbeat_worker.records import LifecycleEvent
     from fleetbeat_worker.store.tasks import TaskCounts
 
 _REGISTRATION_LOCK = 0x626561740001  # one number for all batches with registrations on PostgreSQL
@@ -180,9 +180,9 @@ def _read_lifecycles(
     }
     found: dict[UUID, list[LifecycleEvent]] = {}
     for session_id in overtaken:
-        query = select(Event.type, Event.occurred_at, Event.message_id).where(Event.session_id == session_id)
-        rows = connection.execute(query.where(Event.type.in_(LIFECYCLE)))
-        found[session_id] = [(kind, to_milliseconds(occurred_at), message_id) for kind, occurred_at, message_id in rows]
+        query = select(Event.type, Event.occurred_at, Event.message_id, Event.detail)
+        rows = connection.execute(query.where(Event.session_id == session_id, Event.type.in_(LIFECYCLE)))
+        found[session_id] = [LifecycleEvent(kind, to_milliseconds(at), *told) for kind, at, *told in rows]
     return found
 
 

@@ -33,6 +33,7 @@ _PROMISE: tuple[Any, ...] = (
     Liveness.grace_seconds,
     Liveness.missed_limit,
 )
+_SIGNS: tuple[Any, ...] = (Liveness.registered_at, Liveness.last_seen_at, Liveness.resumed_at)
 _NAMED: tuple[Any, ...] = (Agent.session_id, Agent.agent_name, Agent.project)
 _NAMES = select(*_NAMED)
 
@@ -73,7 +74,7 @@ def change_times(
 
 def find_flapping(connection: Connection) -> Sequence[Row[Any]]:
     """Lock and return the agents that are marked as flapping, but for those that a batch holds."""
-    query = select(*[*_NAMED, *_PROMISE, Agent.stuck_at, Liveness.state])
+    query = select(*[*_NAMED, *_PROMISE, *_SIGNS, Agent.stuck_at, Liveness.state])
     query = _locked(
         connection,
         query.where(Agent.flapping_at.is_not(None), Agent.unjudged_at.is_(None), Liveness.state != State.ENDED.value),
@@ -106,7 +107,7 @@ def find_stuck_candidates(connection: Connection, watermark: datetime, fleet_lim
     ids = connection.execute(_locked(connection, query)).scalars().all()
     # Anew, under the locks: a batch may have changed `agents` just before it let go of its rows.
     doing = (Agent.progress, Agent.work_item_id, Agent.status, Agent.summary, Agent.current_work)
-    times = (Agent.changed_at, Liveness.state_changed_at, Liveness.resumed_at)
+    times = (Agent.changed_at, Liveness.state_changed_at, *_SIGNS)
     columns: list[Any] = [*_NAMED, *_PROMISE, Agent.stuck_after, *times, *doing]
     again = select(*columns).join(Liveness, Liveness.session_id == Agent.session_id)
     return [
@@ -117,8 +118,7 @@ def find_stuck_candidates(connection: Connection, watermark: datetime, fleet_lim
 def find_degraded(connection: Connection, before: datetime) -> Sequence[Row[Any]]:
     """Return the agents that have been degraded since before a moment and are told of by themselves."""
     said = (Agent.current_work, Agent.progress, Agent.summary, Agent.error)
-    signs = (Liveness.registered_at, Liveness.last_seen_at, Liveness.resumed_at)
-    columns: list[Any] = [*_NAMED, *_PROMISE, *said, *signs, Liveness.state_changed_at, Liveness.deadline_at]
+    columns: list[Any] = [*_NAMED, *_PROMISE, *said, *_SIGNS, Liveness.state_changed_at, Liveness.deadline_at]
     query = (
         select(*columns)
         .join(Liveness, Liveness.session_id == Agent.session_id)

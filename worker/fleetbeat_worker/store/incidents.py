@@ -7,14 +7,18 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import func, insert, select, update
 
-from fleetbeat_shared.liveness import State
-from fleetbeat_worker.tables import Agent, Incident, Liveness
+from fleetbeat_shared.liveness import State, silent_since
+from fleetbeat_worker.store import bulk
+from fleetbeat_worker.tables import Agent, Incident, Liveness, NoticeKind, Notification
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from datetime import datetime
+    from uuid import UUID
 
-    from sqlalchemy import Connection
+    from sqlalchemy import Connection, Table
 
+_LIVENESS: Table = Liveness.__table__  # type: ignore[assignment] # a mapped class has a Table
 _NOT_LIVE = (State.ENDED.value, State.PAUSED.value)
 _SILENT = Liveness.state == State.DEGRADED.value
 
@@ -45,6 +49,39 @@ def count_live(connection: Connection, at_most: int | None = None) -> int:
     return connection.execute(select(func.count()).select_from(live)).scalar_one()
 
 
+def count_told(connection: Connection, since: datetime) -> int:
+    """Return how many single silences were told since a moment, whatever became of them."""
+    told = (Notification.created_at > since, Notification.kind == NoticeKind.DEGRADED.value)
+    return connection.execute(select(func.count()).select_from(Notification).where(*told)).scalar_one()
+
+
+def flagged_lately(connection: Connection, since: datetime) -> list[tuple[UUID, str, datetime]]:
+    """Lock the agents that were told of singly since a moment, and are silent still; since when, and their names.
+
+    One that a batch holds is left out: it comes back. They are found by what was told, which is little.
+    """
+    told = select(Notification.session_id).where(
+        Notification.created_at > since, Notification.kind == NoticeKind.DEGRADED.value
+    )
+    query = (
+        select(Agent.session_id, Agent.agent_name, Liveness.registered_at, Liveness.last_seen_at, Liveness.resumed_at)
+        .join_from(Agent, Liveness, Liveness.session_id == Agent.session_id)
+        .where(Liveness.session_id.in_(told), _SILENT, Liveness.incident_id.is_(None))
+        .order_by(Liveness.session_id)
+        .with_for_update(of=Liveness, skip_locked=True)
+    )
+    rows = connection.execute(query)
+    return [
+        (row.session_id, row.agent_name, silent_since(row.registered_at, row.last_seen_at, row.resumed_at))
+        for row in rows
+    ]
+
+
+def take_in(connection: Connection, incident_id: int, session_ids: Sequence[UUID]) -> None:
+    """Let agents that were flagged before, and are locked, belong to an incident."""
+    bulk.update_all(connection, _LIVENESS, session_ids, {"incident_id": incident_id})
+
+
 def begin(connection: Connection, now: datetime, agents: int, live_agents: int, span: tuple[datetime, datetime]) -> int:
     """Open an incident and return its id; `span` is from the earliest to the latest of the agents' last signs."""
     values = {"started_at": now, "agents": agents, "live_agents": live_agents}
@@ -59,6 +96,12 @@ def extend(connection: Connection, incident: OpenIncident, agents: int, span: tu
         "first_silent_at": min(incident.first_silent_at, span[0]),
         "last_silent_at": max(incident.last_silent_at, span[1]),
     }
+    connection.execute(update(Incident).where(Incident.id == incident.id).values(values))
+
+
+def leave(connection: Connection, incident: OpenIncident, agents: int) -> None:
+    """Count some agents out of an incident: they were back, and their next silence is one of their own."""
+    values = {"agents": incident.agents - agents}
     connection.execute(update(Incident).where(Incident.id == incident.id).values(values))
 
 

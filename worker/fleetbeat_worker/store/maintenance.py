@@ -68,11 +68,13 @@ def spare(
         since, stored = to_milliseconds(agent.since), to_milliseconds(agent.deadline_at)
         if agent.promise not in rules:
             rules[agent.promise] = DeadlineRule(agent.promise, missed_limit, unwatched)
-        deadline = max(stored, rules[agent.promise](since)) if unwatched.is_after(since) else stored
+        start, due_at = rules[agent.promise].clock(since) if unwatched.is_after(since) else (since, stored)
+        deadline = max(stored, due_at)
         if deadline != stored:
             moved.append((agent.session_id, deadline))
         deadline_at = from_milliseconds(deadline)
         if deadline_at < watermark:
-            left.append(replace(agent, deadline_at=deadline_at))
+            cleared_at = from_milliseconds(start) if start != since else None
+            left.append(replace(agent, deadline_at=deadline_at, cleared_at=cleared_at))
     bulk.update(connection, _LIVENESS, ("session_id", "deadline_at"), moved)
     return left

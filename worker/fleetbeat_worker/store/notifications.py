@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import and_, func, or_, select, update
 
 from fleetbeat_worker.store import bulk
+from fleetbeat_worker.store.changes import work_of
 from fleetbeat_worker.tables import NoticeKind, NoticeState, Notification
 
 if TYPE_CHECKING:
@@ -39,7 +40,12 @@ class Notice:
 
 
 def put(connection: Connection, notices: Sequence[Notice], now: int) -> int:
-    """Lay notices down to be sent from now on (milliseconds since 1970); return how many weren't there already."""
+    """Lay notices down to be sent from now on (milliseconds since 1970); return how many weren't there already.
+
+    What each agent last said of its work is laid down with them, so that it is what the change found.
+    """
+    wordless = {notice.session_id for notice in notices if notice.session_id and "current_work" not in notice.detail}
+    work = work_of(connection, wordless)
     rows = [
         {
             "key": notice.key,
@@ -49,7 +55,7 @@ def put(connection: Connection, notices: Sequence[Notice], now: int) -> int:
             "session_id": notice.session_id,
             "agent_name": notice.agent_name,
             "project": notice.project,
-            "detail": notice.detail,
+            "detail": (work.get(notice.session_id, {}) if notice.session_id else {}) | notice.detail,
             "state": NoticeState.WAITING.value,
             "due_at": now,
             "attempts": 0,
@@ -105,16 +111,16 @@ def record_delivery(
     return done
 
 
-def put_off(  # noqa: PLR0913 - what is known of the try that failed
-    connection: Connection, notice_id: int, attempts: int, due_at: datetime, failure: str, *, dead: bool
-) -> bool:
-    """Write down that the try of this number failed, and when the next one is, or that it was the last one.
+def put_off(connection: Connection, taken: Row[Any], due_at: datetime, failure: str, *, dead: bool) -> bool:
+    """Write down that a try failed, and when the next one is, or that it was the last one.
 
-    Returns False if it isn't ours any more: another job has tried it since, or it was sent or asked for again.
+    `taken`: the row as `take_due` returned it. Returns False if it isn't ours any more: another job has tried it since,
+    or it was sent or asked for again, which moves the moment until which it is tried.
     """
     state = NoticeState.DEAD if dead else NoticeState.WAITING
     statement = update(Notification).values(due_at=due_at, failure=failure, state=state.value)
-    return connection.execute(statement.where(*_ours(notice_id, attempts))).rowcount == 1
+    unasked = Notification.expires_at == taken.expires_at
+    return connection.execute(statement.where(*_ours(taken.id, taken.attempts + 1), unasked)).rowcount == 1
 
 
 def give_back(connection: Connection, notice_id: int, attempts: int, now: datetime) -> None:

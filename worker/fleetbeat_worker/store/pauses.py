@@ -74,8 +74,9 @@ def pause(
     fresh = [row.session_id for row in rows if row.state != State.PAUSED]
     connection.execute(update(Agent).where(Agent.session_id.in_(ids)).values(paused_until=until, pause_reason=reason))
     connection.execute(update(Agent).where(Agent.session_id.in_(fresh)).values(paused_at=now))
-    # Out of the incident that it may have gone silent in: after the pause its silence is one of its own.
-    paused = {"state": State.PAUSED.value, "state_changed_at": now, "incident_id": None}
+    # It stays a member of the incident that it may have gone silent in, as one that is back: silent once more, it must
+    # not be counted as one more agent.
+    paused = {"state": State.PAUSED.value, "state_changed_at": now}
     connection.execute(update(Liveness).where(Liveness.session_id.in_(fresh)).values(paused))
     detail = {"until": until.isoformat() if until else None, "reason": reason}
     events = [_event(EventType.PAUSED, row, to_milliseconds(now), detail | {"was": row.state}) for row in rows]
@@ -110,7 +111,9 @@ def _resume(connection: Connection, rows: Sequence[Row[Any]], now: datetime, mis
     for row, resumed_at in zip(rows, ends, strict=True):
         promise = Promise(row.interval_seconds, row.schedule, row.time_zone, row.grace_seconds, row.missed_limit)
         since = to_milliseconds(silent_since(row.registered_at, row.last_seen_at, resumed_at))
-        state = State.PENDING if row.last_seen_at is None else State.OK
+        # What was heard of it before its session was opened anew was of an earlier life.
+        heard = row.last_seen_at is not None and row.last_seen_at >= row.registered_at
+        state = State.OK if heard else State.PENDING
         at = to_milliseconds(resumed_at)
         try:
             due = deadline_of(promise, since, missed_limit, outages)

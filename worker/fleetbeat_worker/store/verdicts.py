@@ -59,6 +59,10 @@ class Due:
     since: datetime
     """From when on it is silent."""
     promise: Promise
+    registered_at: datetime
+    resumed_at: datetime | None
+    cleared_at: datetime | None = None
+    """When the maintenance ended that started its clock anew since then."""
 
 
 # Most agents of a fleet promise the same.
@@ -78,6 +82,8 @@ def _due(row: Sequence[Any]) -> Due:
         deadline_at=deadline_at,
         since=silent_since(registered_at, seen_at, resumed_at),
         promise=_promise(*promise),
+        registered_at=registered_at,
+        resumed_at=resumed_at,
     )
 
 
@@ -141,6 +147,7 @@ def flag(  # noqa: PLR0913 - what the events say
             {
                 "deadline_at": agent.deadline_at.isoformat(),
                 "last_seen_at": agent.last_seen_at.isoformat() if agent.last_seen_at else None,
+                "since": agent.since.isoformat(),
                 **of_all,
             },
         )
