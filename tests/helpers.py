@@ -58,6 +58,24 @@ def eventually(look: Callable[[], Answer], *, within_seconds: float = 20.0, ever
     return answer
 
 
+@contextmanager
+def beating(client: Redis, session: UUID) -> Iterator[None]:
+    """Let an agent beat as long as the block lasts."""
+    enough = threading.Event()
+
+    def beat() -> None:
+        while not enough.wait(0.1):
+            send(client, heartbeat(session))
+
+    thread = threading.Thread(target=beat)
+    thread.start()
+    try:
+        yield
+    finally:
+        enough.set()
+        thread.join()
+
+
 def free_port() -> int:
     """Return a port of this machine that nobody listens to."""
     with socket.socket() as probe:

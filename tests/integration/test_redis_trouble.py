@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import threading
 import time
 from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Any
@@ -26,6 +25,7 @@ from fleetbeat_worker.inbox import Inbox
 from fleetbeat_worker.tables import Pipeline
 from helpers import (
     backlog,
+    beating,
     count_heartbeats,
     events,
     eventually,
@@ -304,7 +304,7 @@ def test_nobody_is_flagged_while_redis_refuses_heartbeats(place: Place, sqlite: 
         assert last_sweep(sqlite) - stopped < seconds(2)  # of the moment at which it became full
         assert events(sqlite, "degraded") == []
         place.client.config_set("maxmemory", "0")
-        with beating(place, well.session_id):
+        with agent_of(place, well.session_id):
             eventually(lambda: state(sqlite, dead.session_id) == "degraded")
         assert [event.agent_name for event in events(sqlite, "degraded")] == ["dead"]
 
@@ -319,8 +319,8 @@ def test_nobody_is_flagged_for_a_redis_that_stood_still(
     send(place.client, well, dead)
     with pool(settings, sqlite):
         eventually(lambda: last_sweep(sqlite) and place.client.get(PULSE))
-        with beating(place, well.session_id):
-            with beating(place, dead.session_id):
+        with agent_of(place, well.session_id):
+            with agent_of(place, dead.session_id):
                 eventually(lambda: state(sqlite, dead.session_id) == "ok")
                 pid = place.pid
             os.kill(pid, signal.SIGSTOP)
@@ -335,22 +335,10 @@ def test_nobody_is_flagged_for_a_redis_that_stood_still(
 
 
 @contextmanager
-def beating(place: Place, session: UUID) -> Iterator[None]:
-    """Let an agent beat three times a second, waiting for a Redis that stands still, as long as the block lasts."""
-    enough = threading.Event()
-
-    def beat() -> None:
-        with closing(Redis(port=place.port, socket_timeout=30)) as client:
-            while not enough.wait(0.3):
-                send(client, heartbeat(session))
-
-    thread = threading.Thread(target=beat)
-    thread.start()
-    try:
+def agent_of(place: Place, session: UUID) -> Iterator[None]:
+    """Let an agent beat that waits for a Redis which stands still, as long as the block lasts."""
+    with closing(Redis(port=place.port, socket_timeout=30)) as client, beating(client, session):
         yield
-    finally:
-        enough.set()
-        thread.join()
 
 
 def test_a_redis_that_may_evict_is_told_of(

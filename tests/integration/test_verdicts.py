@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import random
-import threading
 from collections import defaultdict
-from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -24,6 +22,7 @@ from fleetbeat_worker.sweep import sweep
 from fleetbeat_worker.tables import Notification
 from helpers import (
     backlog,
+    beating,
     drain,
     enrol,
     events,
@@ -93,24 +92,6 @@ def server(tmp_path: Path) -> Iterator[Server]:
 def settings(server: Server, database_url: str) -> Settings:
     """Return settings with short times, on that Valkey and either database."""
     return quick_settings(server.url, database_url)
-
-
-@contextmanager
-def beating(client: Redis, session: UUID) -> Iterator[None]:
-    """Let an agent beat as long as the block lasts."""
-    enough = threading.Event()
-
-    def beat() -> None:
-        while not enough.wait(0.1):
-            send(client, heartbeat(session))
-
-    thread = threading.Thread(target=beat)
-    thread.start()
-    try:
-        yield
-    finally:
-        enough.set()
-        thread.join()
 
 
 def begin(client: Redis, database: Engine, settings: Settings) -> dict[str, UUID]:
