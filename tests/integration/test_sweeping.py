@@ -551,3 +551,23 @@ def test_a_backup_stops_no_verdict(postgres_url: str, redis: Redis, quick: Setti
     with reading(engine) as connection:
         assert connection.execute(text("SELECT to_regclass(:name)"), {"name": missing}).scalar() is not None
     engine.dispose()
+
+
+def test_partitions_are_made_while_redis_refuses_heartbeats(
+    postgres_url: str, redis: Redis, quick: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A Redis that is full for days stops the verdicts, and not what the days after it need."""
+    engine = open_engine(postgres_url)
+    sweep(redis, engine, quick)
+    missing = partition_name((redis_time(redis) + seconds(6 * 86_400)).date())
+    with writing(engine) as connection:
+        connection.execute(text(f"DROP TABLE {missing}"))
+    monkeypatch.setattr("fleetbeat_worker.sweep.refusal", lambda _: "OOM")
+    assert sweep(redis, engine, quick, dry_run=True).refused == "OOM"
+    with reading(engine) as connection:
+        assert connection.execute(text("SELECT to_regclass(:name)"), {"name": missing}).scalar() is None
+    report = sweep(redis, engine, quick)
+    assert (report.refused, report.watermark, report.degraded) == ("OOM", None, [])
+    with reading(engine) as connection:
+        assert connection.execute(text("SELECT to_regclass(:name)"), {"name": missing}).scalar() is not None
+    engine.dispose()

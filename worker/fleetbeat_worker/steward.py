@@ -173,7 +173,8 @@ def run_steward(settings: Settings, mandate: Mandate, parent: Connection, stop: 
     client = connect(settings.redis_url, timeout_seconds=jobs.WORKER_TIMEOUT_SECONDS, name="fleetbeat-steward")
     pulse = connect(settings.redis_url, timeout_seconds=jobs.WORKER_TIMEOUT_SECONDS, name="fleetbeat-pulse")
     enough = threading.Event()
-    writer = threading.Thread(target=PulseWriter(pulse).run, args=(enough,), daemon=True)  # the pool may wait for a lot
+    # Beside the steward, which may wait for its parent or for Redis longer than a pulse may.
+    writer = threading.Thread(target=PulseWriter(pulse).run, args=(enough,), daemon=True)
     writer.start()
     Steward(client, settings, mandate, parent).run(stop)
     enough.set()

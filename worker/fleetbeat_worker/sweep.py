@@ -118,7 +118,10 @@ def _sweep(client: Redis, engine: Engine, settings: Settings, *, periodic: bool,
     if refused is not None:
         # As if this sweep hadn't been: the time in which nobody can be heard is an outage to the first one afterwards.
         complaint.trouble(f"Verdicts wait, as Redis refuses what agents send: {refused}")
-        return SweepReport(inbox.horizon().now, watermark=None, outage_seconds=None, degraded=[], refused=refused)
+        now = inbox.horizon().now
+        if not dry_run:
+            _make_partitions(engine, now)
+        return SweepReport(now, watermark=None, outage_seconds=None, degraded=[], refused=refused)
     complaint.over("Redis takes again what agents send; verdicts go on.")
     # Redis first, SQL afterwards: whatever is committed in between can only make agents look more alive.
     pulse = read_pulse(client)
@@ -219,6 +222,10 @@ def _keep_house(inbox: Inbox, engine: Engine, now: datetime) -> None:
     if inbox.rebuild_if_in_future():
         logger.warning("The inbox's ids lay in the future, where some agent's explicit id put them; it was made anew")
     inbox.remove_idle_consumers(FORGOTTEN_CONSUMER_SECONDS)
+    _make_partitions(engine, now)
+
+
+def _make_partitions(engine: Engine, now: datetime) -> None:
     if engine.dialect.name != "postgresql":
         return
     try:
