@@ -233,7 +233,8 @@ def _make_partitions(engine: Engine, now: datetime) -> None:
             make_partitions(connection, now)
     except DatabaseUnavailable as error:
         # A backup that reads the default partition is in the way, say. There are some days' partitions in reserve.
-        logger.warning("Partitions can't be made now: %s", error)
+        # If the database is gone, whoever meets that next shall not tell it once more.
+        Complaint("database", "sweep").trouble(f"Partitions can't be made now: {error}")
 
 
 def outage_between(last_sweep_at: datetime | None, now: datetime, sweep_seconds: float) -> timedelta | None:
