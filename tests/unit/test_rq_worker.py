@@ -1,21 +1,25 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
+import signal
 import zlib
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from redis.exceptions import ConnectionError as RedisConnectionError
 from rq import Queue
-from rq.exceptions import NoSuchJobError, StopRequested
+from rq.exceptions import DequeueTimeout, NoSuchJobError, StopRequested
 from rq.job import Job
 
 from fleetbeat_shared.names import QUEUE
 from fleetbeat_worker import jobs
-from fleetbeat_worker.rq_worker import MAX_JOB_BYTES, FleetbeatJob, why_refused
+from fleetbeat_worker.rq_worker import MAX_JOB_BYTES, FleetbeatJob, FleetbeatWorker, why_refused
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from fakeredis import FakeRedis
 
 OURS = json.dumps(["fleetbeat_worker.jobs.sweep", None, [], {}]).encode()
@@ -128,3 +132,43 @@ def test_a_signal_while_a_job_is_read_is_no_fault_of_the_job(
     monkeypatch.setattr(Job, "restore", restore)
     with pytest.raises(type(error)):
         job_named(redis).restore({b"data": OURS})
+
+
+@pytest.fixture
+def signals() -> Iterator[None]:
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+class AsksToStop:
+    """Sends the worker its signal from a destructor, out of which no exception comes."""
+
+    def __del__(self) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.usefixtures("signals")
+@pytest.mark.parametrize("moment", ["at housekeeping", "while it waits"])
+def test_a_request_to_stop_is_heard_whatever_it_interrupts(
+    redis: FakeRedis, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """A signal that comes while Python destroys an object stops the worker, too."""
+    looked: list[str] = []
+
+    def look(*_: object, **__: object) -> None:
+        looked.append(moment)
+        if len(looked) > 1:
+            pytest.fail("the worker looked for a job after it was asked to stop")
+        AsksToStop()
+        raise DequeueTimeout(1, QUEUE)
+
+    monkeypatch.setattr(Queue, "dequeue_any", look)
+    worker = FleetbeatWorker([Queue(QUEUE, connection=redis, serializer="json")], connection=redis, serializer="json")
+    if moment == "at housekeeping":
+        monkeypatch.setattr(worker, "clean_registries", AsksToStop)
+    assert worker.work(logging_level=None, max_idle_time=5) is False
+    assert looked == ([] if moment == "at housekeeping" else [moment])
+    assert redis.hexists(worker.key, "death")

@@ -18,6 +18,7 @@ from rq.exceptions import NoSuchJobError, StopRequested
 from rq.job import Job, JobStatus
 from rq.timeouts import BaseTimeoutException
 from rq.utils import now as rq_now, utcformat
+from rq.worker import WorkerStatus
 
 from fleetbeat_shared.names import QUEUE
 from fleetbeat_worker import jobs
@@ -96,6 +97,20 @@ class FleetbeatWorker(Worker):
     job_class = FleetbeatJob
     max_connection_wait_time = 5.0
     """Between two looks whether Redis is there again; RQ's is a minute."""
+    _is_waiting = False
+    """For a job: then only an exception gets out of the blocking call."""
+
+    def _shutdown(self) -> None:
+        """Stop when the job is done, or at once while waiting for one.
+
+        RQ's raises wherever a signal finds the worker without a job. Python drops what is raised in a destructor or in
+        a callback of the garbage collector, so that a worker which has just started might never hear that it shall end.
+        """
+        self._stop_requested = True
+        if self._is_waiting:
+            raise StopRequested
+        if self.get_state() == WorkerStatus.BUSY:
+            super()._shutdown()  # type: ignore[no-untyped-call] # RQ has no hint there
 
     def handle_warm_shutdown_request(self) -> None:
         """Pass the request on: an ingest job ends after its batch instead of at the end of its time."""
@@ -103,7 +118,12 @@ class FleetbeatWorker(Worker):
             self.kill_horse(signal.SIGTERM)
 
     def heartbeat(self, timeout: int | None = None, pipeline: Any = None) -> None:  # noqa: ANN401 - RQ's signature
-        """Say that the worker lives; also that it exists, to a Redis that came back without its data."""
+        """Say that the worker lives; also that it exists, to a Redis that came back without its data.
+
+        RQ calls this each time before it waits, so this is where a lost request to stop is heard after all.
+        """
+        if self._is_waiting and self._stop_requested:
+            raise StopRequested
         super().heartbeat(timeout, pipeline)
         if pipeline is None and not self.connection.sismember(self.redis_workers_keys, self.key):
             worker_registration.register(self)
@@ -117,13 +137,17 @@ class FleetbeatWorker(Worker):
 
     def dequeue_job_and_maintain_ttl(self, timeout: int | None, max_idle_time: int | None = None) -> Any:  # noqa: ANN401
         """Wait for a job, whatever else lies in the queue."""
-        while True:
-            try:
-                return super().dequeue_job_and_maintain_ttl(timeout, max_idle_time)
-            except _MALFORMED as error:
-                if isinstance(error, OutOfMemoryError) or not self._remove_malformed_ids():
-                    raise
-                logger.warning("Something in the queue was no job; it is removed")
+        self._is_waiting = True
+        try:
+            while True:
+                try:
+                    return super().dequeue_job_and_maintain_ttl(timeout, max_idle_time)
+                except _MALFORMED as error:
+                    if isinstance(error, OutOfMemoryError) or not self._remove_malformed_ids():
+                        raise
+                    logger.warning("Something in the queue was no job; it is removed")
+        finally:
+            self._is_waiting = False
 
     def clean_registries(self) -> None:
         """Do RQ's housekeeping, which expects that all it finds is its own."""
