@@ -1,9 +1,9 @@
 """A pool: a dispatcher, a steward and some RQ workers, each a process, kept running by their parent.
 
-The parent imports what the jobs need once and forks; it makes no client and no engine before it does. A child that ends
-by itself (RQ's workers do when Redis fails them) is started again, after a pause that grows. How many workers there
-should be can change while the pool runs: the steward hears it (see `steward`). A surplus one is asked to end, finishes
-its batch, and isn't started again; the others go on meanwhile.
+The parent imports what the jobs need, rehearses them (see `rehearsal`) and forks; it holds no client and no engine when
+it does. A child that ends by itself (RQ's workers do when Redis fails them) is started again, after a pause that grows.
+How many workers there should be can change while the pool runs: the steward hears it (see `steward`). A surplus one is
+asked to end, finishes its batch, and isn't started again; the others go on meanwhile.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from fleetbeat_worker.autoscale import Bounds
 from fleetbeat_worker.dispatcher import REDIS_IS_BACK, redis_trouble, run_dispatcher
 from fleetbeat_worker.log import Complaint, logger, relay_through
 from fleetbeat_worker.metrics import RESTARTS, count
+from fleetbeat_worker.rehearsal import rehearse
 from fleetbeat_worker.rq_worker import run_worker
 from fleetbeat_worker.steward import Orders, Report, new_mandate, run_steward
 from fleetbeat_worker.troubles import PipeRelay, Troubles
@@ -100,6 +101,7 @@ class Pool:
 
     def start(self) -> None:
         """Start all processes."""
+        rehearse()
         for child in self._children:
             self._start(child)
 

@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+import gc
+from contextvars import Context
+from typing import TYPE_CHECKING
+
+import pytest
+from sqlalchemy import Engine, event
+
+from fleetbeat_worker.metrics import keep_counters
+from fleetbeat_worker.rehearsal import rehearse
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@pytest.fixture
+def said() -> Iterator[list[str]]:
+    """Every statement that any engine is told."""
+    statements: list[str] = []
+
+    def hear(*arguments: str) -> None:
+        statements.append(arguments[2])
+
+    event.listen(Engine, "before_cursor_execute", hear)
+    yield statements
+    event.remove(Engine, "before_cursor_execute", hear)
+
+
+def test_a_rehearsal_does_the_work_and_leaves_no_trace(said: list[str], caplog: pytest.LogCaptureFixture) -> None:
+    """It stores a heartbeat and sweeps without a word, and none of it shows in the metrics."""
+
+    def counted() -> list[float]:
+        counters = keep_counters()
+        rehearse()
+        return counters.totals()
+
+    try:
+        assert not any(Context().run(counted))
+    finally:
+        gc.unfreeze()
+    for statement in ("INSERT INTO heartbeats", "INSERT INTO events", "UPDATE liveness", "UPDATE pipeline"):
+        assert any(said_one.startswith(statement) for said_one in said)
+    assert not caplog.records
