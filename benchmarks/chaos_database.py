@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 UNSTORABLE = "unstorable"
 """The progress of a message that is right, and that the database refuses."""
 
+LARGE = b"x" * 40_000
+"""No message, and ten pages of SQLite's file among the rejected ones."""
+
 
 def restart_postgresql(here: Place) -> None:
     """Let PostgreSQL go down at once, in the middle of transactions, and come back."""
@@ -77,6 +80,7 @@ def full(here: Place) -> Iterator[None]:
 def fill_disk(here: Place) -> None:
     """Let SQLite's disk be full, until a worker says so."""
     with full(here):
+        here.send(LARGE)  # so that there is no room for all, also if the rest was stored before
         time.sleep(HOLD_SECONDS)
         insist(lambda: here.told("database or disk is full"), "no worker told that the disk was full")
 
