@@ -40,7 +40,7 @@ _PERIOD = round(PULSE_SECONDS * 1000)
 _BEAT = """
 local time = redis.call('TIME')
 local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
-local last = tonumber(redis.call('GET', KEYS[1]) or ARGV[1])
+local last = tonumber(redis.call('GET', KEYS[1]) or '') or tonumber(ARGV[1])
 redis.call('SET', KEYS[1], now)
 if now - last <= tonumber(ARGV[2]) then return now end
 local from = 0

@@ -20,6 +20,7 @@ from fleetbeat_shared.errors import DatabaseUnavailable
 from fleetbeat_worker.changes import make_changes
 from fleetbeat_worker.column_types import from_milliseconds, to_milliseconds
 from fleetbeat_worker.database import writing
+from fleetbeat_worker.foreign import remove_foreign
 from fleetbeat_worker.inbox import Inbox
 from fleetbeat_worker.log import Complaint, logger
 from fleetbeat_worker.looks import is_turned_back, last_look
@@ -123,6 +124,7 @@ def _sweep(client: Redis, engine: Engine, settings: Settings, *, periodic: bool,
             _make_partitions(engine, now)
         return SweepReport(now, watermark=None, outage_seconds=None, degraded=[], refused=refused)
     complaint.over("Redis takes again what agents send; verdicts go on.")
+    remove_foreign(client)
     # Redis first, SQL afterwards: whatever is committed in between can only make agents look more alive.
     pulse = read_pulse(client)
     account = inbox.account()  # before the time of this sweep, so that it is newer than those of earlier ones
