@@ -28,6 +28,7 @@ from helpers import (
     events,
     heartbeat,
     let_pass,
+    reasons,
     redis_time,
     register,
     seconds,
@@ -221,6 +222,20 @@ def test_a_dry_run_changes_nothing(
         before,
         [],
     )
+
+
+def test_a_dry_run_knows_what_overtook_its_registration(database: Engine, redis: Redis, quick: Settings) -> None:
+    """It names nobody whom a sweep would spare, and leaves what is set aside for that sweep."""
+    message = register("torv", interval_seconds=5.0)
+    send(redis, heartbeat(message.session_id))
+    drain(redis, database, quick)
+    # A worker that died had taken the registration, and now another one stores it.
+    received_at = redis_time(redis) - seconds(20)
+    store_entries(database, [Entry(f"{to_milliseconds(received_at)}-0", message.to_wire())], redis_time(redis), quick)
+    assert sweep(redis, database, quick, dry_run=True).degraded == []
+    assert (state(database, message.session_id), reasons(database)) == ("pending", ["unknown_session"])
+    assert sweep(redis, database, quick).degraded == []
+    assert (state(database, message.session_id), reasons(database)) == ("ok", [])
 
 
 def test_a_row_that_a_batch_holds_is_left_to_the_next_sweep(postgres_url: str, redis: Redis, quick: Settings) -> None:

@@ -31,7 +31,7 @@ from fleetbeat_worker.store.pipeline import stored_pipeline, write_pipeline
 from fleetbeat_worker.store.rewind import rewind
 from fleetbeat_worker.store.verdicts import record
 from fleetbeat_worker.tables import EventType, NoticeKind
-from fleetbeat_worker.transactions import put_right
+from fleetbeat_worker.transactions import put_right, put_right_within
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -136,6 +136,9 @@ def _sweep(client: Redis, engine: Engine, settings: Settings, *, periodic: bool,
         except SQLAlchemyError as error:  # it must not stand in the way of the verdicts
             logger.error("What overtook its registration can't be put right", exc_info=error)
     with writing(engine) as connection:
+        if dry_run:
+            stored_pipeline(connection, lock=True)  # first, as sweeps do: else one could wait for this one in a circle
+            put_right_within(connection, horizon.now, settings)
         report = decide(connection, horizon, account, settings, periodic=periodic, pulse=pulse)
         if dry_run:
             connection.rollback()
