@@ -163,6 +163,7 @@ def decide(  # noqa: PLR0913 - what was seen of Redis, and by whom
     if is_turned_back(last.last_sweep_at, horizon.now):
         logger.warning("Redis's clock was turned back; what it says is later than now counts as of now")
         rewind(connection, horizon.now, settings.missed_intervals)
+        last = replace(last, watermark=None)  # else verdicts would be of a time that hasn't come
     known = [moment for moment in (horizon.watermark, last.watermark) if moment is not None]
     watermark = max(known, default=None)
     interval = settings.sweep_seconds if periodic else max(settings.sweep_seconds, last.sweep_seconds or 0)
