@@ -281,6 +281,7 @@ _TIMES = (
     (Maintenance, ("starts_at", "ends_at", "ended_at", "cut_at")),
     (Event, ("occurred_at",)),
     (Incident, ("started_at", "ended_at", "first_silent_at", "last_silent_at")),
+    (Notification, ("created_at", "due_at", "expires_at")),
     (OutageRow, ("started_at", "ended_at")),
     (Pipeline, ("watermark", "last_sweep_at", "maintenance_since", "cleared_at")),
 )

@@ -17,6 +17,7 @@ from fleetbeat_worker.sweep import sweep
 from fleetbeat_worker.tables import Agent, Liveness, Notification
 from helpers import (
     agent,
+    deregister,
     drain,
     enrol,
     events,
@@ -297,6 +298,21 @@ def test_a_paused_agent_is_back(fleet: Fleet) -> None:
             pause(connection, name, redis_time(fleet.redis), None, None)
     fleet.sweep()
     assert fleet.told() == [("incident", None), ("incident_over", None)]
+    over = notices(fleet.engine, "incident_over")[0].detail
+    assert (over["back"], over["away"], over["silent"]) == (3, 3, 3)
+
+
+def test_who_ended_is_away_unless_its_name_goes_on(fleet: Fleet) -> None:
+    """A member that said goodbye isn't told as back; one that a new session of its name follows is."""
+    sessions = fleet.enrol(*[f"agent {number}" for number in range(6)])
+    fleet.fall_silent()
+    send(fleet.redis, *[deregister(session) for session in sessions[:2]])
+    drain(fleet.redis, fleet.engine, fleet.settings)
+    fleet.enrol("agent 2")
+    fleet.sweep()
+    assert fleet.told() == [("incident", None), ("incident_over", None)]
+    over = notices(fleet.engine, "incident_over")[0].detail
+    assert (over["back"], over["away"], over["silent"]) == (3, 2, 3)
 
 
 def test_a_second_wave_joins_a_young_incident(fleet: Fleet) -> None:

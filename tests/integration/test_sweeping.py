@@ -12,9 +12,13 @@ from fleetbeat_shared.names import INBOX
 from fleetbeat_worker.account import Account
 from fleetbeat_worker.column_types import to_milliseconds
 from fleetbeat_worker.database import open_engine, reading, writing
+from fleetbeat_worker.explain import explain
+from fleetbeat_worker.fleet import read_fleet
 from fleetbeat_worker.inbox import Entry, Horizon, Inbox
 from fleetbeat_worker.partitions import partition_name
 from fleetbeat_worker.store.batches import open_batch, write_batch
+from fleetbeat_worker.store.incidents import count_told
+from fleetbeat_worker.store.notifications import take_due
 from fleetbeat_worker.sweep import decide, sweep
 from fleetbeat_worker.tables import OutageRow, Pipeline
 from fleetbeat_worker.transactions import store_entries
@@ -28,6 +32,7 @@ from helpers import (
     events,
     heartbeat,
     let_pass,
+    reasons,
     redis_time,
     register,
     seconds,
@@ -223,6 +228,20 @@ def test_a_dry_run_changes_nothing(
     )
 
 
+def test_a_dry_run_knows_what_overtook_its_registration(database: Engine, redis: Redis, quick: Settings) -> None:
+    """It names nobody whom a sweep would spare, and leaves what is set aside for that sweep."""
+    message = register("torv", interval_seconds=5.0)
+    send(redis, heartbeat(message.session_id))
+    drain(redis, database, quick)
+    # A worker that died had taken the registration, and now another one stores it.
+    received_at = redis_time(redis) - seconds(20)
+    store_entries(database, [Entry(f"{to_milliseconds(received_at)}-0", message.to_wire())], redis_time(redis), quick)
+    assert sweep(redis, database, quick, dry_run=True).degraded == []
+    assert (state(database, message.session_id), reasons(database)) == ("pending", ["unknown_session"])
+    assert sweep(redis, database, quick).degraded == []
+    assert (state(database, message.session_id), reasons(database)) == ("ok", [])
+
+
 def test_a_row_that_a_batch_holds_is_left_to_the_next_sweep(postgres_url: str, redis: Redis, quick: Settings) -> None:
     """On PostgreSQL a sweep doesn't wait for a batch, and flags the agent later if it is still silent then."""
     engine = open_engine(postgres_url)
@@ -353,15 +372,51 @@ def test_a_short_gap_is_no_outage(
 def test_a_clock_that_was_turned_back_flags_nobody(
     database: Engine, redis: Redis, quick: Settings, beat: Callable[..., None], look: Callable[[], list[str]]
 ) -> None:
-    """When Redis's clock went back an hour, sweeps go on, flag nobody, and the watermark stays."""
+    """When Redis's clock went back an hour, sweeps go on, flag nobody, and the watermark goes by the clock."""
     (session,) = enrol(redis, database, quick, "torv")
     beat(session)
     look()
     let_pass(database, -3600)
-    before = pipeline(database)
     assert look() == []
-    assert pipeline(database).watermark == before.watermark
+    found = pipeline(database)
+    assert found.watermark == found.last_sweep_at
     assert state(database, session) == "ok"
+
+
+def test_what_is_shown_after_a_clock_was_turned_back_is_of_now(
+    database: Engine, redis: Redis, quick: Settings, beat: Callable[..., None], look: Callable[[], list[str]]
+) -> None:
+    """Nobody who beats is late by a watermark that hasn't come yet, before the first sweep and after it."""
+    (session,) = enrol(redis, database, quick, "torv")
+    beat(session)
+    look()
+    let_pass(database, -3600)
+    for _ in range(2):
+        view = read_fleet(quick, database, redis)
+        assert (view.as_of, view.agents[0].state) == (view.pipeline.now, "ok")
+        look()
+        beat(session)
+    shown = explain(quick, database, redis, "torv")
+    assert (shown.state, shown.as_of, shown.held) == ("ok", shown.pipeline.now, False)
+
+
+def test_what_was_told_by_a_clock_that_was_ahead(
+    database: Engine, redis: Redis, quick: Settings, look: Callable[[], list[str]]
+) -> None:
+    """Notifications don't wait until the clock is there again, and silences of that time are in no later incident."""
+    names = [f"agent {number}" for number in range(8)]
+    enrol(redis, database, quick, *names[:4], interval_seconds=5.0)
+    enrol(redis, database, quick, *names[4:])
+    look()
+    let_pass(database, 12)
+    assert look() == names[:4]
+    let_pass(database, -3600)
+    look()
+    with writing(database) as connection:
+        now = redis_time(redis)
+        assert len(take_due(connection, now, seconds(60), 20)) == 4
+        assert all(event.occurred_at <= now for event in events(database, "degraded"))
+        assert count_told(connection, now + seconds(1)) == 0
 
 
 def test_an_agent_that_begins_after_the_clock_was_turned_back(

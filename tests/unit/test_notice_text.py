@@ -265,6 +265,20 @@ def test_an_incident() -> None:
     assert given_up.mood is Mood.BAD
 
 
+def test_who_joins_an_incident() -> None:
+    """Those may be few: what is said of many at once was said before."""
+    body = message(NoticeKind.INCIDENT, INCIDENT | {"agents": 1, "agents_before": 411, "names": ["torv"]}, None).body
+    assert "This belongs to the incident of 411 agents that you were told of.\nAgents: torv\n" in body
+    assert "many" not in body
+
+
+def test_who_is_no_longer_waited_for_is_not_told_as_back() -> None:
+    """Nobody heard of agents that were paused, or ended, since they went silent."""
+    over = message(NoticeKind.INCIDENT_OVER, INCIDENT | {"away": 3}, None)
+    assert over.title == "400 of 412 agents that went silent together are back, paused or ended"
+    assert message(NoticeKind.INCIDENT_OVER, INCIDENT | {"away": 0}, None).title.endswith(" are back")
+
+
 def test_many_that_cannot_be_judged() -> None:
     """Agents that are set aside for one reason are told as one, with the reason and the first names."""
     told = message(NoticeKind.UNJUDGED, {**INCIDENT, "why": "'Mars' is no time zone"}, None)

@@ -31,7 +31,7 @@ class Place:
 
     def __init__(self, draw: random.Random) -> None:
         starts = (draw.uniform(5, LASTS) for _ in range(draw.randint(1, 5)))
-        lengths = (draw.choice((0.7, 1.0, 1.2, 2, 3, 5, 8, 13, 20, 28, 34)) for _ in count())
+        lengths = (draw.choice((0.7, 1.0, 1.2, 2, 3, 5, 8, 13, 20, 28, 29.9, 34)) for _ in count())
         self.still = merge((round(start * 1000), round((start + next(lengths)) * 1000)) for start in starts)
         self._pulses = list(self._beat(draw))
 

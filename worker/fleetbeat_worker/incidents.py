@@ -85,12 +85,13 @@ def end_incident(connection: Connection, now: datetime) -> list[Notice]:
     incident = store.open_incident(connection)
     if incident is None or not is_over(incident.agents, *store.silent_of(connection, incident.id), now):
         return []
-    silent = store.end(connection, incident.id, now)
+    silent, away = store.end(connection, incident.id, now)
     detail = {
         "agents": incident.agents,
         "live_agents": incident.live_agents,
         "back": max(0, incident.agents - len(silent)),
         "silent": len(silent),
+        "away": away,
         "started_at": incident.started_at.isoformat(),
         "first_silent_at": incident.first_silent_at.isoformat(),
         "last_silent_at": incident.last_silent_at.isoformat(),

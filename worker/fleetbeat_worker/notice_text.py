@@ -176,6 +176,8 @@ def _incident(facts: Facts) -> _Told:
     else:
         span, day = "at once", ""
     why = "So many at once point at what they share: a machine, a network, an account. They are told as one."
+    if (earlier := facts.number("agents_before")) is not None:  # and these may be few
+        why = f"This belongs to the incident of {int(earlier):,} agents that you were told of."
     if (before := facts.number("told_before")) is not None:
         why += f" Of {int(before):,} you were told before."
     return f"{agents} of {live} agents went silent {span}", Mood.BAD, [f"{day}{why}", _names(facts, "Agents", "agents")]
@@ -186,7 +188,8 @@ def _incident_over(facts: Facts) -> _Told:
     names = _names(facts, "Silent still", "silent")
     together = f"of {facts.count('agents')} agents that went silent together are"
     if 2 * (facts.number("silent") or 0) <= (facts.number("agents") or 0):
-        return f"{facts.count('back')} {together} back", Mood.GOOD, [since, names]
+        back = "back, paused or ended" if facts.number("away") else "back"
+        return f"{facts.count('back')} {together} {back}", Mood.GOOD, [since, names]
     why = "They are waited for no longer: from now on each return is told by itself."
     return f"{facts.count('silent')} {together} silent still", Mood.BAD, [f"{since} {why}", names]
 

@@ -118,11 +118,13 @@ def view_pipeline(  # noqa: PLR0913 - everything that the view is made of
         )
     patience = patience_seconds(settings, stored)
     crew = crew or Crew(0)
-    as_of = max((moment for moment in (horizon.watermark, stored.watermark) if moment is not None), default=None)
+    # By a clock that was turned back the last watermark may not have come yet.
+    known = None if stored.watermark is None else min(stored.watermark, horizon.now)
+    as_of = max((moment for moment in (horizon.watermark, known) if moment is not None), default=None)
     lag = max(0.0, (horizon.now - (horizon.watermark or as_of or horizon.now)).total_seconds())
     behind = _FROM_FUTURE if horizon.watermark is None else _lag_trouble(patience, lag, horizon.backlog, crew)
     unwatched = _sweep_trouble(patience, stored.last_sweep_at, horizon.now, crew)
-    unwatched_since = stored.watermark if unwatched is not None else None
+    unwatched_since = known if unwatched is not None else None
     if unwatched_since is not None:
         # Nobody watched since: the next sweep moves every deadline by that time, so it can't count as silence here.
         as_of = unwatched_since

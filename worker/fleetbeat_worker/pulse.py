@@ -40,7 +40,7 @@ _PERIOD = round(PULSE_SECONDS * 1000)
 _BEAT = """
 local time = redis.call('TIME')
 local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
-local last = tonumber(redis.call('GET', KEYS[1]) or ARGV[1])
+local last = tonumber(redis.call('GET', KEYS[1]) or '') or tonumber(ARGV[1])
 redis.call('SET', KEYS[1], now)
 if now - last <= tonumber(ARGV[2]) then return now end
 local from = 0
@@ -65,11 +65,11 @@ class Pulse:
     def unheard(self, since: int, now: int, longest: int) -> list[Span]:
         """Return the spans in which nobody could be heard that a sweep at `since`, the last one, couldn't know of.
 
-        A pulse that is late is a gap already. But if it is missing for longer than `longest`, while somebody looks
-        that often, it isn't Redis that stands still: nobody is there to write it.
+        A pulse that is late is a gap already. But if it had been missing for longer than `longest` when that sweep
+        looked, it isn't Redis that stands still: nobody is there to write it.
         """
         spans = [gap for gap in self.gaps if gap[1] <= now]  # others are of before the clock was set back
-        if self.at is not None and GAP_MILLISECONDS < now - self.at <= longest:
+        if self.at is not None and now - self.at > GAP_MILLISECONDS and since - self.at <= longest:
             spans.append((self.at + _PERIOD, now))
         since -= GAP_MILLISECONDS  # so late a pulse was none yet
         return [(max(start, since), min(end, now)) for start, end in spans if max(start, since) < min(end, now)]

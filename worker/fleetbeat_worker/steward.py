@@ -25,6 +25,7 @@ from fleetbeat_shared.connection import connect, reason
 from fleetbeat_worker import jobs, pools
 from fleetbeat_worker.autoscale import Course, Load, decide
 from fleetbeat_worker.flow import flow, read_sample
+from fleetbeat_worker.foreign import remove_foreign
 from fleetbeat_worker.inbox import Inbox
 from fleetbeat_worker.log import logger
 from fleetbeat_worker.pulse import PulseWriter
@@ -109,6 +110,7 @@ class Steward:
             logger.debug("The pool isn't renewed any more, and so it is forgotten: %s", reason(error))
 
     def _step(self) -> None:
+        remove_foreign(self._client)  # here, too: sweeps come less often, and none while nobody can be elected
         self._bounds = pools.read_wanted(self._client, self._mandate.pool_id) or self._bounds
         sample = read_sample(self._client)
         if self._samples and self._samples[-1].life != sample.life:

@@ -20,6 +20,7 @@ from fleetbeat_shared.errors import DatabaseUnavailable
 from fleetbeat_worker.changes import make_changes
 from fleetbeat_worker.column_types import from_milliseconds, to_milliseconds
 from fleetbeat_worker.database import writing
+from fleetbeat_worker.foreign import remove_foreign
 from fleetbeat_worker.inbox import Inbox
 from fleetbeat_worker.log import Complaint, logger
 from fleetbeat_worker.looks import is_turned_back, last_look
@@ -30,7 +31,7 @@ from fleetbeat_worker.store.pipeline import stored_pipeline, write_pipeline
 from fleetbeat_worker.store.rewind import rewind
 from fleetbeat_worker.store.verdicts import record
 from fleetbeat_worker.tables import EventType, NoticeKind
-from fleetbeat_worker.transactions import put_right
+from fleetbeat_worker.transactions import put_right, put_right_within
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -123,6 +124,7 @@ def _sweep(client: Redis, engine: Engine, settings: Settings, *, periodic: bool,
             _make_partitions(engine, now)
         return SweepReport(now, watermark=None, outage_seconds=None, degraded=[], refused=refused)
     complaint.over("Redis takes again what agents send; verdicts go on.")
+    remove_foreign(client)
     # Redis first, SQL afterwards: whatever is committed in between can only make agents look more alive.
     pulse = read_pulse(client)
     account = inbox.account()  # before the time of this sweep, so that it is newer than those of earlier ones
@@ -134,6 +136,9 @@ def _sweep(client: Redis, engine: Engine, settings: Settings, *, periodic: bool,
         except SQLAlchemyError as error:  # it must not stand in the way of the verdicts
             logger.error("What overtook its registration can't be put right", exc_info=error)
     with writing(engine) as connection:
+        if dry_run:
+            stored_pipeline(connection, lock=True)  # first, as sweeps do: else one could wait for this one in a circle
+            put_right_within(connection, horizon.now, settings)
         report = decide(connection, horizon, account, settings, periodic=periodic, pulse=pulse)
         if dry_run:
             connection.rollback()
@@ -158,6 +163,7 @@ def decide(  # noqa: PLR0913 - what was seen of Redis, and by whom
     if is_turned_back(last.last_sweep_at, horizon.now):
         logger.warning("Redis's clock was turned back; what it says is later than now counts as of now")
         rewind(connection, horizon.now, settings.missed_intervals)
+        last = replace(last, watermark=None)  # else verdicts would be of a time that hasn't come
     known = [moment for moment in (horizon.watermark, last.watermark) if moment is not None]
     watermark = max(known, default=None)
     interval = settings.sweep_seconds if periodic else max(settings.sweep_seconds, last.sweep_seconds or 0)

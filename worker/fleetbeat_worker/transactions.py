@@ -117,18 +117,28 @@ def put_right(engine: Engine, client: Redis, now: datetime, settings: Settings) 
 
     Raises DatabaseUnavailable.
     """
-    # A registration in a dead worker's hands takes a lease, or a few, until another has it; and sweeps look for it.
-    since = now - timedelta(seconds=max(OVERTAKING_SECONDS, 3 * settings.lease_seconds, 3 * settings.sweep_seconds))
     count = 0
     # A delegate's registration that is put right may be what its heartbeats waited for: look again until all is done.
     while True:
         with reading(engine) as connection:
-            ids = find_overtaken(connection, since, settings.batch_size)
+            ids = _overtaken(connection, now, settings)
         if not ids:
             return count
         for batch in _apply_overtaken(engine, ids, now, settings):
             count += len(batch.heartbeats) + sum(agent.is_new for agent in batch.agents.values())
             follow_up(client, batch)
+
+
+def put_right_within(connection: Connection, now: datetime, settings: Settings) -> None:
+    """Apply the same in a transaction that is rolled back: to see what comes of it."""
+    while ids := _overtaken(connection, now, settings):
+        write_batch(connection, _apply(connection, understand(take_rejected(connection, ids)), now, settings))
+
+
+def _overtaken(connection: Connection, now: datetime, settings: Settings) -> list[int]:
+    # A registration in a dead worker's hands takes a lease, or a few, until another has it; and sweeps look for it.
+    waits = max(OVERTAKING_SECONDS, 3 * settings.lease_seconds, 3 * settings.sweep_seconds)
+    return find_overtaken(connection, now - timedelta(seconds=waits), settings.batch_size)
 
 
 def _apply_overtaken(engine: Engine, ids: Sequence[int], now: datetime, settings: Settings) -> list[Batch]:

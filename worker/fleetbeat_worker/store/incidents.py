@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sqlalchemy import func, insert, select, update
+from sqlalchemy import exists, func, insert, or_, select, update
+from sqlalchemy.orm import aliased
 
 from fleetbeat_shared.liveness import State, silent_since
 from fleetbeat_worker.store import bulk
@@ -112,8 +113,11 @@ def silent_of(connection: Connection, incident_id: int) -> tuple[int, datetime |
     return row[0], row[1]
 
 
-def end(connection: Connection, incident_id: int, now: datetime) -> list[str]:
-    """Close an incident, let go of its agents, and return the names of those that are silent still, in their order.
+def end(connection: Connection, incident_id: int, now: datetime) -> tuple[list[str], int]:
+    """Close an incident and let go of its agents.
+
+    Return the names of those that are silent still, in their order, and how many weren't heard either, but are paused
+    or have ended without another session of their name.
 
     It locks the agents in the order of their keys, as batches do, and waits for them: whoever is locked already by the
     same transaction may make a circle of it.
@@ -124,6 +128,11 @@ def end(connection: Connection, incident_id: int, now: datetime) -> list[str]:
         connection.execute(select(func.count()).select_from(lock.cte())).scalar()
     silent = select(Agent.agent_name).join(Liveness, Liveness.session_id == Agent.session_id).where(member, _SILENT)
     names = list(connection.execute(silent.order_by(Agent.agent_name)).scalars())
+    other = aliased(Agent)
+    replaced = exists().where(other.agent_name == Agent.agent_name, other.ended_at.is_(None))
+    away = or_(Liveness.state == State.PAUSED.value, (Liveness.state == State.ENDED.value) & ~replaced)
+    query = select(func.count()).select_from(Agent).join(Liveness, Liveness.session_id == Agent.session_id)
+    number = connection.execute(query.where(member, away)).scalar_one()
     connection.execute(update(Liveness).where(member).values(incident_id=None))
     connection.execute(update(Incident).where(Incident.id == incident_id).values(ended_at=now))
-    return names
+    return names, number

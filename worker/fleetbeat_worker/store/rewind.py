@@ -13,9 +13,10 @@ from fleetbeat_shared.liveness import UNJUDGEABLE, Promise, silent_since
 from fleetbeat_worker.column_types import Instant, to_milliseconds
 from fleetbeat_worker.deadlines import deadline_of
 from fleetbeat_worker.store import bulk
+from fleetbeat_worker.store.notifications import TRIED_FOR
 from fleetbeat_worker.store.outages import read_outages
 from fleetbeat_worker.store.verdicts import WATCHED
-from fleetbeat_worker.tables import Agent, Liveness, OutageRow
+from fleetbeat_worker.tables import Agent, Event, Incident, Liveness, Notification, OutageRow
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -23,10 +24,12 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection, Table
 
 _LIVENESS: Table = Liveness.__table__  # type: ignore[assignment] # a mapped class has a Table
-_AGENTS: Table = Agent.__table__  # type: ignore[assignment] # as above
-
-_OF_LIVENESS = ("registered_at", "last_seen_at", "resumed_at", "state_changed_at")
-_OF_AGENTS = ("reported_at", "changed_at", "stuck_at", "flapping_at", "paused_at")
+_MOMENTS: tuple[tuple[Any, tuple[str, ...]], ...] = (
+    (_LIVENESS, ("registered_at", "last_seen_at", "resumed_at", "state_changed_at")),
+    (Agent.__table__, ("reported_at", "changed_at", "stuck_at", "flapping_at", "paused_at")),
+    (Event.__table__, ("occurred_at",)),
+    (Incident.__table__, ("started_at", "first_silent_at", "last_silent_at")),
+)
 
 _ALLOWED = {
     "sqlite": ":now + CAST(1000 * (interval_seconds * COALESCE(missed_limit, :limit) + grace_seconds) AS INTEGER)",
@@ -42,10 +45,13 @@ def rewind(connection: Connection, now: datetime, missed_limit: int) -> None:
         connection.execute(select(Liveness.session_id).order_by(Liveness.session_id).with_for_update()).fetchall()
     connection.execute(delete(OutageRow).where(OutageRow.started_at >= now))
     connection.execute(update(OutageRow).where(OutageRow.ended_at > now).values(ended_at=now))
-    for table, names in ((_LIVENESS, _OF_LIVENESS), (_AGENTS, _OF_AGENTS)):
+    for table, names in _MOMENTS:
         columns = [table.c[name] for name in names]
         values = {column: case((column > now, literal(now, Instant)), else_=column) for column in columns}
         connection.execute(update(table).where(or_(*(column > now for column in columns))).values(values))
+    # Else they would wait until the clock is there again.
+    told = {"created_at": now, "due_at": now, "expires_at": now + TRIED_FOR}
+    connection.execute(update(Notification).where(Notification.created_at > now).values(told))
     latest = _ALLOWED[connection.dialect.name]
     statement = text(
         f"UPDATE liveness SET deadline_at = {latest} "  # noqa: S608 - our own text
