@@ -298,7 +298,10 @@ def test_an_outage() -> None:
     }
     told = message(NoticeKind.OUTAGE, detail, None)
     assert told.title == "Nobody watched the fleet for 1h"
-    assert "From 2026-11-26 10:00:00 UTC to 2026-11-26 11:00:00 UTC no sweep ran" in told.body
+    assert (
+        "From 2026-11-26 10:00:00 UTC to 2026-11-26 11:00:00 UTC nobody was judged: the workers, Redis or the database"
+        in told.body
+    )
     assert "1,200 deadlines were moved" in told.body
 
 

@@ -125,7 +125,10 @@ def test_maintenance_from_now_until_its_end(engine: Engine) -> None:
     assert run("maintenance", "end").output == "Ended maintenance 1.\n"
     assert answer("dashboard")["maintenance"] is None
     assert run("maintenance", "list").output.startswith("No maintenance.")
-    assert [one["state"] for one in answer("maintenance", "list", "--all")["maintenance"]] == ["over"]
+    (over,) = answer("maintenance", "list", "--all")["maintenance"]
+    assert over["state"] == "over"
+    ended = f"{datetime.fromisoformat(over['ended_at']):%Y-%m-%d %H:%M:%S}"
+    assert f"ended at {ended} UTC" in " ".join(run("maintenance", "list", "--all").output.split())
     again = run("maintenance", "end")
     assert (again.exit_code, "No maintenance runs now" in again.output) == (1, True)
 

@@ -207,7 +207,7 @@ def _outage(facts: Facts) -> _Told:
     title = f"Nobody watched the fleet for {facts.duration('seconds') or 'some time'}"
     moved = facts.number("deadlines_moved")
     span = f"From {at_text(facts.moment('started_at'))} to {at_text(facts.moment('ended_at'))}"
-    why = f"{span} no sweep ran: the workers or Redis were away, or the machine slept."
+    why = f"{span} nobody was judged: the workers, Redis or the database couldn't be used, or the machine slept."
     spared = f"; {int(moved):,} deadlines were moved" if moved is not None else ""
     return title, Mood.BAD, [why, f"No agent is flagged for that time{spared}."]
 

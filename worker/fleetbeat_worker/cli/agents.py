@@ -12,10 +12,10 @@ from rich.text import Text
 
 from fleetbeat_shared.durations import format_duration
 from fleetbeat_shared.errors import UnknownSession
-from fleetbeat_shared.identifiers import normalise_name
 from fleetbeat_shared.liveness import State
 from fleetbeat_shared.whole_numbers import WholeNumber
 from fleetbeat_worker.arithmetic import amount
+from fleetbeat_worker.cli.asked_names import NameType
 from fleetbeat_worker.cli.dashboard import (
     headline,
     heard_text,
@@ -103,7 +103,7 @@ def _list_text(view: FleetView, *, filtered: bool) -> RenderableType:
 @agents.command(
     "show", epilog=example("fleetbeat agents show hint", "fleetbeat agents show 019c0d3e-0000-7000-8000-000000000000")
 )
-@click.argument("name_or_session")
+@click.argument("name_or_session", type=NameType())
 @click.option(
     "--events", "event_limit", type=WholeNumber(0, 1_000_000), default=10, help="How many of its last events."
 )
@@ -111,11 +111,10 @@ def _list_text(view: FleetView, *, filtered: bool) -> RenderableType:
 @common_options
 def show_agent(*, settings: Settings, name_or_session: str, event_limit: int, as_json: bool) -> None:
     """Show one agent in full: the newest session of a name, or the session with an id."""
-    asked: str | UUID = normalise_name(name_or_session)
     with open_database(settings) as engine, open_redis(settings) as client:
-        report = read_agent(settings, engine, client, _session_id(name_or_session) or asked, event_limit)
+        report = read_agent(settings, engine, client, _session_id(name_or_session) or name_or_session, event_limit)
         if report is None:
-            report = read_agent(settings, engine, client, asked, event_limit)
+            report = read_agent(settings, engine, client, name_or_session, event_limit)
     if report is None:
         message = f"No agent or session {name_or_session!r} was ever registered; see: fleetbeat agents list --all"
         raise UnknownSession(message)

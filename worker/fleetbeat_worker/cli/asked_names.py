@@ -1,12 +1,18 @@
-"""Names that somebody asks for and that nobody has: a typo would look like good news otherwise."""
+"""Names that somebody asks for: one that nobody can have is refused, one that nobody has is an error.
+
+A typo would look like good news otherwise.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
+from pydantic import TypeAdapter, ValidationError
 
 from fleetbeat_shared.errors import UnknownSession
+from fleetbeat_shared.identifiers import normalise_name
+from fleetbeat_shared.messages import AgentName, describe
 from fleetbeat_shared.text import clean
 from fleetbeat_worker.store.agents import name_is_known
 
@@ -14,6 +20,32 @@ if TYPE_CHECKING:
     from collections.abc import Sized
 
     from sqlalchemy import Connection
+
+
+_NAME: TypeAdapter[str] = TypeAdapter(AgentName)
+
+
+class NameType(click.ParamType[str]):
+    """An agent's name, as a registration would take it: what isn't UTF-8, say, no database could be asked for."""
+
+    name = "NAME"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:  # noqa: ANN401
+        """Return the one spelling of the name."""
+        try:
+            return _NAME.validate_python(normalise_name(str(value)))
+        except ValidationError as error:
+            self.fail(f"no agent can have this name: {describe(error, {'agent_name': ''}, 'agent_name')}.", param, ctx)
+
+
+class NamesType(NameType):
+    """An agent's name, or a pattern of names."""
+
+    name = "GLOB"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:  # noqa: ANN401
+        """Return the one spelling of the name, or the pattern."""
+        return normalise_name(str(value)) if is_pattern(str(value)) else super().convert(value, param, ctx)
 
 
 def unknown_name(connection: Connection, agent_name: str | None, found: Sized) -> UnknownSession | None:

@@ -11,12 +11,11 @@ from rich.console import Group
 from rich.text import Text
 
 from fleetbeat_shared.durations import format_duration
-from fleetbeat_shared.identifiers import normalise_name
 from fleetbeat_shared.messages import MAX_INTERVAL_SECONDS, MIN_INTERVAL_SECONDS
 from fleetbeat_shared.whole_numbers import WholeNumber
 from fleetbeat_worker.backtest import backtest as run_backtest
 from fleetbeat_worker.backtest_report import Trial
-from fleetbeat_worker.cli.asked_names import is_pattern, unknown_name, warn_of_pattern
+from fleetbeat_worker.cli.asked_names import NamesType, is_pattern, unknown_name, warn_of_pattern
 from fleetbeat_worker.cli.moments import DurationType
 from fleetbeat_worker.cli.options import common_options, example, json_option, open_database
 from fleetbeat_worker.cli.output import console, counted, plain_table, print_json, safe, stamp
@@ -56,7 +55,7 @@ MOST_AGENTS = 50
     help="The interval of those that promised one.",
 )
 @click.option("--since", type=DurationType(), default="7d", show_default=True, help="How far back.")
-@click.option("--agent", "agent_glob", metavar="GLOB", help="Only agents with such names: 'crawler-*'.")
+@click.option("--agent", "agent_glob", type=NamesType(), help="Only agents with such names: 'crawler-*'.")
 @click.option(
     "--limit",
     type=WholeNumber(0, 1_000_000),
@@ -88,12 +87,11 @@ def backtest(  # noqa: PLR0913 - one parameter per option
         None if grace is None else grace.total_seconds(),
         None if interval is None else interval.total_seconds(),
     )
-    pattern = normalise_name(agent_glob) if agent_glob is not None else None
     with open_database(settings) as engine, _progress(shown=not as_json) as advance:
-        report = run_backtest(engine, settings, trial, since=since, agent_glob=pattern, limit=limit, advance=advance)
+        report = run_backtest(engine, settings, trial, since=since, agent_glob=agent_glob, limit=limit, advance=advance)
         unknown = None
-        if pattern is not None and not report.sessions and not report.unjudged:
-            unknown = _nobody(engine, pattern)
+        if agent_glob is not None and not report.sessions and not report.unjudged:
+            unknown = _nobody(engine, agent_glob)
     if as_json:
         print_json(_report_json(report))
     elif unknown is None:

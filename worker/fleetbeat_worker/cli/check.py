@@ -10,9 +10,9 @@ import click
 from fleetbeat_shared.connection import redis_errors
 from fleetbeat_shared.durations import format_duration
 from fleetbeat_shared.errors import FleetbeatError, RedisUnavailable, SettingsError
-from fleetbeat_shared.identifiers import normalise_name
 from fleetbeat_shared.liveness import State
 from fleetbeat_shared.text import clean
+from fleetbeat_worker.cli.asked_names import NameType
 from fleetbeat_worker.cli.dashboard import incident_sentence, maintenance_sentence
 from fleetbeat_worker.cli.exit_codes import BEHIND, DONE, REFUSED
 from fleetbeat_worker.cli.options import common_options, example, json_option, open_database, open_redis
@@ -65,7 +65,7 @@ class Verdict:
         "fleetbeat check", "fleetbeat check --agent hint", "fleetbeat check || mail -s 'Fleet' ops < /dev/null"
     )
 )
-@click.option("--agent", "agent_name", metavar="NAME", help="Only about the agent of this name; it must be live.")
+@click.option("--agent", "agent_name", type=NameType(), help="Only about the agent of this name; it must be live.")
 @json_option
 @common_options
 def check(*, settings: Settings, agent_name: str | None, as_json: bool) -> None:
@@ -83,7 +83,7 @@ def check(*, settings: Settings, agent_name: str | None, as_json: bool) -> None:
     A Redis that may throw queued messages away, and notifications that could not be sent for a day, get a warning on
     the error output, and change no exit status. Who is stuck or flaps is named, and changes none either.
     """  # noqa: D301 - \b is click's mark for lines that stay as they are
-    verdict = _ask(settings, normalise_name(agent_name) if agent_name is not None else None)
+    verdict = _ask(settings, agent_name)
     if as_json:
         print_json(
             {

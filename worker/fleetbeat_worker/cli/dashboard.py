@@ -9,10 +9,9 @@ from rich.console import Group
 from rich.text import Text
 
 from fleetbeat_shared.durations import format_duration
-from fleetbeat_shared.identifiers import normalise_name
 from fleetbeat_shared.liveness import MISSED_COUNTED, State
 from fleetbeat_shared.text import clean
-from fleetbeat_worker.cli.asked_names import unknown_name
+from fleetbeat_worker.cli.asked_names import NameType, unknown_name
 from fleetbeat_worker.cli.options import LIMIT, States, common_options, example, json_option, open_database, open_redis
 from fleetbeat_worker.cli.output import ago, clock, console, counted, plain_table, print_json, safe, stamp
 from fleetbeat_worker.database import reading
@@ -51,7 +50,7 @@ STYLES = {
     )
 )
 @click.option("--state", "states", type=States(), help="Only these: pending, ok, late, degraded, paused, ended.")
-@click.option("--agent", "agent_name", metavar="NAME", help="Only the agent of this name.")
+@click.option("--agent", "agent_name", type=NameType(), help="Only the agent of this name.")
 @click.option("--limit", type=LIMIT, help="At most this many agents, the most urgent first.")
 @click.option("--all", "show_all", is_flag=True, help="Ended sessions too.")
 @json_option
@@ -72,7 +71,7 @@ def dashboard(  # noqa: PLR0913 - one parameter per option
     """
     selection = Selection(
         states=states or (frozenset(State) if show_all else LIVE_STATES),
-        agent_name=normalise_name(agent_name) if agent_name is not None else None,
+        agent_name=agent_name,
         limit=limit,
     )
     with open_database(settings) as engine, open_redis(settings) as client:

@@ -10,8 +10,7 @@ import click
 from rich.text import Text
 
 from fleetbeat_shared.durations import format_duration
-from fleetbeat_shared.identifiers import normalise_name
-from fleetbeat_worker.cli.asked_names import unknown_name
+from fleetbeat_worker.cli.asked_names import NameType, unknown_name
 from fleetbeat_worker.cli.options import LIMIT, common_options, example, json_option, open_database
 from fleetbeat_worker.cli.output import clock, console, plain_table, print_json, safe
 from fleetbeat_worker.database import reading
@@ -48,7 +47,7 @@ _STYLES = {
         "fleetbeat events --type degraded --type recovered",
     )
 )
-@click.option("--agent", "agent_name", metavar="NAME", help="Only of the agent of this name.")
+@click.option("--agent", "agent_name", type=NameType(), help="Only of the agent of this name.")
 @click.option(
     "--type", "types", type=click.Choice([kind.value for kind in EventType]), multiple=True, help="May be repeated."
 )
@@ -57,10 +56,9 @@ _STYLES = {
 @common_options
 def events(*, settings: Settings, agent_name: str | None, types: tuple[str, ...], limit: int, as_json: bool) -> None:
     """Show the latest events, the newest last. Exit status 1 if no agent of that name was ever registered."""
-    name = normalise_name(agent_name) if agent_name is not None else None
     with open_database(settings) as engine, reading(engine) as connection:
-        found = latest_events(connection, limit, agent_name=name, types=types)
-        unknown = unknown_name(connection, name, found)
+        found = latest_events(connection, limit, agent_name=agent_name, types=types)
+        unknown = unknown_name(connection, agent_name, found)
     if as_json:
         print_json({"events": [event_json(event) for event in found]})
     elif found:

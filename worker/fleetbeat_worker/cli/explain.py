@@ -10,8 +10,8 @@ from rich.console import Group
 from rich.text import Text
 
 from fleetbeat_shared.durations import format_duration
-from fleetbeat_shared.identifiers import normalise_name
 from fleetbeat_worker.arithmetic import amount, exact
+from fleetbeat_worker.cli.asked_names import NameType
 from fleetbeat_worker.cli.dashboard import STYLES, missed_text
 from fleetbeat_worker.cli.moments import MomentType
 from fleetbeat_worker.cli.options import common_options, example, json_option, open_database, open_redis
@@ -43,7 +43,7 @@ CLOCK_SECONDS = 5.0
         "fleetbeat explain --session 019c0d3e-0000-7000-8000-000000000000 --at 2026-01-31T08:15:00Z",
     )
 )
-@click.argument("name", required=False)
+@click.argument("name", type=NameType(), required=False)
 @click.option("--session", "session_id", type=click.UUID, metavar="ID", help="The session with this id.")
 @click.option(
     "--at",
@@ -62,7 +62,7 @@ def explain(
     if (name is None) == (session_id is None):
         message = "Name an agent, or give --session ID."
         raise click.UsageError(message)
-    asked = session_id or normalise_name(name or "")
+    asked = session_id or name or ""
     with open_database(settings) as engine, open_redis(settings) as client:
         moment = datetime.now(UTC) - at if isinstance(at, timedelta) else at
         found = run_explain(settings, engine, client, asked, moment)

@@ -220,11 +220,12 @@ def _json(number: int, rule: WindowRule, now: datetime) -> dict[str, Any]:
 
 
 def _span(rule: WindowRule) -> str:
+    ended = f", ended at {stamp(rule.ended_at)} UTC" if rule.ended_at else ""
     if rule.schedule is not None:
         length = format_duration(rule.duration_seconds or 0)
-        return f"{length} each time at {rule.schedule} ({rule.time_zone}), from {stamp(rule.starts_at)} UTC on"
-    end_at = f"until {stamp(rule.ends_at)} UTC" if rule.ends_at else "until somebody ends it"
-    return f"from {stamp(rule.starts_at)} UTC {end_at}"
+        return f"{length} each time at {rule.schedule} ({rule.time_zone}), from {stamp(rule.starts_at)} UTC on{ended}"
+    end_at = f" until {stamp(rule.ends_at)} UTC" if rule.ends_at else "" if ended else " until somebody ends it"
+    return f"from {stamp(rule.starts_at)} UTC{end_at}{ended}"
 
 
 def _table(rules: Mapping[int, WindowRule], now: datetime) -> Table:

@@ -10,8 +10,7 @@ from rich.text import Text
 
 from fleetbeat_shared.durations import format_duration
 from fleetbeat_shared.errors import FleetbeatError
-from fleetbeat_shared.identifiers import normalise_name
-from fleetbeat_worker.cli.asked_names import unknown_name
+from fleetbeat_worker.cli.asked_names import NameType, unknown_name
 from fleetbeat_worker.cli.exit_codes import REFUSED
 from fleetbeat_worker.cli.options import LIMIT, ROW_ID, common_options, example, json_option, open_database, open_redis
 from fleetbeat_worker.cli.output import clock, console, counted, plain_table, print_json, safe
@@ -42,7 +41,7 @@ def notifications() -> None:
     "list", epilog=example("fleetbeat notifications list", "fleetbeat notifications list --state dead")
 )
 @click.option("--state", type=click.Choice([state.value for state in NoticeState]), help="Only those in this state.")
-@click.option("--agent", "agent_name", metavar="NAME", help="Only those about the agent of this name.")
+@click.option("--agent", "agent_name", type=NameType(), help="Only those about the agent of this name.")
 @click.option("--limit", type=LIMIT, default=50, show_default=True, help="At most this many.")
 @json_option
 @common_options
@@ -50,11 +49,10 @@ def list_notifications(
     *, settings: Settings, state: str | None, agent_name: str | None, limit: int, as_json: bool
 ) -> None:
     """List the latest notifications, the newest last. Exit status 1 if no agent of that name was ever registered."""
-    name = normalise_name(agent_name) if agent_name is not None else None
-    chosen = store.Selection(NoticeState(state) if state else None, name)
+    chosen = store.Selection(NoticeState(state) if state else None, agent_name)
     with open_database(settings) as engine, reading(engine) as connection:
         found, outbox = store.latest(connection, limit, chosen), store.read_outbox(connection)
-        unknown = unknown_name(connection, name, found)
+        unknown = unknown_name(connection, agent_name, found)
     if as_json:
         counts = {"waiting": outbox.waiting, "dead": outbox.dead, "oldest_at": outbox.oldest_at}
         print_json({"outbox": counts, "notifications": [_row_json(row) for row in found]})

@@ -9,8 +9,8 @@ import click
 
 from fleetbeat_shared.connection import redis_errors
 from fleetbeat_shared.errors import FleetbeatError, SessionEnded, UnknownSession
-from fleetbeat_shared.identifiers import normalise_name
 from fleetbeat_shared.text import clean
+from fleetbeat_worker.cli.asked_names import NameType
 from fleetbeat_worker.cli.moments import DurationType
 from fleetbeat_worker.cli.options import common_options, example, json_option, open_database, open_redis
 from fleetbeat_worker.cli.output import counted, print_json, stamp
@@ -47,7 +47,7 @@ class Reason(click.ParamType[str]):
 
 def _whose(command: Callable[..., None]) -> Callable[..., None]:
     command = click.option("--session", type=click.UUID, metavar="ID", help="Only the session with this id.")(command)
-    return click.argument("name", required=False)(command)
+    return click.argument("name", type=NameType(), required=False)(command)
 
 
 @click.command(
@@ -116,7 +116,7 @@ def _asked(name: str | None, session: UUID | None) -> str | UUID:
     if (name is None) == (session is None):
         message = "Give either the agent's NAME or --session."
         raise click.UsageError(message)
-    return session if session is not None else normalise_name(name or "")
+    return session if session is not None else name or ""
 
 
 def _redis_time(settings: Settings) -> datetime:

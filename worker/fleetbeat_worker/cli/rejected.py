@@ -15,8 +15,8 @@ from rich.text import Text
 
 from fleetbeat_shared.durations import parse_duration
 from fleetbeat_shared.errors import FleetbeatError
-from fleetbeat_shared.identifiers import normalise_name
 from fleetbeat_shared.messages import Reason
+from fleetbeat_worker.cli.asked_names import NameType
 from fleetbeat_worker.cli.exit_codes import REFUSED
 from fleetbeat_worker.cli.options import LIMIT, ROW_ID, common_options, example, json_option, open_database, open_redis
 from fleetbeat_worker.cli.output import clock, console, counted, facts_table, plain_table, print_json, safe, stamp
@@ -49,7 +49,7 @@ def _choosing(command: Callable[..., _C]) -> Callable[..., _C]:
     """Give a command the options that choose rejected messages, and call it with `choice`."""
 
     @click.option("--reason", type=click.Choice([one.value for one in Reason]), help="Only those set aside for this.")
-    @click.option("--agent", "agent_name", metavar="NAME", help="Only those of the agent of this name.")
+    @click.option("--agent", "agent_name", type=NameType(), help="Only those of the agent of this name.")
     @click.option("--older-than", metavar="DURATION", callback=_seconds, help="Only those received before: 7d, 12h.")
     @click.option("--younger-than", metavar="DURATION", callback=_seconds, help="Only those received since: 10m, 1d.")
     @wraps(command)
@@ -63,7 +63,7 @@ def _choosing(command: Callable[..., _C]) -> Callable[..., _C]:
     ) -> _C:
         choice = Choice(
             Reason(reason) if reason else None,
-            normalise_name(agent_name) if agent_name is not None else None,
+            agent_name,
             before=_ago(older_than),
             after=_ago(younger_than),
         )

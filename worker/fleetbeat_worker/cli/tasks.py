@@ -6,14 +6,12 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import click
-from pydantic import TypeAdapter, ValidationError
 from rich.text import Text
 
 from fleetbeat_shared.durations import format_duration
 from fleetbeat_shared.errors import FleetbeatError
-from fleetbeat_shared.identifiers import normalise_name
-from fleetbeat_shared.messages import AgentName, describe
 from fleetbeat_shared.text import clean
+from fleetbeat_worker.cli.asked_names import NameType
 from fleetbeat_worker.cli.options import ROW_ID, common_options, example, json_option, open_database
 from fleetbeat_worker.cli.output import ago, console, plain_table, print_json, safe
 from fleetbeat_worker.database import reading, writing
@@ -33,20 +31,6 @@ MAX_TITLE = 500
 """As long as a progress text may be."""
 
 _STATE = click.Choice([state.value for state in TaskState])
-_NAME: TypeAdapter[str] = TypeAdapter(AgentName)
-
-
-class _Name(click.ParamType[str]):
-    """An agent's name, as a registration would take it."""
-
-    name = "AGENT"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:  # noqa: ANN401
-        """Return the one spelling of the name."""
-        try:
-            return _NAME.validate_python(normalise_name(str(value)))
-        except ValidationError as error:
-            self.fail(f"no agent can have this name: {describe(error, {'agent_name': ''}, 'agent_name')}.", param, ctx)
 
 
 class _Title(click.ParamType[str]):
@@ -68,7 +52,7 @@ def tasks() -> None:
 
 
 @tasks.command(epilog=example('fleetbeat tasks add hint "Sort the inbox"'))
-@click.argument("agent", type=_Name())
+@click.argument("agent", type=NameType())
 @click.argument("title", type=_Title())
 @json_option
 @common_options
@@ -108,7 +92,7 @@ def done(*, settings: Settings, task_id: int, as_json: bool) -> None:
 
 
 @tasks.command("list", epilog=example("fleetbeat tasks list hint", "fleetbeat tasks list hint --state open"))
-@click.argument("agent", type=_Name())
+@click.argument("agent", type=NameType())
 @click.option("--state", type=_STATE, help="Only those in this state.")
 @json_option
 @common_options
@@ -125,7 +109,7 @@ def list_tasks(*, settings: Settings, agent: str, state: str | None, as_json: bo
 
 
 @tasks.command(epilog=example("fleetbeat tasks counts hint"))
-@click.argument("agent", type=_Name())
+@click.argument("agent", type=NameType())
 @json_option
 @common_options
 def counts(*, settings: Settings, agent: str, as_json: bool) -> None:
