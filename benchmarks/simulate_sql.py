@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING
 
 from simulate_incidents import Told
 from simulate_oracle import FOREVER
-from simulate_play import WATCHED, freed, overtaken_for, window_rule
+from simulate_play import WATCHED, Names, freed, overtaken_for, stuck_from, window_rule
 from sqlalchemy import exists, func, select, update
 
 from fleetbeat_shared.incidents import GIVEN_UP
 from fleetbeat_shared.liveness import State
 from fleetbeat_shared.maintenance import next_start, windows_of
 from fleetbeat_shared.settings import Settings
+from fleetbeat_shared.stuck import stuck_limit
 from fleetbeat_worker.account import Account
 from fleetbeat_worker.column_types import from_milliseconds, to_milliseconds
 from fleetbeat_worker.database import reading, writing
@@ -35,6 +36,14 @@ if TYPE_CHECKING:
 
 _NO_REDIS: Redis = None  # type: ignore[assignment] # only answers are sent to it, and nobody waits for any
 
+_OF_WHO_STICKS = (
+    Agent.changed_at,
+    Liveness.state_changed_at,
+    Liveness.resumed_at,
+    Liveness.interval_seconds,
+    Liveness.grace_seconds,
+)
+
 
 class SqlStore:
     """The real ingest and the real sweep, on a database.
@@ -46,7 +55,8 @@ class SqlStore:
     def __init__(self, engine: Engine, plan: Plan, *, every_sweep: bool = False) -> None:
         self._engine = engine
         # So calm a fleet is that nobody flaps.
-        self._settings = Settings(sweep_seconds=plan.sweep_seconds, flapping_changes=20)
+        self._settings = Settings(sweep_seconds=plan.sweep_seconds, flapping_changes=20, stuck_after=plan.stuck_after)
+        self._own_limits = {agent.session_id: agent.stuck_after for agent in plan.agents}
         self._rules: dict[int, int] = {}
         """The number of each rule of the plan's maintenance in SQL."""
         self._every_sweep = every_sweep
@@ -60,7 +70,7 @@ class SqlStore:
         self._watermark = 0
         self._is_written = True
 
-    def commit(self, now: int, arrivals: Sequence[Arrival]) -> list[str]:
+    def commit(self, now: int, arrivals: Sequence[Arrival]) -> Names:
         """Store entries as the ingest job does."""
         self._write_down()
         entries = [Entry(arrival.entry_id, arrival.message.to_wire()) for arrival in arrivals]
@@ -72,24 +82,28 @@ class SqlStore:
                 self._nothing_until = 0
             records = (*batch.agents.values(), *batch.plain.values())
             self._nothing_until = min([self._nothing_until, *(record.deadline_at for record in records)])
-        return [name for batch in batches for name in freed(batch)]
+            limits = {key: stuck_limit(self._own_limits[key], self._settings.stuck_after) for key in batch.agents}
+            may_stick = (stuck_from(agent, limits[key]) for key, agent in batch.agents.items())
+            self._nothing_until = min([self._nothing_until, *(at for at in may_stick if at is not None)])
+        silent, stuck = zip(*(freed(batch) for batch in batches), strict=True)
+        return Names([name for names in silent for name in names], [name for names in stuck for name in names])
 
-    def put_right(self, now: int) -> list[str]:
+    def put_right(self, now: int) -> Names:
         """Apply what overtook its registration, as each sweep does first. Nobody waits for an answer here."""
         if self._every_sweep or now <= self._overtaken_until:
             self._write_down()
             if put_right(self._engine, _NO_REDIS, from_milliseconds(now), self._settings):
                 self._nothing_until = 0
-        return []  # who is put right was unknown before, so it can't have been degraded
+        return Names()  # who is put right was unknown before, so it can't have been degraded, or stuck
 
-    def sweep(self, now: int, watermark: int, backlog: int) -> list[str]:
+    def sweep(self, now: int, watermark: int, backlog: int) -> Names:
         """Decide as the sweep job does."""
         runs = self._every_sweep or not self._is_idle(now, watermark)
         if runs:
             self._write_down()
         self._swept_at, self._watermark, self._is_written = now, max(watermark, self._watermark), runs
         if not runs:
-            return []
+            return Names()
         seen = Horizon(from_milliseconds(now), from_milliseconds(watermark), backlog)
         account = Account(seen.now, life=None, lost=0)
         with writing(self._engine) as connection:
@@ -97,13 +111,14 @@ class SqlStore:
             # After a gap an incident ends a sweep later.
             self._nothing_until = self._first_due(connection) if report.outage_seconds is None else 0
             self._nothing_before = self._first_end(connection, seen.now)
-        return report.degraded
+        return Names(report.degraded, report.stuck)
 
-    def pause(self, now: int, name: str, until: int | None) -> list[str]:
+    def pause(self, now: int, name: str, until: int | None) -> Names:
         """Pause an agent as the command does."""
         with self._commanding() as connection:
             ends_at = None if until is None else from_milliseconds(until)
-            return [agent.agent_name for agent in pause(connection, name, from_milliseconds(now), ends_at, None)]
+            paused = pause(connection, name, from_milliseconds(now), ends_at, None)
+            return Names([agent.agent_name for agent in paused])
 
     def resume(self, now: int, name: str) -> None:
         """Resume an agent as the command does."""
@@ -157,7 +172,19 @@ class SqlStore:
         if connection.execute(select(exists().where(Agent.flapping_at.is_not(None)))).scalar():
             return 0
         due_at = connection.execute(select(func.min(Liveness.deadline_at)).where(Liveness.state.in_(WATCHED))).scalar()
-        return to_milliseconds(due_at) if due_at is not None else FOREVER
+        return min(to_milliseconds(due_at) if due_at is not None else FOREVER, self._first_stuck(connection))
+
+    def _first_stuck(self, connection: Connection) -> int:
+        """Return the earliest moment at which an agent can be stuck."""
+        columns = (*_OF_WHO_STICKS, func.coalesce(Agent.stuck_after, self._settings.stuck_after, 0))
+        query = select(*columns).join(Liveness, Liveness.session_id == Agent.session_id)
+        ok = query.where(Liveness.state == State.OK, Liveness.interval_seconds.is_not(None), Agent.stuck_at.is_(None))
+        found = [FOREVER]
+        for *moments, interval_seconds, grace_seconds, limit in connection.execute(ok):
+            if limit and moments[0] is not None and interval_seconds is not None:
+                since = max(to_milliseconds(moment) for moment in moments if moment is not None)
+                found.append(since + round((limit * interval_seconds + grace_seconds) * 1000))
+        return min(found)
 
     def _first_end(self, connection: Connection, now: datetime) -> int:
         """Return when the next pause is over, maintenance begins or ends, or an incident is given up."""
