@@ -4,10 +4,11 @@ What is done: from each seed a plan is drawn. Agents with intervals of 10 minute
 zones whose clocks change, live, die, say goodbye and return; some fall silent for about as long as they may. Their
 clocks are wrong by days; their heartbeats are slow, lost, doubled, or wait in a spool. Many say what they do, now this,
 now that, and some of the time they go in circles. Redis, the workers, the sweeper and the database go away for seconds
-to half a day, the machine sleeps, batches are slow, overtake each other, are stored twice, or are left by a worker that
-dies; two sweeps run at once. Most of a fleet falls silent at one moment. People pause agents, for a time or until they
-resume them, and there is maintenance, once or by a cron schedule. Then everything runs through the real rules (`none`:
-with the fleet in memory), or through the real ingest and the real sweep on SQLite and PostgreSQL.
+to half a day, Redis stands still for up to half a minute, the machine sleeps, batches are slow, overtake each other,
+are stored twice, or are left by a worker that dies; two sweeps run at once. Most of a fleet falls silent at one moment.
+People pause agents, for a time or until they resume them, and there is maintenance, once or by a cron schedule. Then
+everything runs through the real rules (`none`: with the fleet in memory), or through the real ingest and the real sweep
+on SQLite and PostgreSQL.
 
 Time jumps: most agents promise long intervals and beat in step, so that workers find many heartbeats at once; and on a
 database, of a sweep that can find nothing, only the time and the watermark are written down.

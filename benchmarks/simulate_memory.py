@@ -13,8 +13,9 @@ from simulate_oracle import MISSED
 from simulate_play import WATCHED, Names, freed, overtaken_for, stuck_from, window_rule
 
 from fleetbeat_shared.liveness import State
-from fleetbeat_shared.maintenance import WindowRule, last_end, running, windows_of
+from fleetbeat_shared.maintenance import WindowRule, running, windows_of
 from fleetbeat_shared.messages import Reason
+from fleetbeat_shared.silences import subtract
 from fleetbeat_shared.stuck import stuck_limit
 from fleetbeat_worker.batch import Batch
 from fleetbeat_worker.column_types import from_milliseconds, to_milliseconds
@@ -22,7 +23,7 @@ from fleetbeat_worker.deadlines import DeadlineRule, Unwatched, deadline_of
 from fleetbeat_worker.inbox import Entry
 from fleetbeat_worker.records import Facts, LifecycleEvent
 from fleetbeat_worker.stuck import is_stuck
-from fleetbeat_worker.sweep import outage_between
+from fleetbeat_worker.sweep import longest_gap, outage_between
 from fleetbeat_worker.tables import LIFECYCLE
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
     from fleetbeat_shared.maintenance import Window
     from fleetbeat_shared.messages import Deregister, Heartbeat, Register
+    from fleetbeat_worker.pulse import Pulse
     from fleetbeat_worker.records import AgentRecord
 
 
@@ -52,7 +54,6 @@ class MemoryStore:
         self._time = from_milliseconds(plan.start), from_milliseconds(plan.end + 30 * DAY)
         self._rules: dict[int, WindowRule] = {}
         self._windows: list[Window] = []
-        self._cleared_at = 0
         self._paused: dict[UUID, int | None] = {}
         """Until when."""
         self._waiting: list[tuple[Entry, Register | Heartbeat | Deregister, bool, int]] = []
@@ -98,18 +99,18 @@ class MemoryStore:
             self._may_be_stuck(self._agents[session_id])
         return freed(batch)
 
-    def sweep(self, now: int, watermark: int, backlog: int) -> Names:  # noqa: ARG002 - the backlog decides nothing
+    def sweep(self, now: int, watermark: int, backlog: int, pulse: Pulse) -> Names:  # noqa: ARG002 - decides nothing
         """Do what `decide` does with SQL."""
         self._watermark = max(watermark, self._watermark)
         last = None if self._swept_at is None else from_milliseconds(self._swept_at)
         if last is not None and outage_between(last, from_milliseconds(now), self._sweep_seconds):
             self._move(to_milliseconds(last), now)
+        elif self._swept_at is not None:
+            gaps = pulse.unheard(self._swept_at, now, round(longest_gap(self._sweep_seconds).total_seconds() * 1000))
+            self._outages = sorted([*self._outages, *subtract(gaps, self._outages)]) if gaps else self._outages
         self._swept_at = max(now, self._swept_at or now)
         self._resume([key for key, until in self._paused.items() if until is not None and until <= now], now)
-        moment = from_milliseconds(now)
-        if ended_at := last_end(self._windows, moment):
-            self._cleared_at = max(self._cleared_at, to_milliseconds(ended_at))
-        if running(self._windows, moment):
+        if running(self._windows, from_milliseconds(now)):
             return Names()
         return Names(self._flag(now), self._find_stuck(now))
 
@@ -120,8 +121,10 @@ class MemoryStore:
             record = self._agents[session_id]
             if record.deadline_at != due_at or record.state not in WATCHED:
                 continue
-            if record.since < self._cleared_at:
-                record.deadline_at = DeadlineRule(record.promise, MISSED, self._unwatched(now))(record.since)
+            unwatched = self._unwatched(now)
+            if unwatched.is_after(record.since):
+                due_at = DeadlineRule(record.promise, MISSED, unwatched)(record.since)
+                record.deadline_at = max(record.deadline_at, due_at)
                 if record.deadline_at >= self._watermark:
                     heappush(self._due, (record.deadline_at, session_id))
                     continue
@@ -197,7 +200,7 @@ class MemoryStore:
         """Do nothing."""
 
     def _move(self, started_at: int, ended_at: int) -> None:
-        self._outages.append((started_at, ended_at))
+        self._outages = sorted([*self._outages, (started_at, ended_at)])
         for record in self._agents.values():
             if record.state in WATCHED and record.since < ended_at and record.deadline_at > started_at:
                 record.deadline_at += ended_at - max(started_at, record.since)

@@ -6,7 +6,8 @@ what it judges, and keeps no state from one sweep to the next. As of the waterma
   must be degraded      if W is past its deadline, whatever had reached Redis when the sweep decided, and
   must not be degraded  if its deadline by what had reached Redis before W lies after W.
 
-The deadline after a sign of life is the moment at which the promised silence, counted in watched time alone, is over.
+The deadline after a sign of life is the moment at which the promised silence is over, counted in time alone in which
+somebody watched and Redis could hear: its pulse, twice a second, tells that.
 Nobody must be flagged in a pause or in maintenance; silence counts anew from the end of a pause, and of the first
 maintenance that it meets.
 """
@@ -34,6 +35,7 @@ MISSED = 2
 FOREVER = 1 << 62
 _DAY = 86_400_000
 _MINUTE = timedelta(minutes=1)
+_PULSES_APART = 1250
 
 
 class Change(NamedTuple):
@@ -163,9 +165,11 @@ class Oracle:
         self.watermarks = _watermarks(plan)
         self.outages = _outages(plan)
         """When nobody watched."""
+        self._unheard = sorted([*self.outages, *_gaps(plan)])
+        """And when nobody could be heard."""
         self._windows = _windows(plan)
         self.in_maintenance = [any(s <= look.looked_at < e for s, e in self._windows) for look in plan.looks]
-        self._unwatched = sorted([*self.outages, *self._windows])
+        self._unwatched = sorted([*self._unheard, *self._windows])
         self._arrivals: dict[int, list[Arrival]] = defaultdict(list)
         for arrival in plan.arrivals:
             self._arrivals[arrival.agent].append(arrival)
@@ -284,7 +288,7 @@ class Oracle:
         comes after that counts as time in which nobody watched.
         """
         missed = missed or agent.missed_limit or MISSED
-        due_at = self._reckon(agent, since, self.outages, missed)
+        due_at = self._reckon(agent, since, self._unheard, missed)
         for start, end in self._windows:
             if end > since:
                 return max(due_at, self._reckon(agent, end, self._unwatched, missed)) if start <= due_at else due_at
@@ -423,6 +427,11 @@ def _outages(plan: Plan) -> list[tuple[int, int]]:
             found.append((last, look.looked_at))
         last = look.looked_at if last is None else max(last, look.looked_at)
     return found
+
+
+def _gaps(plan: Plan) -> list[tuple[int, int]]:
+    """Return when a pulse was due that came more than 1.25 s after the one before: nobody could be heard."""
+    return [(last + 500, following) for last, following in plan.stops if following - last > _PULSES_APART]
 
 
 def _windows(plan: Plan) -> list[tuple[int, int]]:

@@ -31,6 +31,7 @@ from simulate_draw import (
     weighted,
 )
 from simulate_oracle import MISSED, slots_of
+from simulate_pulse import draw_stops
 from simulate_talk import FLEET_LIMITS, OWN_LIMITS, Talk
 
 from fleetbeat_shared.liveness import default_grace_seconds
@@ -155,6 +156,8 @@ class Plan:
     """In the order in which they decide."""
     pauses: list[Pause] = field(default_factory=list)
     maintenance: list[MaintenanceRule] = field(default_factory=list)
+    stops: list[Span] = field(default_factory=list)
+    """Where the pulse stopped: from the last one to the next one."""
 
     @property
     def time(self) -> Span:
@@ -185,6 +188,7 @@ def draw_plan(seed: int, agents: int, weeks: float) -> Plan:
         plan.arrivals += _Life(draw, agent, plan, troubles).arrivals()
         plan.pauses += draw_pauses(draw, number, plan.time, troubles)
     plan.maintenance = draw_maintenance(draw, plan.time, troubles)
+    plan.stops = draw_stops(draw, plan.start, troubles.no_pulse)
     _enter(plan)
     _work(draw, plan, troubles)
     plan.looks = _looks(draw, plan, troubles)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from simulate_commands import Deed, commands
 from simulate_oracle import Change, Said
+from simulate_pulse import Pulses
 
 from fleetbeat_shared.liveness import State
 from fleetbeat_shared.maintenance import WindowRule
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from simulate_plan import Arrival, Plan
 
     from fleetbeat_worker.batch import Batch
+    from fleetbeat_worker.pulse import Pulse
     from fleetbeat_worker.records import AgentRecord
 
 
@@ -44,7 +46,7 @@ class Store(Protocol):
     def put_right(self, now: int) -> Names:
         """Apply what overtook its registration; return who is degraded, or stuck, no longer."""
 
-    def sweep(self, now: int, watermark: int, backlog: int) -> Names:
+    def sweep(self, now: int, watermark: int, backlog: int, pulse: Pulse) -> Names:
         """Decide by what was seen of Redis at a time; return who is degraded, and who is stuck."""
 
     def pause(self, now: int, name: str, until: int | None) -> Names:
@@ -67,9 +69,9 @@ def play(plan: Plan, store: Store) -> Said:
     """Let everything happen; return what was said of each agent."""
     numbers = {agent.name: agent.number for agent in plan.agents}
     said = Said()
-    horizons: dict[int, Horizon] = {}
+    horizons: dict[int, tuple[Horizon, Pulse]] = {}
     deeds = commands(plan.pauses, plan.maintenance)
-    inbox = _Inbox(plan)
+    inbox, pulses = _Inbox(plan), Pulses(plan.start, plan.stops)
     decided = 0
 
     def say(names: Names, *, holds: bool) -> None:
@@ -84,13 +86,13 @@ def play(plan: Plan, store: Store) -> Said:
             say(store.commit(moment, plan.commits[what].arrivals), holds=False)
         elif kind == _LOOK:
             say(store.put_right(moment), holds=False)
-            horizons[what] = inbox.horizon(moment)
+            horizons[what] = inbox.horizon(moment), pulses.at(moment)
         elif kind == _COMMAND:
             say(obey(deeds[what], plan, store), holds=False)
         else:
-            horizon = horizons.pop(what)
+            horizon, pulse = horizons.pop(what)
             watermark = to_milliseconds(horizon.watermark or horizon.now)
-            say(store.sweep(to_milliseconds(horizon.now), watermark, horizon.backlog), holds=True)
+            say(store.sweep(to_milliseconds(horizon.now), watermark, horizon.backlog, pulse), holds=True)
             decided += 1
     store.finish()
     return said

@@ -21,7 +21,7 @@ from fleetbeat_worker.database import reading, writing
 from fleetbeat_worker.inbox import Entry, Horizon
 from fleetbeat_worker.store import maintenance
 from fleetbeat_worker.store.pauses import pause, resume
-from fleetbeat_worker.sweep import decide, outage_between
+from fleetbeat_worker.sweep import decide, longest_gap, outage_between
 from fleetbeat_worker.tables import Agent, EventType, Liveness, Notification, Pipeline
 from fleetbeat_worker.transactions import put_right, store_entries
 
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from simulate_commands import MaintenanceRule
     from simulate_plan import Arrival, Plan
     from sqlalchemy import Connection, Engine
+
+    from fleetbeat_worker.pulse import Pulse
 
 _NO_REDIS: Redis = None  # type: ignore[assignment] # only answers are sent to it, and nobody waits for any
 
@@ -67,6 +69,7 @@ class SqlStore:
         self._nothing_before = 0
         """Before when no pause is over, no maintenance begins or ends, and no incident is given up."""
         self._swept_at: int | None = None
+        self._pulse_at: int | None = None
         self._watermark = 0
         self._is_written = True
 
@@ -96,18 +99,19 @@ class SqlStore:
                 self._nothing_until = 0
         return Names()  # who is put right was unknown before, so it can't have been degraded, or stuck
 
-    def sweep(self, now: int, watermark: int, backlog: int) -> Names:
+    def sweep(self, now: int, watermark: int, backlog: int, pulse: Pulse) -> Names:
         """Decide as the sweep job does."""
-        runs = self._every_sweep or not self._is_idle(now, watermark)
+        runs = self._every_sweep or not self._is_idle(now, watermark, pulse)
         if runs:
             self._write_down()
         self._swept_at, self._watermark, self._is_written = now, max(watermark, self._watermark), runs
+        self._pulse_at = pulse.at
         if not runs:
             return Names()
         seen = Horizon(from_milliseconds(now), from_milliseconds(watermark), backlog)
         account = Account(seen.now, life=None, lost=0)
         with writing(self._engine) as connection:
-            report = decide(connection, seen, account, self._settings, periodic=True)
+            report = decide(connection, seen, account, self._settings, periodic=True, pulse=pulse)
             # After a gap an incident ends a sweep later.
             self._nothing_until = self._first_due(connection) if report.outage_seconds is None else 0
             self._nothing_before = self._first_end(connection, seen.now)
@@ -155,13 +159,15 @@ class SqlStore:
         """Leave the database as the last sweep would."""
         self._write_down()
 
-    def _is_idle(self, now: int, watermark: int) -> bool:
+    def _is_idle(self, now: int, watermark: int, pulse: Pulse) -> bool:
         """Return whether a sweep that looks now finds no gap and nobody due, so that it changes nothing but its row."""
         if self._swept_at is None or now < self._swept_at or now >= self._nothing_before:
             return False
         if max(watermark, self._watermark) > self._nothing_until:
             return False
         last, sweep_seconds = from_milliseconds(self._swept_at), self._settings.sweep_seconds
+        if pulse.unheard(self._swept_at, now, round(longest_gap(sweep_seconds).total_seconds() * 1000)):
+            return False
         return outage_between(last, from_milliseconds(now), sweep_seconds) is None
 
     def _first_due(self, connection: Connection) -> int:
@@ -203,7 +209,8 @@ class SqlStore:
         """Write what the sweeps that weren't run would have."""
         if self._is_written or self._swept_at is None:
             return
-        values = {"watermark": from_milliseconds(self._watermark), "last_sweep_at": from_milliseconds(self._swept_at)}
+        moments = {"watermark": self._watermark, "last_sweep_at": self._swept_at, "pulse_at": self._pulse_at}
+        values = {name: None if moment is None else from_milliseconds(moment) for name, moment in moments.items()}
         with writing(self._engine) as connection:
             connection.execute(update(Pipeline).values(values))
         self._is_written = True
