@@ -2,9 +2,10 @@
 
 What is done: from each seed a plan is drawn. Agents with intervals of 10 minutes to a day, or with cron schedules in
 zones whose clocks change, live, die, say goodbye and return; some fall silent for about as long as they may. Their
-clocks are wrong by days; their heartbeats are slow, lost, doubled, or wait in a spool. Redis, the workers, the sweeper
-and the database go away for seconds to half a day, the machine sleeps, batches are slow, overtake each other, are
-stored twice, or are left by a worker that dies; two sweeps run at once. Most of a fleet falls silent at one moment.
+clocks are wrong by days; their heartbeats are slow, lost, doubled, or wait in a spool. Many say what they do, now this,
+now that, and some of the time they go in circles. Redis, the workers, the sweeper and the database go away for seconds
+to half a day, Redis stands still for up to half a minute, the machine sleeps, batches are slow, overtake each other,
+are stored twice, or are left by a worker that dies; two sweeps run at once. Most of a fleet falls silent at one moment.
 People pause agents, for a time or until they resume them, and there is maintenance, once or by a cron schedule. Then
 everything runs through the real rules (`none`: with the fleet in memory), or through the real ingest and the real sweep
 on SQLite and PostgreSQL.
@@ -16,14 +17,15 @@ database, of a sweep that can find nothing, only the time and the watermark are 
   missed   silences that no sweep flagged when it had to, or later
   late     recoveries that weren't told when they had to be
   notices  what people were told wrongly (on a database): many silences singly that are one incident, or one as an
-           incident, an incident's end too early or not at all, a flag of which nobody was told
+           incident, an incident's end too early or not at all, a flag, or who is stuck, of which nobody was told
+  stuck    of who beats and says nothing new: found in error, missed or found late, not ended in time; found rightly
   flags    flags that were right
   took     seconds of work for all plans; with several jobs less time passes
   delay    seconds from the moment at which the rule was met to the flag; and of that, what the pipeline wasn't behind
            anyhow (the lag at the sweep before), in sweep intervals: at most one, but for sweeps that were away
 
-How to read it: false, missed, late and notices must be 0; else the exit status is 1, and what was wrong is printed with
-the seed, which replays with `--seed S --plans 1` and otherwise the same options.
+How to read it: all that is false, missed or late must be 0; else the exit status is 1, and what was wrong is printed
+with the seed, which replays with `--seed S --plans 1` and otherwise the same options.
 """
 
 from __future__ import annotations
@@ -42,6 +44,7 @@ from simulate_oracle import Oracle
 from simulate_plan import draw_plan
 from simulate_play import play
 from simulate_sql import SqlStore
+from simulate_stuck import judge
 from sqlalchemy import event, text
 from support import databases, end_in_order, percentile, print_json, print_machine, print_table, shown, verbatim
 
@@ -68,6 +71,10 @@ class Totals:
     missed: int = 0
     late: int = 0
     false_notices: int = 0
+    false_stuck: int = 0
+    missed_stuck: int = 0
+    late_unstuck: int = 0
+    stuck: int = 0
     seconds: float = 0.0
     failing_seeds: list[int] = field(default_factory=list)
     flags: list[tuple[Flag, float]] = field(default_factory=list)
@@ -80,6 +87,10 @@ class Totals:
         self.missed += len(judgement.missed_flags)
         self.late += len(judgement.late_recoveries)
         self.false_notices += len(judgement.false_notices)
+        self.false_stuck += len(judgement.false_stuck)
+        self.missed_stuck += len(judgement.missed_stuck)
+        self.late_unstuck += len(judgement.late_unstuck)
+        self.stuck += len(judgement.stuck)
         self.flags += [(flag, plan.sweep_seconds) for flag in judgement.flags]
         if not judgement.is_good:
             self.failing_seeds.append(plan.seed)
@@ -99,6 +110,10 @@ class Totals:
             "missed": self.missed,
             "late": self.late,
             "false_notices": self.false_notices,
+            "false_stuck": self.false_stuck,
+            "missed_stuck": self.missed_stuck,
+            "late_unstuck": self.late_unstuck,
+            "stuck": self.stuck,
             "flags": len(self.flags),
             "delay_median_seconds": percentile(delays, 0.5),
             "delay_p99_seconds": percentile(delays, 0.99),
@@ -122,14 +137,15 @@ def open_without_disk(url: str) -> Engine:
 
 def try_plan(plan: Plan, kind: str, new_database: Callable[[], str]) -> Judgement:
     """Run a plan, and judge what was said."""
+    oracle = Oracle(plan)
     if kind == "none":
-        return Oracle(plan).judge(play(plan, MemoryStore(plan)))
+        return judge(plan, oracle, play(plan, MemoryStore(plan)))
     engine = open_without_disk(new_database())
     try:
-        store, oracle = SqlStore(engine, plan), Oracle(plan)
-        changes = play(plan, store)
-        judgement = oracle.judge(changes)
-        judgement.false_notices = find_false_notices(plan, oracle, changes, store.told())
+        store = SqlStore(engine, plan)
+        said = play(plan, store)
+        judgement = judge(plan, oracle, said)
+        judgement.false_notices = find_false_notices(plan, oracle, said, store.told())
         return judgement
     finally:
         engine.dispose()
@@ -138,12 +154,11 @@ def try_plan(plan: Plan, kind: str, new_database: Callable[[], str]) -> Judgemen
 def tell(plan: Plan, judgement: Judgement) -> None:
     """Print what was wrong."""
     print(f"seed {plan.seed}, a sweep each {plan.sweep_seconds} s:", file=sys.stderr)
-    for title in ("false_flags", "missed_flags", "late_recoveries", "false_notices"):
-        found = getattr(judgement, title)
+    for title, found in judgement.faults.items():
         for line in found[:SHOWN]:
-            print(f"  {title.replace('_', ' ')}: {line}", file=sys.stderr)
+            print(f"  {title}: {line}", file=sys.stderr)
         if len(found) > SHOWN:
-            print(f"  and {len(found) - SHOWN} more {title.replace('_', ' ')}", file=sys.stderr)
+            print(f"  and {len(found) - SHOWN} more {title}", file=sys.stderr)
 
 
 def run(kind: str, seeds: Sequence[int], *, agents: int, weeks: float) -> Totals:
@@ -200,6 +215,10 @@ def main(  # noqa: PLR0913 - one argument for each option
             "missed",
             "late",
             "notices",
+            "stuck: false",
+            "missed",
+            "late",
+            "right",
             "flags",
             "delay",
             "p99",

@@ -62,15 +62,23 @@ class Troubles:
         self.workers = self._spans(time, 4)
         self.sweeper = self._spans(time, 5)
         self.database = self._spans(time, 3)
-        self.no_redis = self.asleep + self.redis
+        still = draw.randint(0, 60 * self._weeks(time))
+        self.still = draw_spans(draw, time, still, 700, 29 * SECOND)
+        """When Redis hears nobody for some seconds."""
+        self.no_redis = self.asleep + self.redis + self.still
+        self.no_pulse = self.no_redis + self.workers
         self.no_ingest = self.no_redis + self.workers + self.database
         self.no_sweep = self.no_ingest + self.sweeper
         self.no_commit = self.workers + self.database
         self.no_command = self.no_redis + self.database
 
     def _spans(self, time: Span, most: int) -> Spans:
-        weeks = max(1, round((time.end - time.start) / (7 * DAY)))
-        return draw_spans(self._draw, time, self._draw.randint(0, most * weeks), 10 * SECOND, 12 * HOUR)
+        number = self._draw.randint(0, most * self._weeks(time))
+        return draw_spans(self._draw, time, number, 10 * SECOND, 12 * HOUR)
+
+    @staticmethod
+    def _weeks(time: Span) -> int:
+        return max(1, round((time.end - time.start) / (7 * DAY)))
 
     def after(self, moment: int, missing: Spans, pause: float = 3.0) -> int:
         """Return the moment, or one soon after the span that it lies in."""

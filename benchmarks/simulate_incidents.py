@@ -6,14 +6,14 @@ between a sweep's look and its decision may count or not, so that of some agents
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from simulate_oracle import Change, Life, Oracle
+    from simulate_oracle import Change, Life, Oracle, Said
     from simulate_plan import Look, Plan
 
 AT_LEAST = 5
@@ -38,11 +38,23 @@ class _Incident:
     size: int = 0
 
 
-def find_false_notices(
-    plan: Plan, oracle: Oracle, changes: Mapping[int, Sequence[Change]], told: Sequence[Told]
-) -> list[str]:
+def find_false_notices(plan: Plan, oracle: Oracle, said: Said, told: Sequence[Told]) -> list[str]:
     """Return what was told wrongly, in sentences."""
-    return _Telling(plan, oracle, changes, told).faults()
+    return [*_Telling(plan, oracle, said.silent, told).faults(), *_find_stuck_untold(plan, said, told)]
+
+
+def _find_stuck_untold(plan: Plan, said: Said, told: Sequence[Told]) -> list[str]:
+    """Return who was found stuck, and that wasn't told once, or was told and wasn't found."""
+    names = {agent.number: agent.name for agent in plan.agents}
+    found = [
+        (names[number], plan.looks[change.looks].looked_at)
+        for number, changes in said.stuck.items()
+        for change in changes
+        if change.holds
+    ]
+    notices = [(notice.agent or "", notice.at) for notice in told if notice.kind == "stuck"]
+    differing = (Counter(found) - Counter(notices)) + (Counter(notices) - Counter(found))
+    return [f"that {name} is stuck was found at {at} and not told, or the other way round" for name, at in differing]
 
 
 class _Telling:
@@ -57,7 +69,7 @@ class _Telling:
         self._freed: dict[int, set[int]] = defaultdict(set)
         for number, said in changes.items():
             for change in said:
-                (self._flagged if change.is_degraded else self._freed)[change.looks].add(number)
+                (self._flagged if change.holds else self._freed)[change.looks].add(number)
         self._at: dict[int, list[Told]] = defaultdict(list)
         for notice in told:
             self._at[notice.at].append(notice)

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import replace
+from dataclasses import fields, replace
 from heapq import heapify, heappop, heappush
-from typing import TYPE_CHECKING
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 from simulate_draw import DAY
 from simulate_oracle import MISSED
-from simulate_play import WATCHED, freed, overtaken_for, window_rule
+from simulate_play import WATCHED, Names, freed, overtaken_for, stuck_from, window_rule
 
 from fleetbeat_shared.liveness import State
-from fleetbeat_shared.maintenance import WindowRule, last_end, running, windows_of
+from fleetbeat_shared.maintenance import WindowRule, running, windows_of
 from fleetbeat_shared.messages import Reason
+from fleetbeat_shared.silences import subtract
+from fleetbeat_shared.stuck import stuck_limit
 from fleetbeat_worker.batch import Batch
 from fleetbeat_worker.column_types import from_milliseconds, to_milliseconds
 from fleetbeat_worker.deadlines import DeadlineRule, Unwatched, deadline_of
 from fleetbeat_worker.inbox import Entry
 from fleetbeat_worker.records import Facts, LifecycleEvent
-from fleetbeat_worker.sweep import outage_between
+from fleetbeat_worker.stuck import is_stuck
+from fleetbeat_worker.sweep import longest_gap, outage_between
 from fleetbeat_worker.tables import LIFECYCLE
 
 if TYPE_CHECKING:
@@ -31,6 +35,7 @@ if TYPE_CHECKING:
 
     from fleetbeat_shared.maintenance import Window
     from fleetbeat_shared.messages import Deregister, Heartbeat, Register
+    from fleetbeat_worker.pulse import Pulse
     from fleetbeat_worker.records import AgentRecord
 
 
@@ -39,28 +44,30 @@ class MemoryStore:
 
     def __init__(self, plan: Plan) -> None:
         self._sweep_seconds = float(plan.sweep_seconds)
+        self._stuck_after = plan.stuck_after
         self._overtaken_for = overtaken_for(plan)
         self._agents: dict[UUID, AgentRecord] = {}
         self._lifecycles: dict[UUID, list[LifecycleEvent]] = defaultdict(list)
         self._outages: list[tuple[int, int]] = []
-        self._watermark: int | None = None
+        self._watermark = 0
         self._swept_at: int | None = None
         self._time = from_milliseconds(plan.start), from_milliseconds(plan.end + 30 * DAY)
         self._rules: dict[int, WindowRule] = {}
         self._windows: list[Window] = []
-        self._cleared_at = 0
         self._paused: dict[UUID, int | None] = {}
         """Until when."""
         self._waiting: list[tuple[Entry, Register | Heartbeat | Deregister, bool, int]] = []
         """What has no open session; whether that was known, and had ended; and when it was refused."""
         self._due: list[tuple[int, UUID]] = []
         """Deadlines, the next one first; a deadline that moved on is here twice."""
+        self._may_stick: list[tuple[int, UUID]] = []
+        """From when on agents may be stuck, the next one first; as above."""
 
-    def commit(self, now: int, arrivals: Sequence[Arrival]) -> list[str]:
+    def commit(self, now: int, arrivals: Sequence[Arrival]) -> Names:
         """Apply entries to the fleet."""
         return self._apply(now, [(Entry(each.entry_id, b""), each.message) for each in arrivals])
 
-    def put_right(self, now: int) -> list[str]:
+    def put_right(self, now: int) -> Names:
         """Apply what waits for a session that is known by now."""
         ready, waiting = [], []
         for entry, message, had_ended, refused_at in self._waiting:
@@ -70,10 +77,10 @@ class MemoryStore:
             elif now - refused_at < self._overtaken_for:
                 waiting.append((entry, message, had_ended, refused_at))
         self._waiting = waiting
-        return self._apply(now, ready) if ready else []
+        return self._apply(now, ready) if ready else Names()
 
-    def _apply(self, now: int, messages: Sequence[tuple[Entry, Register | Heartbeat | Deregister]]) -> list[str]:
-        facts = Facts(now, self._watermark, self._outages, MISSED, tasks={}, lifecycles=self._lifecycles)
+    def _apply(self, now: int, messages: Sequence[tuple[Entry, Register | Heartbeat | Deregister]]) -> Names:
+        facts = Facts(now, self._watermark or None, self._outages, MISSED, tasks={}, lifecycles=self._lifecycles)
         batch = Batch(facts, agents=self._agents)
         for entry, message in messages:
             batch.apply(entry, message)
@@ -89,32 +96,35 @@ class MemoryStore:
         ]
         for session_id in {message.session_id for _, message in messages} & self._agents.keys():
             heappush(self._due, (self._agents[session_id].deadline_at, session_id))
+            self._may_be_stuck(self._agents[session_id])
         return freed(batch)
 
-    def sweep(self, now: int, watermark: int, backlog: int) -> list[str]:  # noqa: ARG002 - the backlog decides nothing
+    def sweep(self, now: int, watermark: int, backlog: int, pulse: Pulse) -> Names:  # noqa: ARG002 - decides nothing
         """Do what `decide` does with SQL."""
-        self._watermark = max(watermark, self._watermark or watermark)
+        self._watermark = max(watermark, self._watermark)
         last = None if self._swept_at is None else from_milliseconds(self._swept_at)
         if last is not None and outage_between(last, from_milliseconds(now), self._sweep_seconds):
             self._move(to_milliseconds(last), now)
+        elif self._swept_at is not None:
+            gaps = pulse.unheard(self._swept_at, now, round(longest_gap(self._sweep_seconds).total_seconds() * 1000))
+            self._outages = sorted([*self._outages, *subtract(gaps, self._outages)]) if gaps else self._outages
         self._swept_at = max(now, self._swept_at or now)
         self._resume([key for key, until in self._paused.items() if until is not None and until <= now], now)
-        moment = from_milliseconds(now)
-        if ended_at := last_end(self._windows, moment):
-            self._cleared_at = max(self._cleared_at, to_milliseconds(ended_at))
-        if running(self._windows, moment):
-            return []
+        if running(self._windows, from_milliseconds(now)):
+            return Names()
+        return Names(self._flag(now), self._find_stuck(now))
+
+    def _flag(self, now: int) -> list[str]:
         flagged = []
         while self._due and self._due[0][0] < self._watermark:
             due_at, session_id = heappop(self._due)
             record = self._agents[session_id]
             if record.deadline_at != due_at or record.state not in WATCHED:
                 continue
-            if record.since < self._cleared_at:
-                over = [(window.starts_at, window.ends_at) for window in self._windows if window.ends_at is not None]
-                windows = [(to_milliseconds(start), to_milliseconds(end)) for start, end in over if end <= moment]
-                rule = DeadlineRule(record.promise, MISSED, Unwatched(self._outages, windows))
-                record.deadline_at = rule(record.since)
+            unwatched = self._unwatched(now)
+            if unwatched.is_after(record.since):
+                due_at = DeadlineRule(record.promise, MISSED, unwatched)(record.since)
+                record.deadline_at = max(record.deadline_at, due_at)
                 if record.deadline_at >= self._watermark:
                     heappush(self._due, (record.deadline_at, session_id))
                     continue
@@ -122,13 +132,45 @@ class MemoryStore:
             flagged.append(record.agent_name)
         return flagged
 
-    def pause(self, now: int, name: str, until: int | None) -> list[str]:
+    def _unwatched(self, now: int) -> Unwatched:
+        over = [(window.starts_at, window.ends_at) for window in self._windows if window.ends_at is not None]
+        windows = [(to_milliseconds(start), to_milliseconds(end)) for start, end in over]
+        return Unwatched(self._outages, [(start, end) for start, end in windows if end <= now])
+
+    def _may_be_stuck(self, record: AgentRecord) -> None:
+        """Note when a sweep must look whether an agent is stuck; it looks in vain if anything moved that moment."""
+        due_at = stuck_from(record, stuck_limit(record.settings["stuck_after"], self._stuck_after))
+        if due_at is not None:
+            heappush(self._may_stick, (due_at, record.session_id))
+
+    def _find_stuck(self, now: int) -> list[str]:
+        """Do what `stuck` does with SQL: who isn't stuck yet is looked at again when something is heard of it."""
+        found: list[str] = []
+        again: set[tuple[int, UUID]] = set()
+        watermark = from_milliseconds(self._watermark)
+        while self._may_stick and self._may_stick[0][0] < self._watermark:
+            _, session_id = heappop(self._may_stick)
+            record = self._agents[session_id]
+            limit = stuck_limit(record.settings["stuck_after"], self._stuck_after)
+            due_at = stuck_from(record, limit)
+            if limit is None or due_at is None or due_at >= self._watermark:
+                continue
+            if is_stuck(_row(record), watermark, limit, self._unwatched(now)):
+                record.stuck_at = now
+                found.append(record.agent_name)
+            else:
+                again.add((due_at, session_id))
+        for each in again:
+            heappush(self._may_stick, each)
+        return found
+
+    def pause(self, now: int, name: str, until: int | None) -> Names:
         """Do what `store.pauses` does with SQL."""
         found = [record for record in self._agents.values() if record.agent_name == name and record.ended_at is None]
         for record in found:
             record.state, record.state_changed_at = State.PAUSED, now
             self._paused[record.session_id] = until
-        return [record.agent_name for record in found]
+        return Names([record.agent_name for record in found])
 
     def resume(self, now: int, name: str) -> None:
         """Do what `store.pauses` does with SQL."""
@@ -142,6 +184,7 @@ class MemoryStore:
                 record.state = State.PENDING if record.last_seen_at is None else State.OK
                 record.deadline_at = deadline_of(record.promise, record.since, MISSED, self._outages)
                 heappush(self._due, (record.deadline_at, key))
+                self._may_be_stuck(record)
 
     def start_maintenance(self, place: int, rule: MaintenanceRule) -> None:
         """Note it, and work out its windows: they are looked at at each sweep."""
@@ -157,9 +200,19 @@ class MemoryStore:
         """Do nothing."""
 
     def _move(self, started_at: int, ended_at: int) -> None:
-        self._outages.append((started_at, ended_at))
+        self._outages = sorted([*self._outages, (started_at, ended_at)])
         for record in self._agents.values():
             if record.state in WATCHED and record.since < ended_at and record.deadline_at > started_at:
                 record.deadline_at += ended_at - max(started_at, record.since)
         self._due = [(record.deadline_at, session_id) for session_id, record in self._agents.items()]
         heapify(self._due)
+
+
+def _row(record: AgentRecord) -> Any:  # noqa: ANN401 - a row has no type of its own
+    """Return a record as the row that SQL has of it."""
+    promise, times = record.promise, ("registered_at", "last_seen_at", "resumed_at", "state_changed_at", "changed_at")
+    moments = {name: getattr(record, name) for name in times}
+    return SimpleNamespace(
+        **{name: None if at is None else from_milliseconds(at) for name, at in moments.items()},
+        **{each.name: getattr(promise, each.name) for each in fields(promise)},
+    )

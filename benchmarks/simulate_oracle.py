@@ -6,7 +6,8 @@ what it judges, and keeps no state from one sweep to the next. As of the waterma
   must be degraded      if W is past its deadline, whatever had reached Redis when the sweep decided, and
   must not be degraded  if its deadline by what had reached Redis before W lies after W.
 
-The deadline after a sign of life is the moment at which the promised silence, counted in watched time alone, is over.
+The deadline after a sign of life is the moment at which the promised silence is over, counted in time alone in which
+somebody watched and Redis could hear: its pulse, twice a second, tells that.
 Nobody must be flagged in a pause or in maintenance; silence counts anew from the end of a pause, and of the first
 maintenance that it meets.
 """
@@ -34,13 +35,24 @@ MISSED = 2
 FOREVER = 1 << 62
 _DAY = 86_400_000
 _MINUTE = timedelta(minutes=1)
+_PULSES_APART = 1250
 
 
 class Change(NamedTuple):
     """What was said of an agent: that it is degraded, or that it isn't any more, after so many sweeps had decided."""
 
     looks: int
-    is_degraded: bool
+    holds: bool
+
+
+@dataclass(slots=True)
+class Said:
+    """What was said of agents, by their numbers."""
+
+    silent: dict[int, list[Change]] = field(default_factory=dict)
+    """Who is degraded."""
+    stuck: dict[int, list[Change]] = field(default_factory=dict)
+    """Who is stuck."""
 
 
 class Flag(NamedTuple):
@@ -63,14 +75,32 @@ class Judgement:
     false_flags: list[str] = field(default_factory=list)
     missed_flags: list[str] = field(default_factory=list)
     late_recoveries: list[str] = field(default_factory=list)
+    false_stuck: list[str] = field(default_factory=list)
+    missed_stuck: list[str] = field(default_factory=list)
+    late_unstuck: list[str] = field(default_factory=list)
     false_notices: list[str] = field(default_factory=list)
     flags: list[Flag] = field(default_factory=list)
     """Those that were right."""
+    stuck: list[Flag] = field(default_factory=list)
+    """Those who were found stuck, and were so."""
+
+    @property
+    def faults(self) -> dict[str, list[str]]:
+        """What was said wrongly or too late, by what it is."""
+        return {
+            "false flags": self.false_flags,
+            "missed flags": self.missed_flags,
+            "late recoveries": self.late_recoveries,
+            "false stuck": self.false_stuck,
+            "missed stuck": self.missed_stuck,
+            "late unstuck": self.late_unstuck,
+            "false notices": self.false_notices,
+        }
 
     @property
     def is_good(self) -> bool:
         """Whether all that was said is true, and was said in time."""
-        return not (self.false_flags or self.missed_flags or self.late_recoveries or self.false_notices)
+        return not any(self.faults.values())
 
 
 def slots_of(agent: SimulatedAgent, plan: Plan) -> tuple[int, ...]:
@@ -131,56 +161,58 @@ class Oracle:
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
-        self._decided = [look.at for look in plan.looks]
-        self._watermarks = _watermarks(plan)
+        self.decided = [look.at for look in plan.looks]
+        self.watermarks = _watermarks(plan)
         self.outages = _outages(plan)
         """When nobody watched."""
+        self._unheard = sorted([*self.outages, *_gaps(plan)])
+        """And when nobody could be heard."""
         self._windows = _windows(plan)
-        self._in_maintenance = [any(s <= look.looked_at < e for s, e in self._windows) for look in plan.looks]
-        self._unwatched = sorted([*self.outages, *self._windows])
+        self.in_maintenance = [any(s <= look.looked_at < e for s, e in self._windows) for look in plan.looks]
+        self._unwatched = sorted([*self._unheard, *self._windows])
         self._arrivals: dict[int, list[Arrival]] = defaultdict(list)
         for arrival in plan.arrivals:
             self._arrivals[arrival.agent].append(arrival)
+        self._lives: dict[int, list[Life]] = {}
         self._pauses: dict[int, list[Pause]] = defaultdict(list)
         for pause in plan.pauses:
             self._pauses[pause.agent].append(pause)
 
-    def judge(self, changes: dict[int, list[Change]]) -> Judgement:
-        """Return what is true of all that was said, by agents' numbers."""
+    def judge(self, said: Said) -> Judgement:
+        """Return what is true of all that was said."""
         judgement = Judgement()
         for agent in self._plan.agents:
-            self._judge(agent, changes.get(agent.number, []), judgement)
+            self._judge(agent, said.silent.get(agent.number, []), judgement)
         return judgement
 
     def _judge(self, agent: SimulatedAgent, changes: Sequence[Change], judgement: Judgement) -> None:
         lives = self.lives(agent)
         for change in changes:
-            if change.is_degraded:
+            if change.holds:
                 self._check_flag(agent, lives, change.looks, judgement)
-        degraded = _degraded(changes, len(self._decided))
+        degraded = spans_of(changes, len(self.decided))
         for life in lives:
             self._check_life(agent, life, degraded, judgement)
 
     def _check_flag(self, agent: SimulatedAgent, lives: list[Life], look: int, judgement: Judgement) -> None:
-        watermark, decided_at = self._watermarks[look], self._decided[look]
+        watermark, decided_at = self.watermarks[look], self.decided[look]
         for life in lives:
-            if not (life.begin <= decided_at and life.end >= watermark) or self._in_maintenance[look]:
+            if not (life.begin <= decided_at and life.end >= watermark) or self.in_maintenance[look]:
                 continue
-            resumed = (end for start, end in life.pauses if end <= decided_at)
-            due_at = self.deadline(agent, max([life.seen_by(watermark), *resumed]))
+            due_at = self.deadline(agent, max([life.seen_by(watermark), *life.resumed_by(decided_at)]))
             if due_at < watermark and not any(start < decided_at < end for start, end in life.pauses):
-                behind = self._watermarks[look - 1] if look else watermark
+                behind = self.watermarks[look - 1] if look else watermark
                 lag = self._plan.looks[look - 1].looked_at - behind if look else 0
                 judgement.flags.append(Flag(due_at, decided_at, lag))
                 return
-        judgement.false_flags.append(f"{agent.name} at {_shown(decided_at)}, as of {_shown(watermark)}")
+        judgement.false_flags.append(f"{agent.name} at {shown(decided_at)}, as of {shown(watermark)}")
 
     def _check_life(
         self, agent: SimulatedAgent, life: Life, degraded: list[tuple[int, int]], judgement: Judgement
     ) -> None:
         # Before the watermark has passed the registration nobody need know of it, nor once the end is there.
-        first = bisect_right(self._watermarks, life.begin)
-        last = bisect_left(self._decided, life.end)
+        first = bisect_right(self.watermarks, life.begin)
+        last = bisect_left(self.decided, life.end)
         self._check_silences(agent, life, (first, last), degraded, judgement)
         if degraded:
             self._check_recoveries(agent, life, (first, last), degraded, judgement)
@@ -203,26 +235,26 @@ class Oracle:
             if next_at <= due_at:
                 continue  # it was there before any watermark could be past the deadline
             # A sign that waited for long may be due before it is there, and earlier than the one before it.
-            begin = max(sweeps[0], known, bisect_right(self._watermarks, max(at, due_at)))
+            begin = max(sweeps[0], known, bisect_right(self.watermarks, max(at, due_at)))
             end = min(sweeps[1], next_known)
             for pause in life.pauses:
-                paused, resumed = (bisect_left(self._decided, moment) for moment in pause)
+                paused, resumed = (bisect_left(self.decided, moment) for moment in pause)
                 if paused <= begin < resumed:
                     begin = end
                 elif begin < paused:
                     end = min(end, paused)
-            while begin < end and self._in_maintenance[begin]:
+            while begin < end and self.in_maintenance[begin]:
                 begin += 1
             if begin < end and not any(low <= begin and end <= high for low, high in degraded):
                 judgement.missed_flags.append(
-                    f"{agent.name} silent since {_shown(since)}, due {_shown(due_at)}, "
-                    f"from {_shown(self._decided[begin])} on"
+                    f"{agent.name} silent since {shown(since)}, due {shown(due_at)}, "
+                    f"from {shown(self.decided[begin])} on"
                 )
 
     def _restarts(self, life: Life) -> list[tuple[int, int, int]]:
         """Return from what on silence counts anew: when it was there, of when it is, and which sweep may know it."""
-        anew = [(at, seen_at, bisect_left(self._decided, at)) for at, seen_at in life.signs]
-        anew += [(end, end, bisect_left(self._decided, end)) for _, end in life.pauses if end < life.end]
+        anew = [(at, seen_at, bisect_left(self.decided, at)) for at, seen_at in life.signs]
+        anew += [(end, end, bisect_left(self.decided, end)) for _, end in life.pauses if end < life.end]
         return sorted(anew)
 
     def _check_recoveries(
@@ -236,32 +268,35 @@ class Oracle:
         """Find who was degraded although it was heard."""
         for place, (received_at, seen_at) in enumerate(life.signs):
             next_at = life.signs[place + 1][0] if place + 1 < len(life.signs) else FOREVER
-            due_at = self._reckon(agent, seen_at, self.outages)  # maintenance revives nobody
-            begin = max(sweeps[0], bisect_right(self._watermarks, received_at))
-            end = min(sweeps[1], bisect_right(self._watermarks, next_at), bisect_left(self._watermarks, due_at))
+            due_at = self._reckon(
+                agent, seen_at, self.outages, agent.missed_limit or MISSED
+            )  # maintenance revives nobody
+            begin = max(sweeps[0], bisect_right(self.watermarks, received_at))
+            end = min(sweeps[1], bisect_right(self.watermarks, next_at), bisect_left(self.watermarks, due_at))
             # The end of a pause has a deadline of its own, which with a schedule may come earlier.
-            resumed = (bisect_left(self._decided, resumed_at) for _, resumed_at in life.pauses if resumed_at > seen_at)
+            resumed = (bisect_left(self.decided, resumed_at) for _, resumed_at in life.pauses if resumed_at > seen_at)
             end = min([end, *resumed])
             if begin < end and any(low < end and begin < high for low, high in degraded):
                 judgement.late_recoveries.append(
-                    f"{agent.name} seen {_shown(seen_at)}, due {_shown(due_at)}, was degraded still or again"
+                    f"{agent.name} seen {shown(seen_at)}, due {shown(due_at)}, was degraded still or again"
                 )
 
-    def deadline(self, agent: SimulatedAgent, since: int) -> int:
-        """Return when an agent that is silent since then must be degraded.
+    def deadline(self, agent: SimulatedAgent, since: int, missed: int | None = None) -> int:
+        """Return when an agent that is silent since then must be degraded: it may miss its limit, or as many as given.
 
         The end of the first maintenance that a silence meets starts its clock anew, but puts no deadline earlier; what
         comes after that counts as time in which nobody watched.
         """
-        due_at = self._reckon(agent, since, self.outages)
+        missed = missed or agent.missed_limit or MISSED
+        due_at = self._reckon(agent, since, self._unheard, missed)
         for start, end in self._windows:
             if end > since:
-                return max(due_at, self._reckon(agent, end, self._unwatched)) if start <= due_at else due_at
+                return max(due_at, self._reckon(agent, end, self._unwatched, missed)) if start <= due_at else due_at
         return due_at
 
-    def _reckon(self, agent: SimulatedAgent, since: int, unwatched: Sequence[tuple[int, int]]) -> int:
+    def _reckon(self, agent: SimulatedAgent, since: int, unwatched: Sequence[tuple[int, int]], missed: int) -> int:
         """Return when the promised silence is over, counted in watched time alone."""
-        grace, missed = round(agent.grace_seconds * 1000), agent.missed_limit or MISSED
+        grace = round(agent.grace_seconds * 1000)
         if agent.interval_seconds is not None:
             left = missed * agent.interval_seconds * 1000 + grace
         else:
@@ -280,29 +315,50 @@ class Oracle:
 
     def lives(self, agent: SimulatedAgent) -> list[Life]:
         """Return an agent's sessions, each from the registration that opened it to its end."""
+        if agent.number not in self._lives:
+            self._lives[agent.number] = self._find_lives(agent)
+        return self._lives[agent.number]
+
+    def _find_lives(self, agent: SimulatedAgent) -> list[Life]:
         lives: list[Life] = []
-        stored: dict[UUID, int] = {}
-        """When each message was first in SQL; it may have been sent twice."""
-        for arrival in self._arrivals[agent.number]:
-            stored_at, key = arrival.stored_at or FOREVER, arrival.message.id
-            stored[key] = min(stored_at, stored.get(key, FOREVER))
+        stored = self._first_stored(agent)
+        early: list[Arrival] = []
+        settled_at = 0
         for arrival in self._arrivals[agent.number]:
             kind = arrival.message.kind
             is_open = bool(lives) and lives[-1].end == FOREVER
+            if kind != "heartbeat":
+                settled_at = max(settled_at, stored[arrival.message.id])
             if kind == "register" and not is_open:
                 signs = [(arrival.received_at, arrival.received_at)]
-                lives.append(Life(arrival.received_at, stored[arrival.message.id], signs))
+                lives.append(Life(arrival.received_at, stored[arrival.message.id], signs, settled_at, early))
+                early = []
             elif kind == "deregister" and is_open:
                 lives[-1].end = arrival.received_at
-            elif kind == "heartbeat" and is_open and arrival.seen_at > lives[-1].signs[-1][1]:
-                lives[-1].signs.append((arrival.received_at, arrival.seen_at))
+            elif kind == "heartbeat" and not lives:
+                early.append(arrival)
+            elif kind == "heartbeat" and is_open:
+                lives[-1].beats.append(arrival)
+                if arrival.seen_at > lives[-1].signs[-1][1]:
+                    lives[-1].signs.append((arrival.received_at, arrival.seen_at))
+        self._pause(agent, lives)
+        return lives
+
+    def _first_stored(self, agent: SimulatedAgent) -> dict[UUID, int]:
+        """Return when each message was first in SQL; it may have been sent twice."""
+        stored: dict[UUID, int] = {}
+        for arrival in self._arrivals[agent.number]:
+            stored_at, key = arrival.stored_at or FOREVER, arrival.message.id
+            stored[key] = min(stored_at, stored.get(key, FOREVER))
+        return stored
+
+    def _pause(self, agent: SimulatedAgent, lives: Sequence[Life]) -> None:
         for pause in self._pauses[agent.number]:
             ends = [end for end in (pause.until, pause.resumed_at) if end is not None]
             for life in lives:
                 # Who isn't in SQL can't be paused.
                 if life.begin <= pause.at < life.end and life.stored_at <= pause.at:
                     life.pauses.append((pause.at, min([*ends, life.end])))
-        return lives
 
 
 @dataclass(slots=True)
@@ -314,8 +370,16 @@ class Life:
     """When SQL knew of it."""
     signs: list[tuple[int, int]]
     """When each sign of life that was newer than all before reached Redis, and of when it was."""
+    settled_at: int
+    """When SQL knew of all that was before, too."""
+    beats: list[Arrival]
+    """All heartbeats, in the order of the stream; of the first session also those that overtook its registration."""
     end: int = FOREVER
     pauses: list[tuple[int, int]] = field(default_factory=list)
+
+    def resumed_by(self, moment: int) -> list[int]:
+        """Return when its pauses ended that were over by then."""
+        return [end for _, end in self.pauses if end <= moment]
 
     def seen_by(self, watermark: int) -> int:
         """Return of when the newest sign was that had reached Redis before a time; the registration is one, always."""
@@ -323,12 +387,12 @@ class Life:
         return self.signs[max(0, place - 1)][1]
 
 
-def _degraded(changes: Sequence[Change], looks: int) -> list[tuple[int, int]]:
-    """Return from which sweep to before which an agent was degraded."""
+def spans_of(changes: Sequence[Change], looks: int) -> list[tuple[int, int]]:
+    """Return from which sweep to before which it held what was said of an agent."""
     spans: list[tuple[int, int]] = []
     since: int | None = None
-    for change in [*changes, Change(looks, is_degraded=False)]:
-        if change.is_degraded:
+    for change in [*changes, Change(looks, holds=False)]:
+        if change.holds:
             since = change.looks if since is None else since
         elif since is not None:
             if spans and spans[-1][1] == since:
@@ -365,6 +429,11 @@ def _outages(plan: Plan) -> list[tuple[int, int]]:
     return found
 
 
+def _gaps(plan: Plan) -> list[tuple[int, int]]:
+    """Return when a pulse was due that came more than 1.25 s after the one before: nobody could be heard."""
+    return [(last + 500, following) for last, following in plan.stops if following - last > _PULSES_APART]
+
+
 def _windows(plan: Plan) -> list[tuple[int, int]]:
     """Return when there was maintenance, in spans that don't touch."""
     found: list[tuple[int, int]] = []
@@ -386,5 +455,6 @@ def _windows(plan: Plan) -> list[tuple[int, int]]:
     return merged
 
 
-def _shown(moment: int) -> str:
+def shown(moment: int) -> str:
+    """Return a moment as it is told."""
     return f"{datetime.fromtimestamp(moment / 1000, UTC):%m-%d %H:%M:%S.%f}"[:-3]

@@ -31,6 +31,8 @@ from simulate_draw import (
     weighted,
 )
 from simulate_oracle import MISSED, slots_of
+from simulate_pulse import draw_stops
+from simulate_talk import FLEET_LIMITS, OWN_LIMITS, Talk
 
 from fleetbeat_shared.liveness import default_grace_seconds
 from fleetbeat_shared.messages import Deregister, Heartbeat, Register
@@ -83,6 +85,8 @@ class SimulatedAgent:
     grace_seconds: float
     missed_limit: int | None
     """How many it may miss, if that isn't the fleet's number."""
+    stuck_after: int | None
+    """After how many intervals it is stuck, if that isn't the fleet's number."""
     skew: int
     spools: bool
     """Whether it keeps what it can't send, and sends it later."""
@@ -142,6 +146,8 @@ class Plan:
     """When all agents that are in step are silent, each from a last sign at its start on: a switch that failed."""
     alike: int | None
     """The interval that most agents have, in seconds."""
+    stuck_after: int | None
+    """After how many intervals that say nothing new the fleet's agents are stuck."""
     agents: list[SimulatedAgent] = field(default_factory=list)
     arrivals: list[Arrival] = field(default_factory=list)
     """In the order of the stream."""
@@ -150,6 +156,8 @@ class Plan:
     """In the order in which they decide."""
     pauses: list[Pause] = field(default_factory=list)
     maintenance: list[MaintenanceRule] = field(default_factory=list)
+    stops: list[Span] = field(default_factory=list)
+    """Where the pulse stopped: from the last one to the next one."""
 
     @property
     def time(self) -> Span:
@@ -171,6 +179,7 @@ def draw_plan(seed: int, agents: int, weeks: float) -> Plan:
         rhythm=draw.choice(RHYTHMS) * SECOND,
         outage=Span(failed_at, failed_at + log_uniform(draw, HOUR, DAY)) if chance(draw, 0.5) else None,
         alike=draw.choice((1800, 3600, 7200)) if chance(draw, 0.5) else None,
+        stuck_after=draw.choice(FLEET_LIMITS),
     )
     troubles = Troubles(draw, plan.time)
     for number in range(agents):
@@ -179,6 +188,7 @@ def draw_plan(seed: int, agents: int, weeks: float) -> Plan:
         plan.arrivals += _Life(draw, agent, plan, troubles).arrivals()
         plan.pauses += draw_pauses(draw, number, plan.time, troubles)
     plan.maintenance = draw_maintenance(draw, plan.time, troubles)
+    plan.stops = draw_stops(draw, plan.start, troubles.no_pulse)
     _enter(plan)
     _work(draw, plan, troubles)
     plan.looks = _looks(draw, plan, troubles)
@@ -200,6 +210,7 @@ def _draw_agent(draw: random.Random, number: int, plan: Plan, troubles: Troubles
         time_zone=None if interval else weighted(draw, ZONES),
         grace_seconds=grace,
         missed_limit=draw.choice((1, 3, 5)) if chance(draw, 0.15) else None,
+        stuck_after=draw.choice(OWN_LIMITS) if interval else None,
         skew=draw.choice(SKEWS),
         spools=chance(draw, 0.7),
         in_step=chance(draw, 0.9),
@@ -215,6 +226,7 @@ class _Life:
         self._agent = agent
         self._plan = plan
         self._troubles = troubles
+        self._talk = Talk(draw, (agent.interval_seconds or 0) * SECOND, agent.stuck_after or plan.stuck_after)
         self._found: list[Arrival] = []
 
     def arrivals(self) -> list[Arrival]:
@@ -297,13 +309,13 @@ class _Life:
                 time_zone=agent.time_zone,
                 grace_seconds=agent.grace_seconds,
                 missed_intervals=agent.missed_limit,
+                stuck_after=agent.stuck_after,
             )
         if kind == "deregister":
             return Deregister.model_construct(**head)
-        if chance(self._draw, 0.05):
-            head["progress"] = f"step {moment}"
         if buffered:
             head["buffered_seconds"] = buffered / 1000
+        head |= self._talk.say(moment)
         return Heartbeat.model_construct(**head)
 
     def _message_id(self, clock: int) -> UUID:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections import defaultdict, deque
-from typing import TYPE_CHECKING, Protocol
+from collections import deque
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from simulate_commands import Deed, commands
-from simulate_oracle import Change
+from simulate_oracle import Change, Said
+from simulate_pulse import Pulses
 
 from fleetbeat_shared.liveness import State
 from fleetbeat_shared.maintenance import WindowRule
@@ -16,30 +17,39 @@ from fleetbeat_worker.inbox import Horizon
 from fleetbeat_worker.tables import EventType
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     from simulate_commands import Command, MaintenanceRule
     from simulate_plan import Arrival, Plan
 
     from fleetbeat_worker.batch import Batch
+    from fleetbeat_worker.pulse import Pulse
+    from fleetbeat_worker.records import AgentRecord
 
 
 WATCHED = (State.PENDING, State.OK)
 
 
+class Names(NamedTuple):
+    """Names of agents: of which it is said that they are degraded, or stuck; or that they are so no longer."""
+
+    silent: Sequence[str] = ()
+    stuck: Sequence[str] = ()
+
+
 class Store(Protocol):
-    """What keeps the fleet and judges it. The answers are names of agents."""
+    """What keeps the fleet and judges it."""
 
-    def commit(self, now: int, arrivals: Sequence[Arrival]) -> list[str]:
-        """Store entries in one transaction; return who is degraded no longer."""
+    def commit(self, now: int, arrivals: Sequence[Arrival]) -> Names:
+        """Store entries in one transaction; return who is degraded, or stuck, no longer."""
 
-    def put_right(self, now: int) -> list[str]:
-        """Apply what overtook its registration; return who is degraded no longer."""
+    def put_right(self, now: int) -> Names:
+        """Apply what overtook its registration; return who is degraded, or stuck, no longer."""
 
-    def sweep(self, now: int, watermark: int, backlog: int) -> list[str]:
-        """Decide by what was seen of Redis at a time; return who is degraded."""
+    def sweep(self, now: int, watermark: int, backlog: int, pulse: Pulse) -> Names:
+        """Decide by what was seen of Redis at a time; return who is degraded, and who is stuck."""
 
-    def pause(self, now: int, name: str, until: int | None) -> list[str]:
+    def pause(self, now: int, name: str, until: int | None) -> Names:
         """Pause an agent; return it if it is live: it is degraded no longer."""
 
     def resume(self, now: int, name: str) -> None:
@@ -55,37 +65,40 @@ class Store(Protocol):
         """Take note that nothing more will come."""
 
 
-def play(plan: Plan, store: Store) -> dict[int, list[Change]]:
-    """Let everything happen; return what was said of each agent, by its number."""
+def play(plan: Plan, store: Store) -> Said:
+    """Let everything happen; return what was said of each agent."""
     numbers = {agent.name: agent.number for agent in plan.agents}
-    changes: dict[int, list[Change]] = defaultdict(list)
-    horizons: dict[int, Horizon] = {}
+    said = Said()
+    horizons: dict[int, tuple[Horizon, Pulse]] = {}
     deeds = commands(plan.pauses, plan.maintenance)
-    inbox = _Inbox(plan)
+    inbox, pulses = _Inbox(plan), Pulses(plan.start, plan.stops)
     decided = 0
 
-    def say(names: Iterable[str], *, is_degraded: bool) -> None:
-        for name in names:
-            changes[numbers[name]].append(Change(decided, is_degraded))
+    def say(names: Names, *, holds: bool) -> None:
+        for changes, named in ((said.silent, names.silent), (said.stuck, names.stuck)):
+            for name in named:
+                before = changes.setdefault(numbers[name], [])
+                if holds or (before and before[-1].holds):
+                    before.append(Change(decided, holds))
 
     for moment, kind, what in _in_order(plan, deeds):
         if kind == _COMMIT:
-            say(store.commit(moment, plan.commits[what].arrivals), is_degraded=False)
+            say(store.commit(moment, plan.commits[what].arrivals), holds=False)
         elif kind == _LOOK:
-            say(store.put_right(moment), is_degraded=False)
-            horizons[what] = inbox.horizon(moment)
+            say(store.put_right(moment), holds=False)
+            horizons[what] = inbox.horizon(moment), pulses.at(moment)
         elif kind == _COMMAND:
-            say(obey(deeds[what], plan, store), is_degraded=False)
+            say(obey(deeds[what], plan, store), holds=False)
         else:
-            horizon = horizons.pop(what)
+            horizon, pulse = horizons.pop(what)
             watermark = to_milliseconds(horizon.watermark or horizon.now)
-            say(store.sweep(to_milliseconds(horizon.now), watermark, horizon.backlog), is_degraded=True)
+            say(store.sweep(to_milliseconds(horizon.now), watermark, horizon.backlog, pulse), holds=True)
             decided += 1
     store.finish()
-    return changes
+    return said
 
 
-def obey(command: Command, plan: Plan, store: Store) -> list[str]:
+def obey(command: Command, plan: Plan, store: Store) -> Names:
     """Do what somebody asks for; return who is degraded no longer."""
     if command.deed in {Deed.PAUSE, Deed.RESUME}:
         pause = plan.pauses[command.place]
@@ -97,10 +110,12 @@ def obey(command: Command, plan: Plan, store: Store) -> list[str]:
         store.start_maintenance(command.place, plan.maintenance[command.place])
     else:
         store.end_maintenance(command.place, command.at)
-    return []
+    return Names()
 
 
 _LOOK, _COMMIT, _DECIDE, _COMMAND = range(4)
+_HEARD = frozenset({EventType.RECOVERED, EventType.DEREGISTERED})
+_UNSTUCK = frozenset({EventType.UNSTUCK, EventType.DEREGISTERED, EventType.REGISTERED})
 
 
 def _in_order(plan: Plan, deeds: Sequence[Command]) -> list[tuple[int, int, int]]:
@@ -139,6 +154,17 @@ def overtaken_for(plan: Plan) -> int:
     return max(90, 3 * plan.sweep_seconds) * 1000
 
 
+def stuck_from(record: AgentRecord, limit: int | None) -> int | None:
+    """Return before when an agent can't be stuck, whatever else is said of it; None if it can't be as it is."""
+    promise = record.promise
+    if limit is None or promise.interval_seconds is None or record.state is not State.OK:
+        return None
+    if record.changed_at is None or record.stuck_at is not None:
+        return None
+    since = max(record.changed_at, record.state_changed_at, record.resumed_at or 0)
+    return since + round((limit * promise.interval_seconds + promise.grace_seconds) * 1000)
+
+
 def window_rule(rule: MaintenanceRule) -> WindowRule:
     """Return what the real rules go by."""
     return WindowRule(
@@ -150,8 +176,13 @@ def window_rule(rule: MaintenanceRule) -> WindowRule:
     )
 
 
-def freed(batch: Batch) -> list[str]:
-    """Return who is degraded no longer: it was heard, or it ended, or it was opened anew."""
-    up = {EventType.RECOVERED.value, EventType.DEREGISTERED.value}
-    events = (event for event in batch.events if event["type"] in up)
-    return [event["agent_name"] for event in events if batch.agents[event["session_id"]].state is not State.DEGRADED]
+def freed(batch: Batch) -> Names:
+    """Return who is degraded, or stuck, no longer: it was heard, or said something else, or ended, or was opened anew.
+
+    Of some that are named it was never said.
+    """
+    named = [(event["agent_name"], EventType(event["type"]), event["session_id"]) for event in batch.events]
+    return Names(
+        [name for name, kind, key in named if kind in _HEARD and batch.agents[key].state is not State.DEGRADED],
+        [name for name, kind, key in named if kind in _UNSTUCK and batch.agents[key].stuck_at is None],
+    )

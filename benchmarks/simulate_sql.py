@@ -7,20 +7,21 @@ from typing import TYPE_CHECKING
 
 from simulate_incidents import Told
 from simulate_oracle import FOREVER
-from simulate_play import WATCHED, freed, overtaken_for, window_rule
+from simulate_play import WATCHED, Names, freed, overtaken_for, stuck_from, window_rule
 from sqlalchemy import exists, func, select, update
 
 from fleetbeat_shared.incidents import GIVEN_UP
 from fleetbeat_shared.liveness import State
 from fleetbeat_shared.maintenance import next_start, windows_of
 from fleetbeat_shared.settings import Settings
+from fleetbeat_shared.stuck import stuck_limit
 from fleetbeat_worker.account import Account
 from fleetbeat_worker.column_types import from_milliseconds, to_milliseconds
 from fleetbeat_worker.database import reading, writing
 from fleetbeat_worker.inbox import Entry, Horizon
 from fleetbeat_worker.store import maintenance
 from fleetbeat_worker.store.pauses import pause, resume
-from fleetbeat_worker.sweep import decide, outage_between
+from fleetbeat_worker.sweep import decide, longest_gap, outage_between
 from fleetbeat_worker.tables import Agent, EventType, Liveness, Notification, Pipeline
 from fleetbeat_worker.transactions import put_right, store_entries
 
@@ -33,7 +34,17 @@ if TYPE_CHECKING:
     from simulate_plan import Arrival, Plan
     from sqlalchemy import Connection, Engine
 
+    from fleetbeat_worker.pulse import Pulse
+
 _NO_REDIS: Redis = None  # type: ignore[assignment] # only answers are sent to it, and nobody waits for any
+
+_OF_WHO_STICKS = (
+    Agent.changed_at,
+    Liveness.state_changed_at,
+    Liveness.resumed_at,
+    Liveness.interval_seconds,
+    Liveness.grace_seconds,
+)
 
 
 class SqlStore:
@@ -46,7 +57,8 @@ class SqlStore:
     def __init__(self, engine: Engine, plan: Plan, *, every_sweep: bool = False) -> None:
         self._engine = engine
         # So calm a fleet is that nobody flaps.
-        self._settings = Settings(sweep_seconds=plan.sweep_seconds, flapping_changes=20)
+        self._settings = Settings(sweep_seconds=plan.sweep_seconds, flapping_changes=20, stuck_after=plan.stuck_after)
+        self._own_limits = {agent.session_id: agent.stuck_after for agent in plan.agents}
         self._rules: dict[int, int] = {}
         """The number of each rule of the plan's maintenance in SQL."""
         self._every_sweep = every_sweep
@@ -57,10 +69,11 @@ class SqlStore:
         self._nothing_before = 0
         """Before when no pause is over, no maintenance begins or ends, and no incident is given up."""
         self._swept_at: int | None = None
+        self._pulse_at: int | None = None
         self._watermark = 0
         self._is_written = True
 
-    def commit(self, now: int, arrivals: Sequence[Arrival]) -> list[str]:
+    def commit(self, now: int, arrivals: Sequence[Arrival]) -> Names:
         """Store entries as the ingest job does."""
         self._write_down()
         entries = [Entry(arrival.entry_id, arrival.message.to_wire()) for arrival in arrivals]
@@ -72,38 +85,44 @@ class SqlStore:
                 self._nothing_until = 0
             records = (*batch.agents.values(), *batch.plain.values())
             self._nothing_until = min([self._nothing_until, *(record.deadline_at for record in records)])
-        return [name for batch in batches for name in freed(batch)]
+            limits = {key: stuck_limit(self._own_limits[key], self._settings.stuck_after) for key in batch.agents}
+            may_stick = (stuck_from(agent, limits[key]) for key, agent in batch.agents.items())
+            self._nothing_until = min([self._nothing_until, *(at for at in may_stick if at is not None)])
+        silent, stuck = zip(*(freed(batch) for batch in batches), strict=True)
+        return Names([name for names in silent for name in names], [name for names in stuck for name in names])
 
-    def put_right(self, now: int) -> list[str]:
+    def put_right(self, now: int) -> Names:
         """Apply what overtook its registration, as each sweep does first. Nobody waits for an answer here."""
         if self._every_sweep or now <= self._overtaken_until:
             self._write_down()
             if put_right(self._engine, _NO_REDIS, from_milliseconds(now), self._settings):
                 self._nothing_until = 0
-        return []  # who is put right was unknown before, so it can't have been degraded
+        return Names()  # who is put right was unknown before, so it can't have been degraded, or stuck
 
-    def sweep(self, now: int, watermark: int, backlog: int) -> list[str]:
+    def sweep(self, now: int, watermark: int, backlog: int, pulse: Pulse) -> Names:
         """Decide as the sweep job does."""
-        runs = self._every_sweep or not self._is_idle(now, watermark)
+        runs = self._every_sweep or not self._is_idle(now, watermark, pulse)
         if runs:
             self._write_down()
         self._swept_at, self._watermark, self._is_written = now, max(watermark, self._watermark), runs
+        self._pulse_at = pulse.at
         if not runs:
-            return []
+            return Names()
         seen = Horizon(from_milliseconds(now), from_milliseconds(watermark), backlog)
         account = Account(seen.now, life=None, lost=0)
         with writing(self._engine) as connection:
-            report = decide(connection, seen, account, self._settings, periodic=True)
+            report = decide(connection, seen, account, self._settings, periodic=True, pulse=pulse)
             # After a gap an incident ends a sweep later.
             self._nothing_until = self._first_due(connection) if report.outage_seconds is None else 0
             self._nothing_before = self._first_end(connection, seen.now)
-        return report.degraded
+        return Names(report.degraded, report.stuck)
 
-    def pause(self, now: int, name: str, until: int | None) -> list[str]:
+    def pause(self, now: int, name: str, until: int | None) -> Names:
         """Pause an agent as the command does."""
         with self._commanding() as connection:
             ends_at = None if until is None else from_milliseconds(until)
-            return [agent.agent_name for agent in pause(connection, name, from_milliseconds(now), ends_at, None)]
+            paused = pause(connection, name, from_milliseconds(now), ends_at, None)
+            return Names([agent.agent_name for agent in paused])
 
     def resume(self, now: int, name: str) -> None:
         """Resume an agent as the command does."""
@@ -140,13 +159,15 @@ class SqlStore:
         """Leave the database as the last sweep would."""
         self._write_down()
 
-    def _is_idle(self, now: int, watermark: int) -> bool:
+    def _is_idle(self, now: int, watermark: int, pulse: Pulse) -> bool:
         """Return whether a sweep that looks now finds no gap and nobody due, so that it changes nothing but its row."""
         if self._swept_at is None or now < self._swept_at or now >= self._nothing_before:
             return False
         if max(watermark, self._watermark) > self._nothing_until:
             return False
         last, sweep_seconds = from_milliseconds(self._swept_at), self._settings.sweep_seconds
+        if pulse.unheard(self._swept_at, now, round(longest_gap(sweep_seconds).total_seconds() * 1000)):
+            return False
         return outage_between(last, from_milliseconds(now), sweep_seconds) is None
 
     def _first_due(self, connection: Connection) -> int:
@@ -157,7 +178,19 @@ class SqlStore:
         if connection.execute(select(exists().where(Agent.flapping_at.is_not(None)))).scalar():
             return 0
         due_at = connection.execute(select(func.min(Liveness.deadline_at)).where(Liveness.state.in_(WATCHED))).scalar()
-        return to_milliseconds(due_at) if due_at is not None else FOREVER
+        return min(to_milliseconds(due_at) if due_at is not None else FOREVER, self._first_stuck(connection))
+
+    def _first_stuck(self, connection: Connection) -> int:
+        """Return the earliest moment at which an agent can be stuck."""
+        columns = (*_OF_WHO_STICKS, func.coalesce(Agent.stuck_after, self._settings.stuck_after, 0))
+        query = select(*columns).join(Liveness, Liveness.session_id == Agent.session_id)
+        ok = query.where(Liveness.state == State.OK, Liveness.interval_seconds.is_not(None), Agent.stuck_at.is_(None))
+        found = [FOREVER]
+        for *moments, interval_seconds, grace_seconds, limit in connection.execute(ok):
+            if limit and moments[0] is not None and interval_seconds is not None:
+                since = max(to_milliseconds(moment) for moment in moments if moment is not None)
+                found.append(since + round((limit * interval_seconds + grace_seconds) * 1000))
+        return min(found)
 
     def _first_end(self, connection: Connection, now: datetime) -> int:
         """Return when the next pause is over, maintenance begins or ends, or an incident is given up."""
@@ -176,7 +209,8 @@ class SqlStore:
         """Write what the sweeps that weren't run would have."""
         if self._is_written or self._swept_at is None:
             return
-        values = {"watermark": from_milliseconds(self._watermark), "last_sweep_at": from_milliseconds(self._swept_at)}
+        moments = {"watermark": self._watermark, "last_sweep_at": self._swept_at, "pulse_at": self._pulse_at}
+        values = {name: None if moment is None else from_milliseconds(moment) for name, moment in moments.items()}
         with writing(self._engine) as connection:
             connection.execute(update(Pipeline).values(values))
         self._is_written = True

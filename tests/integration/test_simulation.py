@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,15 +13,23 @@ from simulate_oracle import Oracle
 from simulate_plan import draw_plan
 from simulate_play import play
 from simulate_sql import SqlStore
+from simulate_stuck import judge
 from sqlalchemy import event, text
 
+from fleetbeat_shared.stuck import stuck_limit
+from fleetbeat_worker.doing import changed_at
 from fleetbeat_worker.tables import Base, Pipeline
 
 if TYPE_CHECKING:
-    from simulate_oracle import Change
+    from collections.abc import Mapping
+
+    from simulate_oracle import Change, Judgement
     from sqlalchemy import Engine
 
     from fleetbeat_shared.liveness import Promise
+    from fleetbeat_worker.records import AgentRecord
+
+LONG_AGO, SOON = datetime(2020, 1, 1, tzinfo=UTC), datetime(2027, 1, 1, tzinfo=UTC)
 
 
 @pytest.fixture
@@ -30,13 +40,18 @@ def without_disk(database: Engine) -> Engine:
     return database
 
 
+def _wrong(judgement: Judgement) -> dict[str, list[str]]:
+    return {what: found for what, found in judgement.faults.items() if found}
+
+
 @pytest.mark.parametrize("seed", [1, 2, 3, 4])
 def test_the_rules_flag_who_is_silent_and_no_other(seed: int) -> None:
     """In half a week of all that can go wrong nobody is flagged in error, missed, or told of late."""
     plan = draw_plan(seed, agents=40, weeks=0.5)
-    judgement = Oracle(plan).judge(play(plan, MemoryStore(plan)))
-    assert (judgement.false_flags, judgement.missed_flags, judgement.late_recoveries) == ([], [], [])
+    judgement = judge(plan, Oracle(plan), play(plan, MemoryStore(plan)))
+    assert _wrong(judgement) == {}
     assert judgement.flags
+    assert judgement.stuck
 
 
 @pytest.mark.parametrize("seed", [5, 6])
@@ -44,12 +59,13 @@ def test_all_of_the_code_flags_who_is_silent_and_no_other(without_disk: Engine, 
     """The same with the real ingest and the real sweep on a database; and it says what the rules alone say."""
     plan = draw_plan(seed, agents=12, weeks=0.25)
     store, oracle = SqlStore(without_disk, plan), Oracle(plan)
-    changes = play(plan, store)
-    judgement = oracle.judge(changes)
-    assert (judgement.false_flags, judgement.missed_flags, judgement.late_recoveries) == ([], [], [])
+    said = play(plan, store)
+    judgement = judge(plan, oracle, said)
+    judgement.false_notices = find_false_notices(plan, oracle, said, store.told())
+    assert _wrong(judgement) == {}
     assert judgement.flags
-    assert find_false_notices(plan, oracle, changes, store.told()) == []
-    assert changes == play(plan, MemoryStore(plan))
+    assert judgement.stuck
+    assert said == play(plan, MemoryStore(plan))
 
 
 def test_a_sweep_that_is_left_out_would_have_changed_nothing(without_disk: Engine) -> None:
@@ -57,7 +73,7 @@ def test_a_sweep_that_is_left_out_would_have_changed_nothing(without_disk: Engin
     plan = draw_plan(7, agents=12, weeks=0.1)
     left = []
     for every_sweep in (True, False):
-        changes = play(plan, SqlStore(without_disk, plan, every_sweep=every_sweep))
+        said = play(plan, SqlStore(without_disk, plan, every_sweep=every_sweep))
         with without_disk.begin() as connection:
             # Numbers that the database counts on, and times of the machine's own clock, differ from run to run.
             rows = {
@@ -74,31 +90,30 @@ def test_a_sweep_that_is_left_out_would_have_changed_nothing(without_disk: Engin
                 connection.execute(text("TRUNCATE incidents RESTART IDENTITY CASCADE"))
             nothing = {column.name: None for column in Pipeline.__table__.columns if column.nullable}
             connection.execute(Pipeline.__table__.update().values(nothing))
-        left.append((changes, rows))
+        left.append((said, rows))
     assert left[0] == left[1]
     assert left[0][1]["heartbeats"]
 
 
-def test_the_oracle_sees_what_is_wrong() -> None:
-    """A flag too many, one too few, one too late, and a recovery that nobody told are found."""
-    plan = draw_plan(1, agents=40, weeks=0.5)
-    oracle = Oracle(plan)
-    changes = play(plan, MemoryStore(plan))
-    number = next(
-        number for number, said in changes.items() if [each.is_degraded for each in said[:2]] == [True, False]
-    )
-    flagged, back, *others = changes[number]
-    before, after = flagged._replace(looks=flagged.looks - 1), flagged._replace(looks=flagged.looks + 1)
+@pytest.mark.parametrize(("kind", "place"), [("silent", 0), ("stuck", 3)])
+def test_the_oracle_sees_what_is_wrong(kind: str, place: int) -> None:
+    """A verdict too many, one too few, one too late, and an end of one that nobody told are found."""
+    plan = draw_plan(3, agents=40, weeks=0.5)
+    oracle, said = Oracle(plan), play(plan, MemoryStore(plan))
+    changes: dict[int, list[Change]] = getattr(said, kind)
+    number = next(number for number, each in changes.items() if len(each) > 1 and each[1].looks > each[0].looks + 1)
+    begun, over, *others = changes[number]
 
-    def judge(*said: Change) -> tuple[int, int, int]:
-        found = oracle.judge(changes | {number: [*said, *others]})
-        return len(found.false_flags), len(found.missed_flags), len(found.late_recoveries)
+    def count(*changed: Change) -> tuple[int, ...]:
+        told = replace(said, **{kind: changes | {number: [*changed, *others]}})
+        found = [len(faults) for faults in judge(plan, oracle, told).faults.values()]
+        return tuple(found[place : place + 3])
 
-    assert judge(flagged, back) == (0, 0, 0)
-    assert judge(before, back)[0] == 1
-    assert judge(after, back)[1] == 1
-    assert judge()[1] == 1
-    assert judge(flagged, back._replace(looks=back.looks + 1))[2] >= 1
+    assert count(begun, over) == (0, 0, 0)
+    assert count(begun._replace(looks=begun.looks - 1), over)[0] == 1
+    assert count(begun._replace(looks=begun.looks + 1), over)[1] == 1
+    assert count()[1] == 1
+    assert count(begun, over._replace(looks=over.looks + 3))[2] >= 1
 
 
 def _never(*_: object) -> None: ...
@@ -112,6 +127,15 @@ def _one_too_many(promise: Promise, missed_limit: int) -> float | None:
     return promise.interval_seconds and promise.interval_seconds * (promise.limit(missed_limit) + 1)
 
 
+def _one_more(own: int | None, fleet: int | None) -> int | None:
+    limit = stuck_limit(own, fleet)
+    return limit and limit + 1
+
+
+def _as_ever(agent: AgentRecord, order: tuple[int, int], said: Mapping[str, str]) -> int | None:
+    return changed_at(agent, order, said) if agent.stuck_at is None else None
+
+
 def _without_pauses(registered_at: int, last_seen_at: int | None, _resumed_at: int | None) -> int:
     return max(registered_at, last_seen_at or 0)
 
@@ -120,11 +144,15 @@ def _without_pauses(registered_at: int, last_seen_at: int | None, _resumed_at: i
     ("seed", "rule", "broken", "found"),
     [
         (3, "simulate_memory.outage_between", _never, "false_flags"),
-        (3, "simulate_memory.running", _never, "false_flags"),
-        (3, "simulate_memory.last_end", _never, "false_flags"),
+        (8, "simulate_memory.running", _never, "false_flags"),
         (3, "fleetbeat_worker.deadlines.allowed_silence_seconds", _no_grace, "false_flags"),
         (3, "fleetbeat_worker.deadlines.allowed_silence_seconds", _one_too_many, "missed_flags"),
         (3, "fleetbeat_worker.records.silent_since", _without_pauses, "false_flags"),
+        (2, "fleetbeat_worker.pulse.Pulse.unheard", lambda *_: [], "false_flags"),
+        (3, "fleetbeat_worker.stuck.silent_since", lambda *_: LONG_AGO, "missed_stuck"),
+        (3, "fleetbeat_worker.stuck.silent_since", lambda *_: SOON, "false_stuck"),
+        (3, "simulate_memory.stuck_limit", _one_more, "missed_stuck"),
+        (3, "fleetbeat_worker.batch.changed_at", _as_ever, "late_unstuck"),
     ],
 )
 def test_a_broken_rule_is_found(
@@ -133,18 +161,18 @@ def test_a_broken_rule_is_found(
     """Without outages, maintenance, grace or pauses, or with one interval too many, the oracle says what is wrong."""
     monkeypatch.setattr(rule, broken)
     plan = draw_plan(seed, agents=60, weeks=0.5)
-    assert getattr(Oracle(plan).judge(play(plan, MemoryStore(plan))), found)
+    assert getattr(judge(plan, Oracle(plan), play(plan, MemoryStore(plan))), found)
 
 
 def test_silences_told_singly_that_are_an_incident_are_found(
     monkeypatch: pytest.MonkeyPatch, without_disk: Engine
 ) -> None:
     """Half of a fleet falls silent at one moment; with a rule that sees no incident, the oracle says so."""
-    plan = draw_plan(12, agents=12, weeks=0.2)
+    plan = draw_plan(16, agents=12, weeks=0.2)
     monkeypatch.setattr("fleetbeat_worker.incidents.is_incident", lambda *_: False)
     store = SqlStore(without_disk, plan)
-    changes = play(plan, store)
-    (fault,) = find_false_notices(plan, Oracle(plan), changes, store.told())
+    said = play(plan, store)
+    (fault,) = find_false_notices(plan, Oracle(plan), said, store.told())
     assert "told singly of 6 when it flagged 6" in fault
 
 

@@ -80,3 +80,12 @@ def test_who_was_silent_for_its_whole_time_before_a_window_has_no_more() -> None
     """A deadline that passed before the window began stays where it was."""
     assert DeadlineRule(promise(20), 1, Unwatched((), [(21, 50)]))(0) == 20
     assert DeadlineRule(promise(20), 1, Unwatched((), [(20, 50)]))(0) == 70
+
+
+def test_a_window_makes_no_deadline_of_a_schedule_earlier() -> None:
+    """Both clocks come to the same slots; what nobody could hear before the window counts, with it and without it."""
+    daily = Promise(None, "0 3 * * *", "UTC", 60.0)
+    gap, window = (NOON + HOUR, NOON + HOUR + 436_000), (NOON + 2 * HOUR, NOON + 3 * HOUR)
+    due = NOON + 15 * HOUR + DAY + 60_000 + 436_000
+    assert DeadlineRule(daily, 2, Unwatched([gap]))(NOON) == due
+    assert DeadlineRule(daily, 2, Unwatched([gap], [window])).clock(NOON) == (NOON, due)

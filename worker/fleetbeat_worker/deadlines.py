@@ -98,7 +98,9 @@ class DeadlineRule:
         if window is None or window[0] > due:
             return since, due
         start = window[1]
-        return start, self._unwatched.extend(self.base(start), start)
+        anew = self._unwatched.extend(self.base(start), start)
+        # With a schedule both clocks may come to the same slot, and what moved the old one counts still.
+        return (start, anew) if anew >= due else (since, due)
 
     def __call__(self, since: int) -> int:
         """Return the deadline of a session that is silent since a moment."""

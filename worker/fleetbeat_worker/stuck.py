@@ -41,7 +41,7 @@ def find_stuck(
     found, notices = [], []
     for row in candidates:
         limit = stuck_limit(row.stuck_after, settings.stuck_after)
-        if limit is None or not _is_stuck(row, watermark, limit, unwatched):
+        if limit is None or not is_stuck(row, watermark, limit, unwatched):
             continue
         detail = {"changed_at": row.changed_at.isoformat(), **{name: getattr(row, name) for name in DOING}}
         found.append((row.session_id, row.agent_name, detail))
@@ -60,7 +60,8 @@ def find_stuck(
     return notices
 
 
-def _is_stuck(row: Row[Any], watermark: datetime, limit: int, unwatched: Unwatched) -> bool:
+def is_stuck(row: Row[Any], watermark: datetime, limit: int, unwatched: Unwatched) -> bool:
+    """Return whether an agent that is ok said nothing new for longer than so many intervals and the grace."""
     moments = (row.changed_at, row.state_changed_at, row.resumed_at)
     unchanged_since = max(to_milliseconds(moment) for moment in moments if moment is not None)
     if not _has_passed(row, unchanged_since, watermark, limit, unwatched):

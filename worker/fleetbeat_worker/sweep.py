@@ -172,7 +172,7 @@ def decide(  # noqa: PLR0913 - what was seen of Redis, and by whom
     gaps: list[Span] = []
     pulse = pulse.known_by(last.pulse_at)
     if last.last_sweep_at is not None:
-        longest = round(_longest_gap(interval).total_seconds() * 1000)
+        longest = round(longest_gap(interval).total_seconds() * 1000)
         gaps = pulse.unheard(to_milliseconds(last.last_sweep_at), to_milliseconds(horizon.now), longest)
     # A clock that was turned back has not come to the watermark again: what counts from now on isn't overdue by it.
     as_of = horizon.watermark if watermark is not None and watermark > horizon.now else watermark
@@ -248,10 +248,11 @@ def outage_between(last_sweep_at: datetime | None, now: datetime, sweep_seconds:
     if last_sweep_at is None:
         return None
     gap = now - last_sweep_at
-    return gap if gap > _longest_gap(sweep_seconds) else None
+    return gap if gap > longest_gap(sweep_seconds) else None
 
 
-def _longest_gap(sweep_seconds: float) -> timedelta:
+def longest_gap(sweep_seconds: float) -> timedelta:
+    """Return how far apart two sweeps may be without an outage between them."""
     return timedelta(seconds=max(OUTAGE_SECONDS, OUTAGE_SWEEPS * sweep_seconds))
 
 

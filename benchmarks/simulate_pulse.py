@@ -1,0 +1,49 @@
+"""The pulse of a simulated Redis: written twice a second, as long as a steward and Redis are there."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from typing import TYPE_CHECKING
+
+from simulate_draw import HOUR, SECOND, Span, pick
+
+from fleetbeat_worker.pulse import GAP_MILLISECONDS, PULSE_SECONDS, Pulse
+
+if TYPE_CHECKING:
+    import random
+
+    from simulate_draw import Spans
+
+_PERIOD = round(PULSE_SECONDS * SECOND)
+_KEPT = 24 * HOUR
+"""For how long a gap is shown: no two sweeps are farther apart."""
+
+
+def draw_stops(draw: random.Random, start: int, missing: Spans) -> list[Span]:
+    """Return the pairs of pulses between which there was none when one was due: the last one, and the next one."""
+    stops, first = [], start
+    for span in missing:
+        last = first + (span.start - first) // _PERIOD * _PERIOD
+        # What Redis didn't take while it stood still it takes at once, and a steward that starts has time.
+        first = span.end + pick(draw, 1, 20 if span.end - span.start < 30 * SECOND else 500)
+        stops.append(Span(last, first))
+    return stops
+
+
+class Pulses:
+    """What Redis knows of the pulse."""
+
+    def __init__(self, start: int, stops: list[Span]) -> None:
+        self._firsts = [start, *(stop.end for stop in stops)]
+        self._stops = stops
+        self._gaps = [(last + _PERIOD, following) for last, following in stops if following - last > GAP_MILLISECONDS]
+        self._ends = [end for _, end in self._gaps]
+
+    def at(self, moment: int) -> Pulse:
+        """Return what is known at a moment."""
+        place = bisect_right(self._firsts, moment) - 1
+        last = self._firsts[place] + (moment - self._firsts[place]) // _PERIOD * _PERIOD
+        if place < len(self._stops):
+            last = min(last, self._stops[place].start)
+        known = slice(bisect_right(self._ends, moment - _KEPT), bisect_right(self._ends, moment))
+        return Pulse(last, tuple(self._gaps[known]))
