@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING
 from chaos_place import HOLD_SECONDS, Place, insist
 from chaos_worker import FULL
 from sqlalchemy import text
+from support import TIMEOUT_SECONDS
+
+from fleetbeat_worker.log import SAY_EVERY_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -82,7 +85,9 @@ def fill_disk(here: Place) -> None:
     with full(here):
         here.send(LARGE)  # so that there is no room for all, also if the rest was stored before
         time.sleep(HOLD_SECONDS)
-        insist(lambda: here.told("database or disk is full"), "no worker told that the disk was full")
+        # On a busy machine a locked database may have been told just before: then it takes a minute to be told more.
+        patience = SAY_EVERY_SECONDS + TIMEOUT_SECONDS
+        insist(lambda: here.told("database or disk is full"), "no worker told that the disk was full", patience)
 
 
 def refuse_unstorable(here: Place) -> None:
