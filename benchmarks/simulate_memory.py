@@ -21,9 +21,10 @@ from fleetbeat_worker.batch import Batch
 from fleetbeat_worker.column_types import from_milliseconds, to_milliseconds
 from fleetbeat_worker.deadlines import DeadlineRule, Unwatched, deadline_of
 from fleetbeat_worker.inbox import Entry
+from fleetbeat_worker.looks import longest_gap_seconds
 from fleetbeat_worker.records import Facts, LifecycleEvent
 from fleetbeat_worker.stuck import is_stuck
-from fleetbeat_worker.sweep import longest_gap, outage_between
+from fleetbeat_worker.sweep import outage_between
 from fleetbeat_worker.tables import LIFECYCLE
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ class MemoryStore:
         if last is not None and outage_between(last, from_milliseconds(now), self._sweep_seconds):
             self._move(to_milliseconds(last), now)
         elif self._swept_at is not None:
-            gaps = pulse.unheard(self._swept_at, now, round(longest_gap(self._sweep_seconds).total_seconds() * 1000))
+            gaps = pulse.unheard(self._swept_at, now, round(longest_gap_seconds(self._sweep_seconds) * 1000))
             self._outages = sorted([*self._outages, *subtract(gaps, self._outages)]) if gaps else self._outages
         self._swept_at = max(now, self._swept_at or now)
         self._resume([key for key, until in self._paused.items() if until is not None and until <= now], now)

@@ -19,9 +19,10 @@ from fleetbeat_worker.account import Account
 from fleetbeat_worker.column_types import from_milliseconds, to_milliseconds
 from fleetbeat_worker.database import reading, writing
 from fleetbeat_worker.inbox import Entry, Horizon
+from fleetbeat_worker.looks import longest_gap_seconds
 from fleetbeat_worker.store import maintenance
 from fleetbeat_worker.store.pauses import pause, resume
-from fleetbeat_worker.sweep import decide, longest_gap, outage_between
+from fleetbeat_worker.sweep import decide, outage_between
 from fleetbeat_worker.tables import Agent, EventType, Liveness, Notification, Pipeline
 from fleetbeat_worker.transactions import put_right, store_entries
 
@@ -166,7 +167,7 @@ class SqlStore:
         if max(watermark, self._watermark) > self._nothing_until:
             return False
         last, sweep_seconds = from_milliseconds(self._swept_at), self._settings.sweep_seconds
-        if pulse.unheard(self._swept_at, now, round(longest_gap(sweep_seconds).total_seconds() * 1000)):
+        if pulse.unheard(self._swept_at, now, round(longest_gap_seconds(sweep_seconds) * 1000)):
             return False
         return outage_between(last, from_milliseconds(now), sweep_seconds) is None
 

@@ -9,6 +9,7 @@ import pytest
 from fleetbeat_shared.names import (
     ACCOUNT,
     DISPATCHER_LOCK,
+    INBOX,
     NOTICES_DUE,
     POOLS,
     PROBE,
@@ -72,6 +73,8 @@ def engine(sqlite_url: str) -> Iterator[Engine]:
         ("SET", STORED, "x"),
         ("HSET", STORED, WORKER, "x"),
         ("RPUSH", NOTICES_DUE, "x"),
+        ("SET", INBOX, "x"),
+        ("RPUSH", INBOX, "x"),
         ("SET", POOLS, "x"),
         ("SET", WANTED, "x"),
         ("SET", DISPATCHER_LOCK, "x"),
@@ -93,6 +96,7 @@ def test_what_others_write_to_our_keys_fails_nothing(
     report = sweep(redis, engine, settings)
     assert report.watermark == report.swept_at
     assert [record.keys for record in caplog.records if "removed" in record.message] == [[command[1]]]
+    assert ("Redis came back without the inbox" in caplog.text) is (command[1] == INBOX)
     caplog.clear()
     writer.beat()
     send(redis, heartbeat(session))
@@ -128,12 +132,15 @@ def test_what_is_ours_stays(redis: Redis, engine: Engine, settings: Settings, ca
     assert redis.exists(PROBE) == 0
 
 
-def test_gaps_that_were_overwritten_count_as_one(redis: Redis, engine: Engine, settings: Settings) -> None:
-    """Since the last sweep Redis may have stood still: who can't be known to be silent isn't flagged."""
+@pytest.mark.parametrize("key", [PULSE_GAPS, INBOX])
+def test_a_time_in_which_nobody_could_be_heard_is_a_gap(
+    redis: Redis, engine: Engine, settings: Settings, key: str
+) -> None:
+    """Since the last sweep Redis may have stood still, or taken nothing: who isn't known to be silent isn't flagged."""
     PulseWriter(redis).beat()
     before = sweep(redis, engine, settings).swept_at
     redis.delete(PULSE_GAPS)
-    redis.set(PULSE_GAPS, "x")
+    redis.set(key, "x")
     now = sweep(redis, engine, settings).swept_at
     ((_, end),) = read_pulse(redis).gaps
     assert to_milliseconds(before) <= end <= to_milliseconds(now)

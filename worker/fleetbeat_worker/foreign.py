@@ -1,14 +1,24 @@
 """What others wrote to our keys in Redis: it is removed, as whoever reads it would fail of it again and again.
 
-Agents can't do that, but whoever looks after Redis can mistype a key. The inbox is left as it is: nothing in it is ours
-to throw away, and a time in which it was no stream is an outage to the first sweep afterwards.
+Agents can't do that, but whoever looks after Redis can mistype a key. What is no stream in the inbox's place goes, too:
+the stream that was there is gone, which is told as any loss of it, and agents can send nothing until there is another.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from fleetbeat_shared.names import ACCOUNT, DISPATCHER_LOCK, NOTICES_DUE, POOLS, PULSE, PULSE_GAPS, STORED, WANTED
+from fleetbeat_shared.names import (
+    ACCOUNT,
+    DISPATCHER_LOCK,
+    INBOX,
+    NOTICES_DUE,
+    POOLS,
+    PULSE,
+    PULSE_GAPS,
+    STORED,
+    WANTED,
+)
 from fleetbeat_worker.log import logger
 
 if TYPE_CHECKING:
@@ -23,14 +33,16 @@ _TYPES = {
     NOTICES_DUE: "string",
     POOLS: "hash",
     WANTED: "hash",
+    INBOX: "stream",
 }
 
 # All in one step, so that nothing is removed that somebody puts right meanwhile. In place of gaps that were overwritten
-# comes one that began nobody knows when. A lock that doesn't run out is no dispatcher's, and would keep all of them
-# from being elected. Moments have 13 digits until 2286.
+# comes one that began nobody knows when, and so does one for the time in which there was no inbox. A lock that doesn't
+# run out is no dispatcher's, and would keep all of them from being elected. Moments have 13 digits until 2286.
 _REMOVE = """
 local pulse, gaps, account, stored, lock = unpack(KEYS)
-local found = {}
+local inbox = KEYS[#KEYS]
+local found, unheard = {}, false
 local function remove(key)
   redis.call('DEL', key)
   table.insert(found, key)
@@ -42,11 +54,12 @@ for place, key in ipairs(KEYS) do
   local kind = redis.call('TYPE', key)['ok']
   if kind ~= 'none' and kind ~= ARGV[place] then
     remove(key)
-    if key == gaps then
-      local time = redis.call('TIME')
-      redis.call('RPUSH', key, string.format('0:%d', time[1] * 1000 + math.floor(time[2] / 1000)))
-    end
+    unheard = unheard or key == gaps or key == inbox
   end
+end
+if unheard then
+  local time = redis.call('TIME')
+  redis.call('RPUSH', gaps, string.format('0:%d', time[1] * 1000 + math.floor(time[2] / 1000)))
 end
 local at = redis.call('GET', pulse)
 if at and not is_moment(at) then remove(pulse) end

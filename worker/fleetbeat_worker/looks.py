@@ -11,6 +11,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from datetime import datetime
 
+OUTAGE_SECONDS = 30.0
+OUTAGE_SWEEPS = 3
+"""A gap between two sweeps is an outage when it is longer than both: 30 s, and three times the sweep's interval."""
+
 OVERTAKEN_SECONDS = 600.0
 """A sweep that looked at Redis before another one and decides after it has overslept by less than this."""
 
@@ -21,6 +25,11 @@ def last_look(before: datetime | None, now: datetime) -> datetime:
     An earlier look that lies further in the future than a sweep can take was made before the clock was turned back.
     """
     return before if before is not None and before > now and not is_turned_back(before, now) else now
+
+
+def longest_gap_seconds(sweep_seconds: float) -> float:
+    """Return how long may lie between two looks before it is an outage."""
+    return max(OUTAGE_SECONDS, OUTAGE_SWEEPS * sweep_seconds)
 
 
 def is_turned_back(before: datetime | None, now: datetime) -> bool:

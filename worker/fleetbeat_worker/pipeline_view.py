@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fleetbeat_shared.durations import format_duration
+from fleetbeat_worker.looks import longest_gap_seconds
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -82,13 +83,6 @@ def slowest_sweep_seconds(settings: Settings, stored: StoredPipeline) -> float:
     return max(settings.sweep_seconds, stored.sweep_seconds or 0)
 
 
-def patience_seconds(settings: Settings, stored: StoredPipeline) -> float:
-    """Return how late the pipeline may be before it counts as behind: as late as would be an outage to the sweep."""
-    from fleetbeat_worker.sweep import OUTAGE_SECONDS, OUTAGE_SWEEPS  # it imports RQ, for which looking needn't wait
-
-    return max(OUTAGE_SECONDS, OUTAGE_SWEEPS * slowest_sweep_seconds(settings, stored))
-
-
 def view_pipeline(  # noqa: PLR0913 - everything that the view is made of
     settings: Settings,
     stored: StoredPipeline,
@@ -116,7 +110,7 @@ def view_pipeline(  # noqa: PLR0913 - everything that the view is made of
             trouble=away,
             sweep_seconds=slowest_sweep_seconds(settings, stored),
         )
-    patience = patience_seconds(settings, stored)
+    patience = longest_gap_seconds(slowest_sweep_seconds(settings, stored))  # as late as is an outage to the sweep
     crew = crew or Crew(0)
     # By a clock that was turned back the last watermark may not have come yet.
     known = None if stored.watermark is None else min(stored.watermark, horizon.now)

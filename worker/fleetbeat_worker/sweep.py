@@ -10,7 +10,6 @@ from __future__ import annotations
 import time
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field, replace
-from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import OutOfMemoryError
@@ -23,7 +22,7 @@ from fleetbeat_worker.database import writing
 from fleetbeat_worker.foreign import remove_foreign
 from fleetbeat_worker.inbox import Inbox
 from fleetbeat_worker.log import Complaint, logger
-from fleetbeat_worker.looks import is_turned_back, last_look
+from fleetbeat_worker.looks import is_turned_back, last_look, longest_gap_seconds
 from fleetbeat_worker.metrics import DEGRADED, SWEEP_SECONDS, SWEEPS, count, observe
 from fleetbeat_worker.partitions import make_partitions
 from fleetbeat_worker.pulse import Pulse, read_pulse, refusal
@@ -35,6 +34,7 @@ from fleetbeat_worker.transactions import put_right, put_right_within
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from datetime import datetime, timedelta
 
     from redis import Redis
     from sqlalchemy import Connection, Engine
@@ -44,10 +44,6 @@ if TYPE_CHECKING:
     from fleetbeat_worker.account import Account
     from fleetbeat_worker.inbox import Horizon
     from fleetbeat_worker.store.pipeline import StoredPipeline
-
-OUTAGE_SECONDS = 30.0
-OUTAGE_SWEEPS = 3
-"""A gap between two sweeps is an outage when it is longer than both: 30 s, and three times the sweep's interval."""
 
 FORGOTTEN_CONSUMER_SECONDS = 600.0
 """After this time, a consumer that a dead worker left behind is removed."""
@@ -172,7 +168,7 @@ def decide(  # noqa: PLR0913 - what was seen of Redis, and by whom
     gaps: list[Span] = []
     pulse = pulse.known_by(last.pulse_at)
     if last.last_sweep_at is not None:
-        longest = round(longest_gap(interval).total_seconds() * 1000)
+        longest = round(longest_gap_seconds(interval) * 1000)
         gaps = pulse.unheard(to_milliseconds(last.last_sweep_at), to_milliseconds(horizon.now), longest)
     # A clock that was turned back has not come to the watermark again: what counts from now on isn't overdue by it.
     as_of = horizon.watermark if watermark is not None and watermark > horizon.now else watermark
@@ -248,12 +244,7 @@ def outage_between(last_sweep_at: datetime | None, now: datetime, sweep_seconds:
     if last_sweep_at is None:
         return None
     gap = now - last_sweep_at
-    return gap if gap > longest_gap(sweep_seconds) else None
-
-
-def longest_gap(sweep_seconds: float) -> timedelta:
-    """Return how far apart two sweeps may be without an outage between them."""
-    return timedelta(seconds=max(OUTAGE_SECONDS, OUTAGE_SWEEPS * sweep_seconds))
+    return gap if gap.total_seconds() > longest_gap_seconds(sweep_seconds) else None
 
 
 def _tell(report: SweepReport) -> None:

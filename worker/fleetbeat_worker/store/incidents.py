@@ -10,6 +10,7 @@ from sqlalchemy.orm import aliased
 
 from fleetbeat_shared.liveness import State, silent_since
 from fleetbeat_worker.store import bulk
+from fleetbeat_worker.store.verdicts import lock_all
 from fleetbeat_worker.tables import Agent, Incident, Liveness, NoticeKind, Notification
 
 if TYPE_CHECKING:
@@ -119,13 +120,10 @@ def end(connection: Connection, incident_id: int, now: datetime) -> tuple[list[s
     Return the names of those that are silent still, in their order, and how many weren't heard either, but are paused
     or have ended without another session of their name.
 
-    It locks the agents in the order of their keys, as batches do, and waits for them: whoever is locked already by the
-    same transaction may make a circle of it.
+    It locks the agents, and waits for them: whoever is locked already by the same transaction may make a circle of it.
     """
     member = Liveness.incident_id == incident_id
-    if connection.dialect.name == "postgresql":
-        lock = select(Liveness.session_id).where(member).order_by(Liveness.session_id).with_for_update()
-        connection.execute(select(func.count()).select_from(lock.cte())).scalar()
+    lock_all(connection, member)
     silent = select(Agent.agent_name).join(Liveness, Liveness.session_id == Agent.session_id).where(member, _SILENT)
     names = list(connection.execute(silent.order_by(Agent.agent_name)).scalars())
     other = aliased(Agent)

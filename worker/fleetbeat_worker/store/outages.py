@@ -8,7 +8,7 @@ from sqlalchemy import bindparam, insert, select, text
 
 from fleetbeat_shared.silences import subtract
 from fleetbeat_worker.column_types import Instant, from_milliseconds, to_milliseconds
-from fleetbeat_worker.store.verdicts import WATCHED, record
+from fleetbeat_worker.store.verdicts import WATCHED, lock_all, record
 from fleetbeat_worker.tables import EventType, Liveness, OutageRow
 
 if TYPE_CHECKING:
@@ -41,10 +41,7 @@ def record_outage(connection: Connection, started_at: datetime, ended_at: dateti
 
     Returns the facts of it, with how many deadlines moved.
     """
-    if connection.dialect.name == "postgresql":
-        # As everybody does: in the order of the keys, so that nobody waits in a circle.
-        lock = select(Liveness.session_id).where(Liveness.state.in_(WATCHED)).order_by(Liveness.session_id)
-        connection.execute(lock.with_for_update()).fetchall()
+    lock_all(connection, Liveness.state.in_(WATCHED))
     latest = "MAX" if connection.dialect.name == "sqlite" else "GREATEST"
     since = f"{latest}(registered_at, COALESCE(last_seen_at, registered_at), COALESCE(resumed_at, registered_at))"
     # The function's name is all that differs between the databases.

@@ -15,7 +15,7 @@ from fleetbeat_worker.deadlines import deadline_of
 from fleetbeat_worker.store import bulk
 from fleetbeat_worker.store.notifications import TRIED_FOR
 from fleetbeat_worker.store.outages import read_outages
-from fleetbeat_worker.store.verdicts import WATCHED
+from fleetbeat_worker.store.verdicts import WATCHED, lock_all
 from fleetbeat_worker.tables import Agent, Event, Incident, Liveness, Notification, OutageRow
 
 if TYPE_CHECKING:
@@ -40,9 +40,7 @@ _ALLOWED = {
 
 def rewind(connection: Connection, now: datetime, missed_limit: int) -> None:
     """Let nothing be of later than `now`, and no deadline be later than it can be."""
-    if connection.dialect.name == "postgresql":
-        # As everybody does: in the order of the keys, so that nobody waits in a circle.
-        connection.execute(select(Liveness.session_id).order_by(Liveness.session_id).with_for_update()).fetchall()
+    lock_all(connection)
     connection.execute(delete(OutageRow).where(OutageRow.started_at >= now))
     connection.execute(update(OutageRow).where(OutageRow.ended_at > now).values(ended_at=now))
     for table, names in _MOMENTS:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import insert, select
+from sqlalchemy import func, insert, select
 
 from fleetbeat_shared.liveness import Promise, State, silent_since
 from fleetbeat_worker.column_types import to_milliseconds
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from datetime import datetime
     from uuid import UUID
 
-    from sqlalchemy import Connection, Select, Table
+    from sqlalchemy import ColumnElement, Connection, Select, Table
 
 _LIVENESS: Table = Liveness.__table__  # type: ignore[assignment] # a mapped class has a Table
 _EVENTS: Table = Event.__table__  # type: ignore[assignment] # as above
@@ -90,6 +90,16 @@ def _due(row: Sequence[Any]) -> Due:
 def record(connection: Connection, kind: EventType, occurred_at: datetime, detail: dict[str, Any]) -> None:
     """Record an event of the whole fleet."""
     connection.execute(insert(Event).values(type=kind.value, occurred_at=occurred_at, detail=detail))
+
+
+def lock_all(connection: Connection, *which: ColumnElement[bool]) -> None:
+    """Lock sessions in the order of their keys, as everybody does, and wait for who holds them: never in a circle.
+
+    Of a large fleet nothing is read. SQLite has one writer, and no such locks.
+    """
+    if connection.dialect.name == "postgresql":
+        lock = select(Liveness.session_id).where(*which).order_by(Liveness.session_id).with_for_update()
+        connection.execute(select(func.count()).select_from(lock.cte())).scalar()
 
 
 def find_due(connection: Connection, watermark: datetime, session_id: UUID | None = None) -> list[Due]:
