@@ -265,6 +265,16 @@ def test_an_incident() -> None:
     assert given_up.mood is Mood.BAD
 
 
+def test_an_incident_that_grows() -> None:
+    """Those that join an incident are told with how many there were before: alone they would look like another one."""
+    told = message(NoticeKind.INCIDENT, INCIDENT | {"agents": 15, "agents_before": 412}, None)
+    assert told.title == "15 of 800 agents went silent between 12:00:05 and 12:00:20, 412 before them"
+    assert "They belong to the incident that you were told of; 412 agents fell silent before them.\n" in told.body
+    some = message(NoticeKind.INCIDENT, INCIDENT | {"told_before": 8}, None)
+    assert some.title == "412 of 800 agents went silent between 12:00:05 and 12:00:20"
+    assert "Of 8 you were told before.\n" in some.body
+
+
 def test_many_that_cannot_be_judged() -> None:
     """Agents that are set aside for one reason are told as one, with the reason and the first names."""
     told = message(NoticeKind.UNJUDGED, {**INCIDENT, "why": "'Mars' is no time zone"}, None)
