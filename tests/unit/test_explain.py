@@ -287,6 +287,25 @@ def test_clocks_stand_still_in_maintenance(memory: Engine, ask: Callable[..., Ex
         assert not any("no sweep had flagged it" in note for one in found.values() for note in one.notes)
 
 
+def test_maintenance_counts_before_a_sweep_tells_of_it(memory: Engine, ask: Callable[..., Explanation]) -> None:
+    """In the seconds until the next sweep a window that began or ended is known all the same, as on the dashboard."""
+    fleet = Simulation(memory)
+    session_id = fleet.register("torv", 0)
+    fleet.beat(session_id, 1)
+    with writing(memory) as connection:
+        maintenance.add(connection, WindowRule(at(5), at(40)), at(0))
+    fleet.sweep(4)
+    begun = ask("torv", 17)
+    assert (begun.state, begun.missed, len(begun.maintenance)) == ("ok", 0, 1)
+    assert begun.next == "nothing until maintenance ends; its clock starts anew then"
+    fleet.sweep(18)
+    for when in (None, 42):
+        over = ask("torv", 43, when)
+        assert (over.state, over.missed) == ("ok", 0)
+        assert over.arithmetic.lines()[0].startswith("end of maintenance 2026-01-31 12:00:40 + 2 x 10s")
+        assert [one.ended_at for one in over.maintenance] == [at(40)]
+
+
 def test_who_was_not_heard_yet_is_pending_after_a_pause_and_maintenance(
     memory: Engine, ask: Callable[..., Explanation]
 ) -> None:
