@@ -265,6 +265,47 @@ def test_an_agent_is_ok_since_what_came_last(memory: Engine, ask: Callable[..., 
     assert [one.state_since for one in found] == [at(49), at(101), at(101), None]
 
 
+def test_clocks_stand_still_in_maintenance(memory: Engine, ask: Callable[..., Explanation]) -> None:
+    """Whoever falls silent in a window is neither late nor overdue, now and in hindsight; who was late before stays so.
+
+    The dashboard shows it so, and two commands that contradict each other are worth nothing.
+    """
+    fleet = Simulation(memory)
+    gone, late, well = (fleet.register(name, -50) for name in ("gone", "late", "well"))
+    with writing(memory) as connection:
+        maintenance.add(connection, WindowRule(at(20), at(80), reason="new switch"), at(-50))
+    heard = {-30: gone, 5: late, 19: well}
+    for second in range(-49, 61):
+        if second in heard:
+            fleet.beat(heard[second], second)
+        fleet.sweep(second)
+    for when in (None, 60):
+        found = {name: ask(name, 61, when) for name in ("late", "well", "gone")}
+        assert {name: one.state for name, one in found.items()} == {"late": "late", "well": "ok", "gone": "degraded"}
+        assert (found["late"].missed, found["well"].missed, found["gone"].missed > 1) == (1, 0, True)
+        assert found["well"].next == "nothing until maintenance ends; its clock starts anew then"
+        assert not any("no sweep had flagged it" in note for one in found.values() for note in one.notes)
+
+
+def test_maintenance_counts_before_a_sweep_tells_of_it(memory: Engine, ask: Callable[..., Explanation]) -> None:
+    """In the seconds until the next sweep a window that began or ended is known all the same, as on the dashboard."""
+    fleet = Simulation(memory)
+    session_id = fleet.register("torv", 0)
+    fleet.beat(session_id, 1)
+    with writing(memory) as connection:
+        maintenance.add(connection, WindowRule(at(5), at(40)), at(0))
+    fleet.sweep(4)
+    begun = ask("torv", 17)
+    assert (begun.state, begun.missed, len(begun.maintenance)) == ("ok", 0, 1)
+    assert begun.next == "nothing until maintenance ends; its clock starts anew then"
+    fleet.sweep(18)
+    for when in (None, 42):
+        over = ask("torv", 43, when)
+        assert (over.state, over.missed) == ("ok", 0)
+        assert over.arithmetic.lines()[0].startswith("end of maintenance 2026-01-31 12:00:40 + 2 x 10s")
+        assert [one.ended_at for one in over.maintenance] == [at(40)]
+
+
 def test_who_was_not_heard_yet_is_pending_after_a_pause_and_maintenance(
     memory: Engine, ask: Callable[..., Explanation]
 ) -> None:

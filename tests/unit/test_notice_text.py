@@ -265,11 +265,15 @@ def test_an_incident() -> None:
     assert given_up.mood is Mood.BAD
 
 
-def test_who_joins_an_incident() -> None:
-    """Those may be few: what is said of many at once was said before."""
-    body = message(NoticeKind.INCIDENT, INCIDENT | {"agents": 1, "agents_before": 411, "names": ["torv"]}, None).body
-    assert "This belongs to the incident of 411 agents that you were told of.\nAgents: torv\n" in body
-    assert "many" not in body
+def test_an_incident_that_grows() -> None:
+    """Who joins an incident is told with how many there were before: alone, few would look like another one."""
+    told = message(NoticeKind.INCIDENT, INCIDENT | {"agents": 15, "agents_before": 412, "names": ["torv"]}, None)
+    assert told.title == "15 of 800 agents went silent between 12:00:05 and 12:00:20, 412 before them"
+    assert "This belongs to the incident of 412 agents that you were told of.\nAgents: torv\n" in told.body
+    assert "many" not in told.body
+    some = message(NoticeKind.INCIDENT, INCIDENT | {"told_before": 8}, None)
+    assert some.title == "412 of 800 agents went silent between 12:00:05 and 12:00:20"
+    assert "Of 8 you were told before.\n" in some.body
 
 
 def test_who_is_no_longer_waited_for_is_not_told_as_back() -> None:

@@ -137,6 +137,20 @@ def test_plain_output_has_no_escape_codes(engine: Engine, now: datetime) -> None
     assert "DEGRADED" in run("dashboard").output
 
 
+@pytest.mark.parametrize("columns", [40, 60, 80])
+@pytest.mark.parametrize("command", [("dashboard",), ("agents", "list")])
+def test_a_narrow_terminal_shows_who_it_is(
+    engine: Engine, now: datetime, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...], columns: int
+) -> None:
+    """However narrow the terminal is, an agent's name stands there, and nine letters of it on one line."""
+    monkeypatch.setenv("COLUMNS", str(columns))
+    long = {"schedule": "*/5 9-17 * * mon-fri", "time_zone": "America/New_York", "interval_seconds": None}
+    put_agent(engine, "crawler-1", at=now, current_work="reading the handbook", project="billing", **long)
+    printed = run(*command).stdout
+    assert "crawler-1" in printed
+    assert max(map(len, printed.splitlines())) <= columns
+
+
 def test_agents_are_listed_by_their_latest_heartbeat(engine: Engine, now: datetime) -> None:
     """`agents list` has the live ones, the newest heartbeat first; states and ended ones as asked."""
     put_agent(engine, "torv", at=now - seconds(20))

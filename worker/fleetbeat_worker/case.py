@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 from fleetbeat_shared.errors import FleetbeatError, UnknownSession
 from fleetbeat_worker.arithmetic import exact
 from fleetbeat_worker.column_types import from_milliseconds, to_milliseconds
-from fleetbeat_worker.history import WINDOWS, Change, changes_of, live_spans
-from fleetbeat_worker.maintenance import read_coming
+from fleetbeat_worker.history import WINDOWS, Change, changes_of, is_open, live_spans
+from fleetbeat_worker.maintenance import read_coming, read_maintenance
 from fleetbeat_worker.standing import OF_A_STANDING
 from fleetbeat_worker.store import history as store
 from fleetbeat_worker.store.agents import session
+from fleetbeat_worker.store.pipeline import stored_pipeline
 from fleetbeat_worker.tables import EventType
 
 if TYPE_CHECKING:
@@ -94,8 +95,14 @@ class Case:
         return max((span for span in spans if span[0] <= moment), default=None)
 
     def read_windows(self, connection: Connection, now: datetime) -> None:
-        """Look for the maintenance that runs now, and for what comes next."""
+        """Look for the maintenance that runs now, for what comes next, and for what no sweep has told of yet."""
         self.running, self.coming = read_coming(connection, now)
+        for window in read_maintenance(connection, stored_pipeline(connection), now).windows:
+            if not is_open(self.windows, *WINDOWS):
+                detail = {"reason": window.reason, "ends_at": window.ends_at and window.ends_at.isoformat()}
+                self.windows.append(Change(to_milliseconds(window.starts_at), EventType.MAINTENANCE, detail))
+            if window.ends_at is not None and window.ends_at <= now:
+                self.windows.append(Change(to_milliseconds(window.ends_at), EventType.MAINTENANCE_OVER))
 
     def read_heartbeats(self, connection: Connection, until: datetime) -> None:
         """Look for the last heartbeats received until a moment: first where they should be, then all over.

@@ -27,6 +27,7 @@ from fleetbeat_worker.history import (
     spans_of,
     told_silences,
 )
+from fleetbeat_worker.judging import WATCHED
 from fleetbeat_worker.prospects import Prospects
 from fleetbeat_worker.spells import ended, ended_since, paused_until, pauses_of, windows_of
 from fleetbeat_worker.standing import Standing
@@ -40,9 +41,11 @@ if TYPE_CHECKING:
     from redis import Redis
     from sqlalchemy import Engine
 
+    from fleetbeat_shared.maintenance import Window
     from fleetbeat_shared.settings import Settings
     from fleetbeat_shared.silences import Span
     from fleetbeat_worker.pipeline_view import PipelineView
+    from fleetbeat_worker.spells import Spell
     from fleetbeat_worker.standing import Flapping, Stuck
 
 
@@ -100,16 +103,22 @@ class _Judge:
         past = [change for change in self.case.changes if change.known_at <= now] if self.at else self.case.changes
         windows = [change for change in self.case.windows if change.at <= now]
         arithmetic = self._arithmetic(past, windows, now)
-        stored, since = self._state_now() if self.at is None else self._state_then(past, arithmetic, now)
+        running = self.case.running if self.at is None else None
+        maintenance = windows_of(windows, running, now)
+        until = self._counted_until(maintenance, running)
+        stored, since = self._state_now() if self.at is None else self._state_then(past, arithmetic, until, now)
         missed = missed_intervals(
-            arithmetic.promise, arithmetic.start.at, arithmetic.deadline_at, self.as_of, arithmetic.missed_limit
+            arithmetic.promise,
+            arithmetic.start.at,
+            arithmetic.deadline_at,
+            until if stored in WATCHED else self.as_of,
+            arithmetic.missed_limit,
         )
         state = shown_state(stored, missed)
         beats = tuple(self.case.beats[-HEARTBEATS_SHOWN:])
         shown_from = to_milliseconds(min([beat.received_at for beat in beats] + [arithmetic.start.at]))
         text, next_at = self._prospects(past, windows, arithmetic).next(state)
         self._tell_what_is_left_out(past)
-        running = self.case.running if self.at is None else None
         stuck, flapping = self._standing(past, windows, arithmetic, state)
         return Explanation(
             agent_name=self.case.row.agent_name,
@@ -127,13 +136,20 @@ class _Judge:
             flapping=flapping,
             heartbeats=beats,
             pauses=ended_since(pauses_of(self.case.row, self.case.agent, past, now), shown_from),
-            maintenance=ended_since(windows_of(windows, running, now), shown_from),
+            maintenance=ended_since(maintenance, shown_from),
             ended=ended(self.case.agent, past) if state is State.ENDED else None,
             outages=_since([span for span in self.case.outages if span[1] <= now], shown_from),
             next=text,
             next_at=next_at,
             notes=tuple(self.notes),
         )
+
+    def _counted_until(self, maintenance: Sequence[Spell], running: Window | None) -> datetime:
+        """Return until when silence counts: in maintenance clocks stand still, here as on the dashboard."""
+        if self.at is None and running is None:
+            return self.as_of
+        lasting = [spell.started_at for spell in maintenance if spell.ended_at is None]
+        return min([self.as_of, *lasting, *([running.starts_at] if running else [])])
 
     def _arithmetic(self, past: Sequence[Change], windows: Sequence[Change], now: int) -> Arithmetic:
         row = self.case.row
@@ -187,7 +203,9 @@ class _Judge:
     def _state_now(self) -> tuple[State, datetime]:
         return State(self.case.row.state), self.case.row.state_changed_at
 
-    def _state_then(self, past: Sequence[Change], arithmetic: Arithmetic, now: int) -> tuple[State, datetime | None]:
+    def _state_then(
+        self, past: Sequence[Change], arithmetic: Arithmetic, until: datetime, now: int
+    ) -> tuple[State, datetime | None]:
         """Return the state of before, as the events tell it, and since when."""
         life = self.case.life(now)
         if life is not None and life[1] < now:
@@ -199,7 +217,7 @@ class _Judge:
             return State.DEGRADED, flag.flagged_at if flag else from_milliseconds(silences[-1].flagged_at)
         if is_open(past, *PAUSES):
             return State.PAUSED, from_milliseconds(paused_spans(self.case.row, past, now)[-1][0])
-        if arithmetic.deadline_at < self.as_of:
+        if arithmetic.deadline_at < until:
             self._tell_of_delay(arithmetic.deadline_at)
         opened_at = self.case.row.registered_at if life is None else from_milliseconds(life[0])
         lived = [change for change in past if change.at >= to_milliseconds(opened_at)]

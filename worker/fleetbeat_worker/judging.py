@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from fleetbeat_worker.maintenance import MaintenanceState
 
-_WATCHED = frozenset({State.PENDING, State.OK})
+WATCHED = frozenset({State.PENDING, State.OK})
 """States that time can change."""
 
 
@@ -57,7 +57,7 @@ class Judge:
         What isn't watched counts, also where no sweep has moved the deadline yet.
         """
         since = silent_since(row.registered_at, row.last_seen_at, row.resumed_at)
-        if row.state not in _WATCHED or not self.unwatched.is_after(to_milliseconds(since)):
+        if row.state not in WATCHED or not self.unwatched.is_after(to_milliseconds(since)):
             return since, row.deadline_at
         promise = _promise(row)
         if promise not in self._rules:
@@ -69,7 +69,7 @@ class Judge:
         if self.as_of is None:
             return None
         as_of, window = self.as_of, self.maintenance.running
-        if window is not None and row.state in _WATCHED:
+        if window is not None and row.state in WATCHED:
             as_of = min(as_of, window.starts_at)  # in maintenance the clocks stand still
         promise, since = _promise(row), silent_since(row.registered_at, row.last_seen_at, row.resumed_at)
         try:

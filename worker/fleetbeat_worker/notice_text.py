@@ -175,12 +175,14 @@ def _incident(facts: Facts) -> _Told:
         day = f"On {first:%Y-%m-%d} (UTC). " if first.date() == last.date() else whole
     else:
         span, day = "at once", ""
+    title = f"{agents} of {live} agents went silent {span}"
     why = "So many at once point at what they share: a machine, a network, an account. They are told as one."
-    if (earlier := facts.number("agents_before")) is not None:  # and these may be few
+    if (earlier := facts.number("agents_before")) is not None:  # alone, so few would look like something else
+        title += f", {int(earlier):,} before them"
         why = f"This belongs to the incident of {int(earlier):,} agents that you were told of."
     if (before := facts.number("told_before")) is not None:
         why += f" Of {int(before):,} you were told before."
-    return f"{agents} of {live} agents went silent {span}", Mood.BAD, [f"{day}{why}", _names(facts, "Agents", "agents")]
+    return title, Mood.BAD, [f"{day}{why}", _names(facts, "Agents", "agents")]
 
 
 def _incident_over(facts: Facts) -> _Told:

@@ -17,6 +17,7 @@ from fleetbeat_shared.whole_numbers import WholeNumber
 from fleetbeat_worker.arithmetic import amount
 from fleetbeat_worker.cli.asked_names import NameType
 from fleetbeat_worker.cli.dashboard import (
+    add_name_column,
     headline,
     heard_text,
     maintenance_sentence,
@@ -80,11 +81,11 @@ def _list_text(view: FleetView, *, filtered: bool) -> RenderableType:
         return no_agents_text(filtered=filtered)
     table = plain_table()
     table.add_column("State", no_wrap=True)
-    table.add_column("Agent", overflow="fold", max_width=24)
+    add_name_column(table, view, max_width=24)
     table.add_column("Last heard\n(UTC)", no_wrap=True)
     table.add_column("Every", overflow="fold", max_width=16)
     table.add_column("Project", overflow="fold", max_width=16)
-    table.add_column("Session", no_wrap=True)
+    table.add_column("Session", overflow="fold")
     for agent in view.agents:
         table.add_row(
             Text("\n").join([state_text(agent), *marks(agent)]),

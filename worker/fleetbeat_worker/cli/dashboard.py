@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import click
+from rich.cells import cell_len
 from rich.console import Group
 from rich.text import Text
 
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
 
 TEXT_LIMIT = 100
 """Characters of a text that the table shows; how many more there are is said in their place."""
+
+NAME_WIDTH = 9
+"""Columns that an agent's name has at least, if it needs them."""
 
 STYLES = {
     State.DEGRADED: "bold red",
@@ -130,7 +134,7 @@ def headline(view: FleetView) -> Text:
 def _agents_table(view: FleetView) -> Table:
     table = plain_table()
     table.add_column("State", no_wrap=True)
-    table.add_column("Agent", overflow="fold", max_width=14)
+    add_name_column(table, view, max_width=14)
     table.add_column("Last heard\n(UTC)", no_wrap=True)
     table.add_column("Every,\nmissed", overflow="fold", max_width=16)
     table.add_column("Tasks", no_wrap=True)
@@ -151,6 +155,12 @@ def _agents_table(view: FleetView) -> Table:
             _said_text(agent),
         )
     return table
+
+
+def add_name_column(table: Table, view: FleetView, *, max_width: int) -> None:
+    """Give a table the column of names: a terminal that is too narrow for all columns takes from the others first."""
+    longest = max(cell_len(clean(agent.agent_name)) for agent in view.agents)
+    table.add_column("Agent", overflow="fold", min_width=min(NAME_WIDTH, longest), max_width=max_width)
 
 
 def no_agents_text(*, filtered: bool) -> Text:
