@@ -258,9 +258,12 @@ class Inbox:
         if not oldest:
             return Horizon(now, watermark=now, backlog=backlog)
         (entry,) = _entries(oldest)
-        is_known = is_credible(entry.milliseconds, to_milliseconds(now))
-        received_at, _ = entry.arrival(to_milliseconds(now))
-        return Horizon(now, watermark=from_milliseconds(received_at) if is_known else None, backlog=backlog)
+        received_at, moment = entry.milliseconds, to_milliseconds(now)
+        if not is_credible(received_at, moment):
+            return Horizon(now, watermark=None, backlog=backlog)
+        if received_at > moment:  # the clock was set back, and ids stand still: it came at some time since then
+            received_at -= CLOCK_STEP_MILLISECONDS
+        return Horizon(now, watermark=from_milliseconds(received_at), backlog=backlog)
 
     def last_id(self) -> str | None:
         """Return the id of the newest entry, or None if there is none."""
