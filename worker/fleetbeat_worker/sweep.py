@@ -22,7 +22,7 @@ from fleetbeat_worker.column_types import from_milliseconds, to_milliseconds
 from fleetbeat_worker.database import writing
 from fleetbeat_worker.inbox import Inbox
 from fleetbeat_worker.log import Complaint, logger
-from fleetbeat_worker.looks import is_turned_back, last_look
+from fleetbeat_worker.looks import OVERTAKEN_SECONDS, is_turned_back, last_look
 from fleetbeat_worker.metrics import DEGRADED, SWEEP_SECONDS, SWEEPS, count, observe
 from fleetbeat_worker.partitions import make_partitions
 from fleetbeat_worker.pulse import Pulse, read_pulse, refusal
@@ -167,7 +167,10 @@ def decide(  # noqa: PLR0913 - what was seen of Redis, and by whom
     pulse = pulse.known_by(last.pulse_at)
     if last.last_sweep_at is not None:
         longest = round(longest_gap(interval).total_seconds() * 1000)
-        gaps = pulse.unheard(to_milliseconds(last.last_sweep_at), to_milliseconds(horizon.now), longest)
+        since = last.last_sweep_at
+        if since > horizon.now:  # a sweep overtook this one, or the clock was set back: what is known counts once
+            since = horizon.now - timedelta(seconds=OVERTAKEN_SECONDS)
+        gaps = pulse.unheard(to_milliseconds(since), to_milliseconds(horizon.now), longest)
     # A clock that was turned back has not come to the watermark again: what counts from now on isn't overdue by it.
     as_of = horizon.watermark if watermark is not None and watermark > horizon.now else watermark
     changes, stored = make_changes(connection, last, outage, gaps, replace(horizon, watermark=as_of), settings)
