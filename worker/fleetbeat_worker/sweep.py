@@ -171,9 +171,8 @@ def decide(  # noqa: PLR0913 - what was seen of Redis, and by whom
         if since > horizon.now:  # a sweep overtook this one, or the clock was set back: what is known counts once
             since = horizon.now - timedelta(seconds=OVERTAKEN_SECONDS)
         gaps = pulse.unheard(to_milliseconds(since), to_milliseconds(horizon.now), longest)
-    # A clock that was turned back has not come to the watermark again: what counts from now on isn't overdue by it.
-    as_of = horizon.watermark if watermark is not None and watermark > horizon.now else watermark
-    changes, stored = make_changes(connection, last, outage, gaps, replace(horizon, watermark=as_of), settings)
+    # As of what this sweep saw: how far one before it knew says nothing of what waits, once the clock was turned back.
+    changes, stored = make_changes(connection, last, outage, gaps, horizon, settings)
     now = replace(stored, watermark=watermark, last_sweep_at=last_look(last.last_sweep_at, horizon.now))
     if pulse.at is not None:
         now = replace(now, pulse_at=from_milliseconds(pulse.at))
