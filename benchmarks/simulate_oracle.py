@@ -169,7 +169,8 @@ class Oracle:
         self.watermarks = list(accumulate(self.as_of, max))
         self.outages = _outages(plan)
         """When nobody watched."""
-        self._unheard = sorted([*self.outages, *_gaps(plan)])
+        self._gaps = _gaps(plan)
+        self._unheard = sorted([*self.outages, *self._gaps])
         """And when nobody could be heard."""
         self._windows = _windows(plan)
         self.in_maintenance = [any(s <= look.looked_at < e for s, e in self._windows) for look in plan.looks]
@@ -307,6 +308,9 @@ class Oracle:
                 since = self._looked[place]
             else:
                 extra += step.back
+            # Redis tells of gaps of before once more when its clock comes to them again.
+            lived_twice = (gap for gap in self._gaps if step.at - step.back < gap[1] <= step.at)
+            extra += sum(end - start for start, end in lived_twice)
             due_at = self.deadline(agent, since, extra=extra)
         return due_at
 
