@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
     from fleetbeat_shared.maintenance import Window
     from fleetbeat_shared.messages import Deregister, Heartbeat, Register
+    from fleetbeat_worker.inbox import Horizon
     from fleetbeat_worker.pulse import Pulse
     from fleetbeat_worker.records import AgentRecord
 
@@ -100,9 +101,10 @@ class MemoryStore:
             self._may_be_stuck(self._agents[session_id])
         return freed(batch)
 
-    def sweep(self, now: int, watermark: int, backlog: int, pulse: Pulse) -> Names:  # noqa: ARG002 - decides nothing
-        """Do what `decide` does with SQL."""
-        self._watermark = max(watermark, self._watermark)
+    def sweep(self, seen: Horizon, pulse: Pulse) -> Names:
+        """Do what `decide` does with SQL, but for a clock that is set back."""
+        now, as_of = to_milliseconds(seen.now), to_milliseconds(seen.watermark or seen.now)
+        self._watermark = max(as_of, self._watermark)
         last = None if self._swept_at is None else from_milliseconds(self._swept_at)
         if last is not None and outage_between(last, from_milliseconds(now), self._sweep_seconds):
             self._move(to_milliseconds(last), now)
@@ -113,11 +115,11 @@ class MemoryStore:
         self._resume([key for key, until in self._paused.items() if until is not None and until <= now], now)
         if running(self._windows, from_milliseconds(now)):
             return Names()
-        return Names(self._flag(now), self._find_stuck(now))
+        return Names(self._flag(now, as_of), self._find_stuck(now, as_of))
 
-    def _flag(self, now: int) -> list[str]:
+    def _flag(self, now: int, as_of: int) -> list[str]:
         flagged = []
-        while self._due and self._due[0][0] < self._watermark:
+        while self._due and self._due[0][0] < as_of:
             due_at, session_id = heappop(self._due)
             record = self._agents[session_id]
             if record.deadline_at != due_at or record.state not in WATCHED:
@@ -126,7 +128,7 @@ class MemoryStore:
             if unwatched.is_after(record.since):
                 due_at = DeadlineRule(record.promise, MISSED, unwatched)(record.since)
                 record.deadline_at = max(record.deadline_at, due_at)
-                if record.deadline_at >= self._watermark:
+                if record.deadline_at >= as_of:
                     heappush(self._due, (record.deadline_at, session_id))
                     continue
             record.state, record.state_changed_at = State.DEGRADED, now
@@ -144,17 +146,17 @@ class MemoryStore:
         if due_at is not None:
             heappush(self._may_stick, (due_at, record.session_id))
 
-    def _find_stuck(self, now: int) -> list[str]:
+    def _find_stuck(self, now: int, as_of: int) -> list[str]:
         """Do what `stuck` does with SQL: who isn't stuck yet is looked at again when something is heard of it."""
         found: list[str] = []
         again: set[tuple[int, UUID]] = set()
-        watermark = from_milliseconds(self._watermark)
-        while self._may_stick and self._may_stick[0][0] < self._watermark:
+        watermark = from_milliseconds(as_of)
+        while self._may_stick and self._may_stick[0][0] < as_of:
             _, session_id = heappop(self._may_stick)
             record = self._agents[session_id]
             limit = stuck_limit(record.settings["stuck_after"], self._stuck_after)
             due_at = stuck_from(record, limit)
-            if limit is None or due_at is None or due_at >= self._watermark:
+            if limit is None or due_at is None or due_at >= as_of:
                 continue
             if is_stuck(_row(record), watermark, limit, self._unwatched(now)):
                 record.stuck_at = now

@@ -36,6 +36,8 @@ FOREVER = 1 << 62
 _DAY = 86_400_000
 _MINUTE = timedelta(minutes=1)
 _PULSES_APART = 1250
+_CLOCK_STEP = 60_000
+_TURNED_BACK = 600_000
 
 
 class Change(NamedTuple):
@@ -162,10 +164,13 @@ class Oracle:
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
         self.decided = [look.at for look in plan.looks]
-        self.watermarks = _watermarks(plan)
+        self._looked = sorted(look.looked_at for look in plan.looks)
+        self.as_of = _watermarks(plan)
+        self.watermarks = list(accumulate(self.as_of, max))
         self.outages = _outages(plan)
         """When nobody watched."""
-        self._unheard = sorted([*self.outages, *_gaps(plan)])
+        self._gaps = _gaps(plan)
+        self._unheard = sorted([*self.outages, *self._gaps])
         """And when nobody could be heard."""
         self._windows = _windows(plan)
         self.in_maintenance = [any(s <= look.looked_at < e for s, e in self._windows) for look in plan.looks]
@@ -195,13 +200,13 @@ class Oracle:
             self._check_life(agent, life, degraded, judgement)
 
     def _check_flag(self, agent: SimulatedAgent, lives: list[Life], look: int, judgement: Judgement) -> None:
-        watermark, decided_at = self.watermarks[look], self.decided[look]
+        watermark, decided_at = self.as_of[look], self.decided[look]
         for life in lives:
             if not (life.begin <= decided_at and life.end >= watermark) or self.in_maintenance[look]:
                 continue
             due_at = self.deadline(agent, max([life.seen_by(watermark), *life.resumed_by(decided_at)]))
             if due_at < watermark and not any(start < decided_at < end for start, end in life.pauses):
-                behind = self.watermarks[look - 1] if look else watermark
+                behind = self.as_of[look - 1] if look else watermark
                 lag = self._plan.looks[look - 1].looked_at - behind if look else 0
                 judgement.flags.append(Flag(due_at, decided_at, lag))
                 return
@@ -231,8 +236,8 @@ class Oracle:
         for place, (at, seen_at, known) in enumerate(anew):
             since = max(since, seen_at)
             next_at, _, next_known = anew[place + 1] if place + 1 < len(anew) else (FOREVER, FOREVER, FOREVER)
-            due_at = self.deadline(agent, since)
-            if next_at <= due_at:
+            due_at = self._due_by_clock(agent, at, since)
+            if due_at is None or next_at <= due_at:
                 continue  # it was there before any watermark could be past the deadline
             # A sign that waited for long may be due before it is there, and earlier than the one before it.
             begin = max(sweeps[0], known, bisect_right(self.watermarks, max(at, due_at)))
@@ -243,7 +248,7 @@ class Oracle:
                     begin = end
                 elif begin < paused:
                     end = min(end, paused)
-            while begin < end and self.in_maintenance[begin]:
+            while begin < end and (self.in_maintenance[begin] or self.as_of[begin] <= due_at):
                 begin += 1
             if begin < end and not any(low <= begin and end <= high for low, high in degraded):
                 judgement.missed_flags.append(
@@ -276,25 +281,68 @@ class Oracle:
             # The end of a pause has a deadline of its own, which with a schedule may come earlier.
             resumed = (bisect_left(self.decided, resumed_at) for _, resumed_at in life.pauses if resumed_at > seen_at)
             end = min([end, *resumed])
+            if self._is_unclear(received_at):
+                continue
             if begin < end and any(low < end and begin < high for low, high in degraded):
                 judgement.late_recoveries.append(
                     f"{agent.name} seen {shown(seen_at)}, due {shown(due_at)}, was degraded still or again"
                 )
 
-    def deadline(self, agent: SimulatedAgent, since: int, missed: int | None = None) -> int:
+    def _due_by_clock(self, agent: SimulatedAgent, at: int, since: int) -> int | None:
+        """Return when an agent must be degraded at the latest, if Redis's clock was set back meanwhile.
+
+        It has been silent for less by that clock. But what is later than the clock shows counts as of now once it was
+        set back by ten minutes, as sweeps see it. None if nobody knows when its sign came.
+        """
+        if self._is_unclear(at):
+            return None
+        due_at, extra = self.deadline(agent, since), 0
+        for step in self._plan.clock.steps:
+            if not since < step.at <= due_at:
+                continue
+            place = bisect_left(self._looked, step.at)
+            if place == len(self._looked):
+                return None
+            shown = [self._plan.clock.at(moment) for moment in self._looked[max(0, place - 1) : place + 1]]
+            if shown[0] - shown[-1] >= _TURNED_BACK and since > step.at - step.back:
+                since = self._looked[place]
+            else:
+                extra += step.back
+            # Redis tells of gaps of before once more when its clock comes to them again.
+            lived_twice = (gap for gap in self._gaps if step.at - step.back < gap[1] <= step.at)
+            extra += sum(end - start for start, end in lived_twice)
+            due_at = self.deadline(agent, since, extra=extra)
+        return due_at
+
+    def _is_unclear(self, at: int) -> bool:
+        """Return whether what came then may count from later on, as the clock was behind what it had been."""
+        return any(step.at <= at < step.at + step.back for step in self._plan.clock.steps)
+
+    def deadline(self, agent: SimulatedAgent, since: int, missed: int | None = None, extra: int = 0) -> int:
         """Return when an agent that is silent since then must be degraded: it may miss its limit, or as many as given.
+
+        And it may be silent for some milliseconds `extra`.
 
         The end of the first maintenance that a silence meets starts its clock anew, but puts no deadline earlier; what
         comes after that counts as time in which nobody watched.
         """
         missed = missed or agent.missed_limit or MISSED
-        due_at = self._reckon(agent, since, self._unheard, missed)
+        due_at = self._reckon(agent, since, self._unheard, missed, extra)
         for start, end in self._windows:
             if end > since:
-                return max(due_at, self._reckon(agent, end, self._unwatched, missed)) if start <= due_at else due_at
+                return (
+                    max(due_at, self._reckon(agent, end, self._unwatched, missed, extra)) if start <= due_at else due_at
+                )
         return due_at
 
-    def _reckon(self, agent: SimulatedAgent, since: int, unwatched: Sequence[tuple[int, int]], missed: int) -> int:
+    def _reckon(
+        self,
+        agent: SimulatedAgent,
+        since: int,
+        unwatched: Sequence[tuple[int, int]],
+        missed: int,
+        extra: int = 0,
+    ) -> int:
         """Return when the promised silence is over, counted in watched time alone."""
         grace = round(agent.grace_seconds * 1000)
         if agent.interval_seconds is not None:
@@ -302,6 +350,7 @@ class Oracle:
         else:
             slots = slots_of(agent, self._plan)
             left = slots[bisect_right(slots, since + grace) + missed - 1] + grace - since
+        left += extra
         moment = since
         for start, end in unwatched:
             if end <= moment:
@@ -403,35 +452,51 @@ def spans_of(changes: Sequence[Change], looks: int) -> list[tuple[int, int]]:
 
 
 def _watermarks(plan: Plan) -> list[int]:
-    """Return as of when each sweep's verdicts are: when the oldest entry in the inbox was received, if there is any."""
+    """Return as of when each sweep's verdicts are: when the oldest entry in the inbox was received, if there is any.
+
+    Where ids stand still because the clock was set back, up to a minute before; or nobody knows, and it is the start.
+    """
     found: dict[int, int] = {}
-    inbox: list[tuple[int, int]] = []
+    inbox: list[tuple[int, int, int]] = []
     place = 0
     for moment in sorted(look.looked_at for look in plan.looks):
         while place < len(plan.arrivals) and plan.arrivals[place].received_at <= moment:
             arrival = plan.arrivals[place]
-            heappush(inbox, (arrival.received_at, FOREVER if arrival.removed_at is None else arrival.removed_at))
+            removed_at = FOREVER if arrival.removed_at is None else arrival.removed_at
+            heappush(inbox, (arrival.received_at, place, removed_at))
             place += 1
-        while inbox and inbox[0][1] <= moment:
+        while inbox and inbox[0][2] <= moment:
             heappop(inbox)
-        found[moment] = inbox[0][0] if inbox else moment
-    return list(accumulate((found[look.looked_at] for look in plan.looks), max))
+        found[moment] = moment
+        if inbox:
+            received_at, oldest, _ = inbox[0]
+            ahead = int(plan.arrivals[oldest].entry_id.partition("-")[0]) - plan.clock.at(moment)
+            found[moment] = received_at
+            if ahead > 0:
+                found[moment] = moment + ahead - _CLOCK_STEP if ahead <= _CLOCK_STEP else plan.start
+    return [found[look.looked_at] for look in plan.looks]
 
 
 def _outages(plan: Plan) -> list[tuple[int, int]]:
-    """Return when nobody watched: longer than 30 s and than three sweeps."""
+    """Return when nobody watched: longer than 30 s and than three sweeps, by Redis's clock."""
     longest = max(30, 3 * plan.sweep_seconds) * 1000
-    found, last = [], None
+    found: list[tuple[int, int]] = []
+    last = shown = None
     for look in plan.looks:
-        if last is not None and look.looked_at - last > longest:
+        now = plan.clock.at(look.looked_at)
+        if last is not None and shown is not None and now - shown > longest:
             found.append((last, look.looked_at))
         last = look.looked_at if last is None else max(last, look.looked_at)
+        # One that looked before the last one and decided after it overslept by less than ten minutes.
+        shown = shown if shown is not None and 0 <= shown - now < _TURNED_BACK else now
     return found
 
 
 def _gaps(plan: Plan) -> list[tuple[int, int]]:
     """Return when a pulse was due that came more than 1.25 s after the one before: nobody could be heard."""
-    return [(last + 500, following) for last, following in plan.stops if following - last > _PULSES_APART]
+    clock = plan.clock
+    stops = (stop for stop in plan.stops if clock.at(stop.end) - clock.at(stop.start) > _PULSES_APART)
+    return [(last + 500, following) for last, following in stops]
 
 
 def _windows(plan: Plan) -> list[tuple[int, int]]:

@@ -1,8 +1,8 @@
 """What happens in a simulated fleet, drawn from a seed: who beats when, what reaches Redis when, who works when.
 
 All of it is decided before anything runs: the store and the rules that are tried can't change what happens, only what
-is said about it. Times are milliseconds since 1970 on Redis's clock. That the machine sleeps, or that Redis's clock is
-set forward, is one and the same here: a span in which nobody does anything.
+is said about it. Times are milliseconds since 1970 as Redis's clock shows them unless it is set back. That the machine
+sleeps, or that Redis's clock is set forward, is one and the same here: a span in which nobody does anything.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from itertools import count
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
+from simulate_clock import Clock, draw_steps, number_entries
 from simulate_commands import draw_maintenance, draw_pauses
 from simulate_draw import (
     DAY,
@@ -156,6 +156,8 @@ class Plan:
     """In the order in which they decide."""
     pauses: list[Pause] = field(default_factory=list)
     maintenance: list[MaintenanceRule] = field(default_factory=list)
+    clock: Clock = field(default_factory=Clock, compare=False)
+    """Redis's. All other times go on."""
     stops: list[Span] = field(default_factory=list)
     """Where the pulse stopped: from the last one to the next one."""
 
@@ -165,8 +167,12 @@ class Plan:
         return Span(self.start, self.end)
 
 
-def draw_plan(seed: int, agents: int, weeks: float) -> Plan:
-    """Return the plan of a seed."""
+def draw_plan(seed: int, agents: int, weeks: float, *, sets_back: bool = False) -> Plan:
+    """Return the plan of a seed. With `sets_back`, Redis's clock is, in one plan of three: for what reckons with it.
+
+    Then all agents have intervals, there is no maintenance, no pause ends by itself, and nobody looks who is stuck: all
+    of these are times that such a clock comes to twice.
+    """
     draw = random.Random(seed)  # noqa: S311 - the same plan for the same seed, no secret
     start = to_milliseconds(draw.choice(STARTS))
     end = start + round(weeks * 7 * DAY)
@@ -181,23 +187,30 @@ def draw_plan(seed: int, agents: int, weeks: float) -> Plan:
         alike=draw.choice((1800, 3600, 7200)) if chance(draw, 0.5) else None,
         stuck_after=draw.choice(FLEET_LIMITS),
     )
+    if sets_back and seed % 3 == 0:
+        plan.clock = Clock(draw_steps(draw, plan.time))
+        plan.stuck_after = None
     troubles = Troubles(draw, plan.time)
     for number in range(agents):
         agent = _draw_agent(draw, number, plan, troubles)
         plan.agents.append(agent)
         plan.arrivals += _Life(draw, agent, plan, troubles).arrivals()
         plan.pauses += draw_pauses(draw, number, plan.time, troubles)
-    plan.maintenance = draw_maintenance(draw, plan.time, troubles)
+    if plan.clock.steps:
+        plan.pauses = [pause for pause in plan.pauses if pause.until is None]
+    else:
+        plan.maintenance = draw_maintenance(draw, plan.time, troubles)
     plan.stops = draw_stops(draw, plan.start, troubles.no_pulse)
-    _enter(plan)
+    plan.arrivals.sort(key=attrgetter("received_at"))
     _work(draw, plan, troubles)
     plan.looks = _looks(draw, plan, troubles)
+    number_entries(plan.arrivals, plan.clock, (look.at for look in plan.looks))
     plan.commits.sort(key=attrgetter("at"))
     return plan
 
 
 def _draw_agent(draw: random.Random, number: int, plan: Plan, troubles: Troubles) -> SimulatedAgent:
-    interval = weighted(draw, INTERVALS) if chance(draw, 0.85) else None
+    interval = weighted(draw, INTERVALS) if plan.clock.steps or chance(draw, 0.85) else None
     if plan.alike is not None and interval and chance(draw, 0.9):
         interval = plan.alike
     grace = default_grace_seconds(interval) if chance(draw, 0.7) else float(draw.choice((0, 5, 60, 300)))
@@ -210,7 +223,7 @@ def _draw_agent(draw: random.Random, number: int, plan: Plan, troubles: Troubles
         time_zone=None if interval else weighted(draw, ZONES),
         grace_seconds=grace,
         missed_limit=draw.choice((1, 3, 5)) if chance(draw, 0.15) else None,
-        stuck_after=draw.choice(OWN_LIMITS) if interval else None,
+        stuck_after=draw.choice(OWN_LIMITS) if interval and not plan.clock.steps else None,
         skew=draw.choice(SKEWS),
         spools=chance(draw, 0.7),
         in_step=chance(draw, 0.9),
@@ -321,16 +334,6 @@ class _Life:
     def _message_id(self, clock: int) -> UUID:
         noise = self._draw.getrandbits(74)
         return UUID(int=clock << 80 | 7 << 76 | (noise >> 62) << 64 | 2 << 62 | noise & ((1 << 62) - 1))
-
-
-def _enter(plan: Plan) -> None:
-    """Give each arrival its place in the stream."""
-    plan.arrivals.sort(key=attrgetter("received_at"))
-    last, numbers = None, count()
-    for arrival in plan.arrivals:
-        if arrival.received_at != last:
-            last, numbers = arrival.received_at, count()
-        arrival.entry_id = f"{arrival.received_at}-{next(numbers)}"
 
 
 def _work(draw: random.Random, plan: Plan, troubles: Troubles) -> None:

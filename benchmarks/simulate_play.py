@@ -12,8 +12,8 @@ from simulate_pulse import Pulses
 
 from fleetbeat_shared.liveness import State
 from fleetbeat_shared.maintenance import WindowRule
-from fleetbeat_worker.column_types import from_milliseconds, to_milliseconds
-from fleetbeat_worker.inbox import Horizon
+from fleetbeat_worker.column_types import from_milliseconds
+from fleetbeat_worker.inbox import Entry, Horizon, known_by
 from fleetbeat_worker.tables import EventType
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class Store(Protocol):
     def put_right(self, now: int) -> Names:
         """Apply what overtook its registration; return who is degraded, or stuck, no longer."""
 
-    def sweep(self, now: int, watermark: int, backlog: int, pulse: Pulse) -> Names:
+    def sweep(self, seen: Horizon, pulse: Pulse) -> Names:
         """Decide by what was seen of Redis at a time; return who is degraded, and who is stuck."""
 
     def pause(self, now: int, name: str, until: int | None) -> Names:
@@ -71,7 +71,7 @@ def play(plan: Plan, store: Store) -> Said:
     said = Said()
     horizons: dict[int, tuple[Horizon, Pulse]] = {}
     deeds = commands(plan.pauses, plan.maintenance)
-    inbox, pulses = _Inbox(plan), Pulses(plan.start, plan.stops)
+    inbox, pulses = _Inbox(plan), Pulses(plan.start, plan.stops, plan.clock)
     decided = 0
 
     def say(names: Names, *, holds: bool) -> None:
@@ -82,34 +82,34 @@ def play(plan: Plan, store: Store) -> Said:
                     before.append(Change(decided, holds))
 
     for moment, kind, what in _in_order(plan, deeds):
+        shown = plan.clock.at(moment)
         if kind == _COMMIT:
-            say(store.commit(moment, plan.commits[what].arrivals), holds=False)
+            say(store.commit(shown, plan.commits[what].arrivals), holds=False)
         elif kind == _LOOK:
-            say(store.put_right(moment), holds=False)
+            say(store.put_right(shown), holds=False)
             horizons[what] = inbox.horizon(moment), pulses.at(moment)
         elif kind == _COMMAND:
-            say(obey(deeds[what], plan, store), holds=False)
+            say(obey(deeds[what], plan, store, shown), holds=False)
         else:
             horizon, pulse = horizons.pop(what)
-            watermark = to_milliseconds(horizon.watermark or horizon.now)
-            say(store.sweep(to_milliseconds(horizon.now), watermark, horizon.backlog, pulse), holds=True)
+            say(store.sweep(horizon, pulse), holds=True)
             decided += 1
     store.finish()
     return said
 
 
-def obey(command: Command, plan: Plan, store: Store) -> Names:
+def obey(command: Command, plan: Plan, store: Store, now: int) -> Names:
     """Do what somebody asks for; return who is degraded no longer."""
     if command.deed in {Deed.PAUSE, Deed.RESUME}:
         pause = plan.pauses[command.place]
         name = plan.agents[pause.agent].name
         if command.deed is Deed.PAUSE:
-            return store.pause(command.at, name, pause.until)
-        store.resume(command.at, name)
+            return store.pause(now, name, pause.until)
+        store.resume(now, name)
     elif command.deed is Deed.START_MAINTENANCE:
         store.start_maintenance(command.place, plan.maintenance[command.place])
     else:
-        store.end_maintenance(command.place, command.at)
+        store.end_maintenance(command.place, now)
     return Names()
 
 
@@ -130,6 +130,7 @@ class _Inbox:
     """The simulated stream: what arrived and isn't acknowledged yet."""
 
     def __init__(self, plan: Plan) -> None:
+        self._clock = plan.clock
         self._arrivals = iter(plan.arrivals)
         self._next = next(self._arrivals, None)
         self._held: deque[Arrival] = deque()
@@ -144,9 +145,10 @@ class _Inbox:
             self._arrived += 1
         while self._held and self._held[0].removed_at is not None and self._held[0].removed_at <= moment:
             self._held.popleft()
-        oldest = self._held[0].received_at if self._held else moment
+        now = self._clock.at(moment)
+        oldest = known_by(Entry(self._held[0].entry_id, b"").milliseconds, now) if self._held else now
         backlog = self._arrived - bisect_right(self._removed, moment)
-        return Horizon(from_milliseconds(moment), from_milliseconds(oldest), backlog)
+        return Horizon(from_milliseconds(now), None if oldest is None else from_milliseconds(oldest), backlog)
 
 
 def overtaken_for(plan: Plan) -> int:

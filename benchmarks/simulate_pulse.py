@@ -12,6 +12,7 @@ from fleetbeat_worker.pulse import GAP_MILLISECONDS, PULSE_SECONDS, Pulse
 if TYPE_CHECKING:
     import random
 
+    from simulate_clock import Clock
     from simulate_draw import Spans
 
 _PERIOD = round(PULSE_SECONDS * SECOND)
@@ -33,11 +34,14 @@ def draw_stops(draw: random.Random, start: int, missing: Spans) -> list[Span]:
 class Pulses:
     """What Redis knows of the pulse."""
 
-    def __init__(self, start: int, stops: list[Span]) -> None:
+    def __init__(self, start: int, stops: list[Span], clock: Clock) -> None:
+        self._clock = clock
         self._firsts = [start, *(stop.end for stop in stops)]
         self._stops = stops
-        self._gaps = [(last + _PERIOD, following) for last, following in stops if following - last > GAP_MILLISECONDS]
-        self._ends = [end for _, end in self._gaps]
+        shown = [(following, clock.at(last), clock.at(following)) for last, following in stops]
+        gaps = [(at, (last + _PERIOD, then)) for at, last, then in shown if then - last > GAP_MILLISECONDS]
+        self._gaps = [gap for _, gap in gaps]
+        self._ends = [at for at, _ in gaps]
 
     def at(self, moment: int) -> Pulse:
         """Return what is known at a moment."""
@@ -46,4 +50,4 @@ class Pulses:
         if place < len(self._stops):
             last = min(last, self._stops[place].start)
         known = slice(bisect_right(self._ends, moment - _KEPT), bisect_right(self._ends, moment))
-        return Pulse(last, tuple(self._gaps[known]))
+        return Pulse(self._clock.at(last), tuple(self._gaps[known]))

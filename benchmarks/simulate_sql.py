@@ -18,8 +18,8 @@ from fleetbeat_shared.stuck import stuck_limit
 from fleetbeat_worker.account import Account
 from fleetbeat_worker.column_types import from_milliseconds, to_milliseconds
 from fleetbeat_worker.database import reading, writing
-from fleetbeat_worker.inbox import Entry, Horizon
-from fleetbeat_worker.looks import longest_gap_seconds
+from fleetbeat_worker.inbox import Entry
+from fleetbeat_worker.looks import last_look, longest_gap_seconds
 from fleetbeat_worker.store import maintenance
 from fleetbeat_worker.store.pauses import pause, resume
 from fleetbeat_worker.sweep import decide, outage_between
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from simulate_plan import Arrival, Plan
     from sqlalchemy import Connection, Engine
 
+    from fleetbeat_worker.inbox import Horizon
     from fleetbeat_worker.pulse import Pulse
 
 _NO_REDIS: Redis = None  # type: ignore[assignment] # only answers are sent to it, and nobody waits for any
@@ -100,16 +101,18 @@ class SqlStore:
                 self._nothing_until = 0
         return Names()  # who is put right was unknown before, so it can't have been degraded, or stuck
 
-    def sweep(self, now: int, watermark: int, backlog: int, pulse: Pulse) -> Names:
+    def sweep(self, seen: Horizon, pulse: Pulse) -> Names:
         """Decide as the sweep job does."""
+        now, watermark = to_milliseconds(seen.now), to_milliseconds(seen.watermark) if seen.watermark else 0
         runs = self._every_sweep or not self._is_idle(now, watermark, pulse)
         if runs:
             self._write_down()
-        self._swept_at, self._watermark, self._is_written = now, max(watermark, self._watermark), runs
+        before = None if self._swept_at is None else from_milliseconds(self._swept_at)
+        self._swept_at = to_milliseconds(last_look(before, seen.now))
+        self._watermark, self._is_written = max(watermark, self._watermark), runs
         self._pulse_at = pulse.at
         if not runs:
             return Names()
-        seen = Horizon(from_milliseconds(now), from_milliseconds(watermark), backlog)
         account = Account(seen.now, life=None, lost=0)
         with writing(self._engine) as connection:
             report = decide(connection, seen, account, self._settings, periodic=True, pulse=pulse)

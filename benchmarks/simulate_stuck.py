@@ -79,7 +79,7 @@ class StuckOracle:
         self, case: _Case, news: Sequence[Sequence[tuple[int, int]]], look: int, judgement: Judgement
     ) -> bool:
         """Return whether an agent that a sweep found stuck was so."""
-        watermark, decided_at = self._watermarks[look], self._decided[look]
+        watermark, decided_at = self._oracle.as_of[look], self._decided[look]
         if self._oracle.in_maintenance[look] or any(low <= look < high for low, high in case.silent):
             return False
         for life, said in zip(case.lives, news, strict=True):
@@ -98,7 +98,7 @@ class StuckOracle:
     def _is_late(self, agent: SimulatedAgent, life: Life, before: int, look: int) -> bool:
         """Return whether an agent beats no more as of a sweep, by what was heard before a moment."""
         since = max([life.seen_by(before), *life.resumed_by(self._decided[look])])
-        return self._oracle.deadline(agent, since, 1) < self._watermarks[look]
+        return self._oracle.deadline(agent, since, 1) < self._oracle.as_of[look]
 
     def _check_missed(self, case: _Case, life: Life, judgement: Judgement) -> None:
         """Find who wasn't found stuck, or only later than it had to be."""
@@ -122,7 +122,7 @@ class StuckOracle:
                 elif begin < low:
                     end = min(end, low)
             while begin < end and (
-                self._oracle.in_maintenance[begin] or self._is_late(case.agent, life, self._watermarks[begin], begin)
+                self._oracle.in_maintenance[begin] or self._is_late(case.agent, life, self._oracle.as_of[begin], begin)
             ):
                 begin += 1
             if begin < end and not any(low <= begin and end <= high for low, high in case.stuck):

@@ -35,8 +35,8 @@ def test_people_are_told_and_no_secret_is(pipeline: Place) -> None:
         worker = pipeline.start("fleetbeat", "worker", FLEETBEAT_LOG_LEVEL="DEBUG")
         worker.says("Notifications could not be sent")
         failed = pipeline.json("fleetbeat", "notifications", "list", "--state", "waiting")["notifications"]
-        receiver.status = 200
         pipeline.run("fleetbeat", "notifications", "retry", str(failed[0]["id"]))
+        receiver.status = 200  # only now, or it might be sent by itself before
         eventually(lambda: len(receiver.taken) == 3, within_seconds=PATIENCE_SECONDS)
         worker.process.terminate()
         said += [worker.ends().all, pipeline.run("fleetbeat", "notifications", "list").all]

@@ -176,6 +176,24 @@ def test_silences_told_singly_that_are_an_incident_are_found(
     assert "told singly of 6 when it flagged 6" in fault
 
 
+def test_a_clock_that_is_set_back_makes_no_verdict_wrong(without_disk: Engine) -> None:
+    """Agents that were heard in a time that hasn't come yet are judged as the others are."""
+    plan = draw_plan(39, agents=12, weeks=0.4, sets_back=True)
+    assert plan.clock.steps
+    judgement = judge(plan, Oracle(plan), play(plan, SqlStore(without_disk, plan)))
+    assert _wrong(judgement) == {}
+    assert judgement.flags
+
+
+def test_who_is_heard_in_a_time_that_has_not_come_yet_and_goes_unjudged_is_found(
+    monkeypatch: pytest.MonkeyPatch, without_disk: Engine
+) -> None:
+    """Without what a sweep does once the clock was put right, the oracle misses a flag."""
+    monkeypatch.setattr("fleetbeat_worker.sweep.rewind", _never)
+    plan = draw_plan(39, agents=12, weeks=0.4, sets_back=True)
+    assert judge(plan, Oracle(plan), play(plan, SqlStore(without_disk, plan))).missed_flags
+
+
 def test_the_same_seed_is_the_same_plan() -> None:
     """A seed that failed replays."""
     first, second = draw_plan(7, agents=10, weeks=0.2), draw_plan(7, agents=10, weeks=0.2)

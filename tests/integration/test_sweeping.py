@@ -507,6 +507,20 @@ def test_a_clock_that_was_ahead_blinds_nobody(database: Engine) -> None:
     assert flagged == {45: ["heard", "unheard"], 55: ["limit"], 125: ["slots"]}
 
 
+def test_what_waits_when_a_clock_comes_to_its_old_time_again_holds_verdicts_back(database: Engine) -> None:
+    """Workers that are behind then: how far sweeps knew before the clock was put right says nothing of what waits."""
+    fleet = Simulation(database)
+    session = fleet.register("torv", 0, interval_seconds=30.0, grace_seconds=1.0)
+    fleet.sweep(0)
+    fleet.sweep(1000)
+    for when in range(100, 920, 20):
+        fleet.beat(session, when)
+        fleet.sweep(when)
+    # Its heartbeats wait in the inbox from here on, the oldest of them from 930. By what is stored it is due at 961.
+    assert [fleet.sweep(when, watermark=930).degraded for when in range(920, 1060, 20)] == [[]] * 7
+    assert fleet.sweep(1060).degraded == ["torv"]
+
+
 def test_after_its_clock_was_put_right_an_agent_is_heard_as_before(database: Engine) -> None:
     """Its heartbeats move its last sign, its deadline and its current work."""
     fleet = Simulation(database)

@@ -269,7 +269,7 @@ def test_an_incident_that_grows() -> None:
     """Who joins an incident is told with how many there were before: alone, few would look like another one."""
     told = message(NoticeKind.INCIDENT, INCIDENT | {"agents": 15, "agents_before": 412, "names": ["torv"]}, None)
     assert told.title == "15 of 800 agents went silent between 12:00:05 and 12:00:20, 412 before them"
-    assert "This belongs to the incident of 412 agents that you were told of.\nAgents: torv\n" in told.body
+    assert "This belongs to the incident of 412 agents that you were told of.\nAgents: torv, and 14 more\n" in told.body
     assert "many" not in told.body
     some = message(NoticeKind.INCIDENT, INCIDENT | {"told_before": 8}, None)
     assert some.title == "412 of 800 agents went silent between 12:00:05 and 12:00:20"

@@ -145,6 +145,18 @@ def test_a_gap_counts_for_nobody(memory: Engine) -> None:
     assert events(memory, "outage", "recovered") == []
 
 
+def test_a_gap_counts_while_a_clock_that_was_set_back_is_behind_the_last_sweep(memory: Engine) -> None:
+    """Two minutes back: who is registered then, and is due in the gap, gets the time back as ever."""
+    fleet = Simulation(memory)
+    fleet.sweep(300, pulse=Pulse(ms(300)))
+    session = fleet.register("new", 181)  # from 185 to 203 Redis stands still; it is due at 202
+    assert fleet.sweep(203.2, pulse=Pulse(ms(203), (span(185.5, 203),))).degraded == []
+    assert due(memory, session) == at(202 + 17.5)
+    assert outages_of(memory) == [span(185.5, 203)]
+    assert fleet.sweep(220, pulse=Pulse(ms(220), (span(185.5, 203),))).degraded == ["new"]
+    assert outages_of(memory) == [span(185.5, 203)]
+
+
 def test_an_outage_holds_its_gaps(memory: Engine) -> None:
     """What was no sweep's time is written down as one outage, and moves each deadline once."""
     fleet = Simulation(memory)

@@ -17,7 +17,7 @@ from fleetbeat_worker.store.pipeline import StoredPipeline
 from fleetbeat_worker.sweep import losses, outage_between, sweep
 from fleetbeat_worker.tables import Pipeline
 from fleetbeat_worker.transactions import store_entries
-from helpers import events, let_pass, redis_time, register, seconds, send, state
+from helpers import events, heartbeat, let_pass, redis_time, register, seconds, send, state
 
 if TYPE_CHECKING:
     from uuid import UUID
@@ -108,6 +108,17 @@ def test_a_sweep_tells_what_it_found(redis: FakeRedis, memory: Engine, caplog: p
     outage, flagged = caplog.records
     assert outage.seconds == pytest.approx(600, abs=20)
     assert (flagged.count, len(flagged.agents)) == (30, 20)
+
+
+def test_nobody_is_flagged_whose_heartbeat_waits_when_the_clock_was_set_back(redis: FakeRedis, memory: Engine) -> None:
+    """Ids stand still until the clock has come to them again: what waits may have come before the deadline."""
+    (agent,) = enrol(redis, memory, "a")
+    sweep(redis, memory, SETTINGS)
+    let_pass(memory, 12)  # its deadline passed a second ago
+    ids = send(redis, heartbeat(agent), at=redis_time(redis) + seconds(10))  # which came five seconds ago, say
+    assert sweep(redis, memory, SETTINGS).degraded == []
+    Inbox(redis).acknowledge(ids, "worker")
+    assert sweep(redis, memory, SETTINGS).degraded == ["a"]
 
 
 def test_a_sweep_keeps_house(redis: FakeRedis, memory: Engine, monkeypatch: pytest.MonkeyPatch) -> None:

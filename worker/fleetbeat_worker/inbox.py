@@ -96,6 +96,17 @@ def place_milliseconds(place: int) -> int:
     return place >> _SEQUENCE_BITS
 
 
+def known_by(oldest: int, now: int) -> int | None:
+    """Return before when all that was received is in SQL, by the id of the oldest entry; None if nobody knows.
+
+    All in milliseconds since 1970.
+    """
+    if not is_credible(oldest, now):
+        return None
+    # If it runs ahead the clock was set back, and ids stand still: it came at some time since then.
+    return oldest if oldest <= now else oldest - CLOCK_STEP_MILLISECONDS
+
+
 @dataclass(frozen=True, slots=True)
 class Pending:
     """An entry in some consumer's hands."""
@@ -258,9 +269,8 @@ class Inbox:
         if not oldest:
             return Horizon(now, watermark=now, backlog=backlog)
         (entry,) = _entries(oldest)
-        is_known = is_credible(entry.milliseconds, to_milliseconds(now))
-        received_at, _ = entry.arrival(to_milliseconds(now))
-        return Horizon(now, watermark=from_milliseconds(received_at) if is_known else None, backlog=backlog)
+        watermark = known_by(entry.milliseconds, to_milliseconds(now))
+        return Horizon(now, None if watermark is None else from_milliseconds(watermark), backlog)
 
     def last_id(self) -> str | None:
         """Return the id of the newest entry, or None if there is none."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field, replace
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import OutOfMemoryError
@@ -22,7 +23,7 @@ from fleetbeat_worker.database import writing
 from fleetbeat_worker.foreign import remove_foreign
 from fleetbeat_worker.inbox import Inbox
 from fleetbeat_worker.log import Complaint, logger
-from fleetbeat_worker.looks import is_turned_back, last_look, longest_gap_seconds
+from fleetbeat_worker.looks import OVERTAKEN_SECONDS, is_turned_back, last_look, longest_gap_seconds
 from fleetbeat_worker.metrics import DEGRADED, SWEEP_SECONDS, SWEEPS, count, observe
 from fleetbeat_worker.partitions import make_partitions
 from fleetbeat_worker.pulse import Pulse, read_pulse, refusal
@@ -34,7 +35,7 @@ from fleetbeat_worker.transactions import put_right, put_right_within
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from datetime import datetime, timedelta
+    from datetime import datetime
 
     from redis import Redis
     from sqlalchemy import Connection, Engine
@@ -169,10 +170,12 @@ def decide(  # noqa: PLR0913 - what was seen of Redis, and by whom
     pulse = pulse.known_by(last.pulse_at)
     if last.last_sweep_at is not None:
         longest = round(longest_gap_seconds(interval) * 1000)
-        gaps = pulse.unheard(to_milliseconds(last.last_sweep_at), to_milliseconds(horizon.now), longest)
-    # A clock that was turned back has not come to the watermark again: what counts from now on isn't overdue by it.
-    as_of = horizon.watermark if watermark is not None and watermark > horizon.now else watermark
-    changes, stored = make_changes(connection, last, outage, gaps, replace(horizon, watermark=as_of), settings)
+        since = last.last_sweep_at
+        if since > horizon.now:  # a sweep overtook this one, or the clock was set back: what is known counts once
+            since = horizon.now - timedelta(seconds=OVERTAKEN_SECONDS)
+        gaps = pulse.unheard(to_milliseconds(since), to_milliseconds(horizon.now), longest)
+    # As of what this sweep saw: how far one before it knew says nothing of what waits, once the clock was turned back.
+    changes, stored = make_changes(connection, last, outage, gaps, horizon, settings)
     now = replace(stored, watermark=watermark, last_sweep_at=last_look(last.last_sweep_at, horizon.now))
     if pulse.at is not None:
         now = replace(now, pulse_at=from_milliseconds(pulse.at))
