@@ -134,6 +134,31 @@ def test_a_silence_and_its_end_are_told_once_each(fleet: Fleet, database_url: st
     assert (back["current_work"], back["summary"], back["last_seen_at"]) == ("reads", "half", since.isoformat())
 
 
+def test_an_end_of_who_was_degraded_or_stuck_is_told(fleet: Fleet) -> None:
+    """A new session of the name, or a goodbye, is the last that there is to tell of a session; other ends are not."""
+    fleet.set(stuck_after=1)
+    restarts, leaves = fleet.enrol("restarts", "leaves")
+    (loops,) = fleet.enrol("loops", interval_seconds=20.0)
+    fleet.beat(restarts, leaves, loops, progress="page 1")
+    for _ in range(2):
+        let_pass(fleet.engine, 15)
+        fleet.beat(loops, progress="page 1")
+        fleet.sweep()
+    assert sorted(fleet.told()) == [("degraded", "leaves"), ("degraded", "restarts"), ("stuck", "loops")]
+    (again,) = fleet.enrol("restarts")
+    fleet.beat(again)
+    goodbyes = [deregister(session, error="no disk", exit_status=3) for session in (leaves, loops, again)]
+    send(fleet.redis, *goodbyes, *goodbyes)
+    drain(fleet.redis, fleet.engine, fleet.settings)
+    fleet.sweep()
+    assert fleet.told()[3:] == [("recovered", "restarts"), ("recovered", "leaves"), ("unstuck", "loops")]
+    restart, goodbye = (row.detail for row in notices(fleet.engine, "recovered"))
+    assert (restart["end"], restart["exit_status"], restart["progress"]) == ("restarted", None, "page 1")
+    assert (goodbye["end"], goodbye["exit_status"], goodbye["error"]) == ("goodbye", 3, "no disk")
+    assert restart["silent_seconds"] == pytest.approx(30, abs=10)
+    assert notices(fleet.engine, "unstuck")[0].detail["end"] == "goodbye"
+
+
 def test_who_was_never_heard_is_told_of(fleet: Fleet) -> None:
     """A pending agent that stays silent is degraded, and told of as such."""
     fleet.enrol("torv")

@@ -228,6 +228,41 @@ def test_a_return_says_when_the_agent_was_heard_before(facts: dict[str, Any], ti
     assert (told.title, told.body.splitlines()[0], told.mood) == (title, heard, Mood.GOOD)
 
 
+@pytest.mark.parametrize(
+    ("detail", "title", "heard", "mood"),
+    [
+        (
+            AGENT | {"end": "restarted"},
+            "torv was started anew after 2m 5s of silence",
+            "It was registered anew at 2026-11-26 12:00:00.123 UTC; before that at 2026-11-26 11:57:55.123 UTC.",
+            Mood.GOOD,
+        ),
+        (
+            AGENT | {"end": "goodbye", "exit_status": 0},
+            "torv has ended after 2m 5s of silence",
+            "It said goodbye at 2026-11-26 12:00:00.123 UTC; before that at 2026-11-26 11:57:55.123 UTC.",
+            Mood.GOOD,
+        ),
+        (
+            NEVER_HEARD | {"end": "goodbye", "exit_status": 3},
+            "torv has ended with exit status 3 after 2m 5s of silence",
+            "It said goodbye at 2026-11-26 12:00:00.123 UTC; it was registered at 2026-11-26 11:00:00 UTC.",
+            Mood.PLAIN,
+        ),
+    ],
+)
+def test_a_silence_that_its_end_ends_says_so(detail: dict[str, Any], title: str, heard: str, mood: Mood) -> None:
+    """A session that is replaced, or that said goodbye, isn't back; one that ended in error is no good news."""
+    told = message(NoticeKind.RECOVERED, detail)
+    assert (told.title, told.body.splitlines()[0], told.mood) == (title, heard, mood)
+
+
+def test_who_was_stuck_to_the_end_goes_on_no_more() -> None:
+    """Its end is told as what it is."""
+    told = message(NoticeKind.UNSTUCK, AGENT | {"end": "restarted"})
+    assert (told.title, told.body.splitlines()[0]) == ("torv was started anew", "It had been stuck.")
+
+
 def test_a_promise_can_be_added_up() -> None:
     """No part of a duration is left out where a moment and durations make another moment."""
     detail = AGENT | {"interval_seconds": 1.5, "grace_seconds": 0.25, "deadline_at": "2026-11-26T11:57:58.373+00:00"}

@@ -18,7 +18,6 @@ from fleetbeat_worker.column_types import from_milliseconds, to_milliseconds
 from fleetbeat_worker.doing import changed_at
 from fleetbeat_worker.lifecycle import Lifecycle
 from fleetbeat_worker.records import REPORTED, TASK_COUNTS, AgentRecord, LivenessRecord
-from fleetbeat_worker.signs import silence_facts
 from fleetbeat_worker.tables import EventType, NoticeKind
 
 if TYPE_CHECKING:
@@ -120,20 +119,14 @@ class Batch(Lifecycle):
         self._change_state(record, State.OK, seen_at)
 
     def _recover(self, agent: AgentRecord, heard_at: int | None, seen_at: int) -> None:
-        """Record that a degraded agent is heard again, and tell it unless its silence wasn't told by itself either.
-
-        It was silent since it was last heard, also where its time counted anew from the end of a pause.
-        """
-        silent_since = min(seen_at, max(agent.registered_at, heard_at or 0))
-        detail = {"silent_seconds": (seen_at - silent_since) / 1000}
+        """Record that a degraded agent is heard again, and tell it unless its silence wasn't told by itself either."""
+        silence = self._silence(agent, heard_at, seen_at)
         # A heartbeat that waited brings it back as of before: who asks how it was then must know that nobody knew.
         stored_at = from_milliseconds(self.facts.now).isoformat()
-        self._event(EventType.RECOVERED, seen_at, agent, detail={**detail, "stored_at": stored_at})
+        detail = {"silent_seconds": silence["silent_seconds"], "stored_at": stored_at}
+        self._event(EventType.RECOVERED, seen_at, agent, detail=detail)
         if agent.flapping_at is None and agent.incident_id is None:
-            last = [None if at is None else from_milliseconds(at) for at in (heard_at, agent.resumed_at)]
-            facts = silence_facts(from_milliseconds(agent.registered_at), *last)
-            facts |= {"seen_at": from_milliseconds(seen_at).isoformat(), **detail}
-            self._tell(NoticeKind.RECOVERED, seen_at, agent, facts)
+            self._tell(NoticeKind.RECOVERED, seen_at, agent, silence)
 
     def flap(self, agent: AgentRecord) -> None:
         """Tell that an agent flaps, instead of that it recovered: it changes its state too often for more."""

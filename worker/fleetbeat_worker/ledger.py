@@ -10,6 +10,7 @@ from fleetbeat_shared.replies import Reply
 from fleetbeat_worker.column_types import from_milliseconds
 from fleetbeat_worker.deadlines import deadline_of
 from fleetbeat_worker.notices import Who, agent_notice, promise_facts
+from fleetbeat_worker.signs import silence_facts
 
 if TYPE_CHECKING:
     from uuid import UUID
@@ -72,6 +73,16 @@ class Ledger:
         facts = {**detail, **promise_facts(agent.promise, self.facts.missed_limit)}
         who = Who(agent.session_id, agent.agent_name, agent.project)
         self.notices.append(agent_notice(kind, who, from_milliseconds(at), facts))
+
+    def _silence(self, agent: AgentRecord, heard_at: int | None, until: int) -> Row:
+        """Return the facts of a silence that is over.
+
+        It is counted from when the agent was last heard, also where its time counted anew from the end of a pause.
+        """
+        since = min(until, max(agent.registered_at, heard_at or 0))
+        last = [None if at is None else from_milliseconds(at) for at in (heard_at, agent.resumed_at)]
+        facts = silence_facts(from_milliseconds(agent.registered_at), *last)
+        return {**facts, "seen_at": from_milliseconds(until).isoformat(), "silent_seconds": (until - since) / 1000}
 
     def _change_state(self, record: LivenessRecord, state: State, changed_at: int) -> None:
         record.state, record.state_changed_at, record.seen = state, changed_at, True

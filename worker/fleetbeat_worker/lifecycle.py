@@ -11,7 +11,8 @@ from fleetbeat_shared.messages import Deregister, Reason, Register
 from fleetbeat_worker.inbox import place_milliseconds
 from fleetbeat_worker.ledger import Ledger
 from fleetbeat_worker.records import AgentRecord, LifecycleEvent
-from fleetbeat_worker.tables import LIFECYCLE, EventType
+from fleetbeat_worker.signs import GOODBYE, RESTARTED
+from fleetbeat_worker.tables import LIFECYCLE, EventType, NoticeKind
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -202,6 +203,7 @@ class Lifecycle(Ledger):
     def _end(
         self, agent: AgentRecord, ended_at: int, position: int, detail: Row, message_id: UUID | None = None
     ) -> None:
+        self._tell_end(agent, ended_at, detail)
         agent.ended_at, agent.lifecycle_entry = ended_at, position
         agent.stuck_at = agent.flapping_at = agent.unjudged_at = None
         agent.set(ended_at=ended_at, lifecycle_entry=position, stuck_at=None, flapping_at=None, unjudged_at=None)
@@ -211,6 +213,18 @@ class Lifecycle(Ledger):
         self.idle_tasks_of.add(agent.agent_name)
         detail = {"lived_seconds": (ended_at - agent.registered_at) / 1000, **detail}
         self._event(EventType.DEREGISTERED, ended_at, agent, message_id=message_id, detail=detail)
+
+    def _tell_end(self, agent: AgentRecord, ended_at: int, detail: Row) -> None:
+        """Tell that a session has ended of which people were told that it was silent, or stuck.
+
+        An agent that is restarted mostly has another session, and of this one they would hear nothing more.
+        """
+        end = RESTARTED if "superseded_by" in detail else GOODBYE
+        how: Row = {"end": end, "exit_status": detail.get("exit_status")}
+        if agent.state is State.DEGRADED and agent.incident_id is None:
+            self._tell(NoticeKind.RECOVERED, ended_at, agent, how | self._silence(agent, agent.last_seen_at, ended_at))
+        elif agent.state is State.OK and agent.stuck_at is not None:
+            self._tell(NoticeKind.UNSTUCK, ended_at, agent, how)
 
 
 def retrace(told: Iterable[LifecycleEvent]) -> tuple[int, LifecycleEvent | None]:

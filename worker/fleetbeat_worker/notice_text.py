@@ -15,7 +15,7 @@ from fleetbeat_shared.durations import format_duration
 from fleetbeat_shared.liveness import State
 from fleetbeat_shared.text import clean
 from fleetbeat_worker.notice_facts import LONGEST_NAME, LONGEST_TEXT, Facts, at_text, told
-from fleetbeat_worker.silence_text import back, last_sign, promised, repeated, signs, silent_for, silent_since
+from fleetbeat_worker.silence_text import back, ended, last_sign, promised, repeated, signs, silent_for, silent_since
 from fleetbeat_worker.tables import NoticeKind
 
 if TYPE_CHECKING:
@@ -121,7 +121,12 @@ def _reminder(facts: Facts) -> _Told:
 
 
 def _recovered(facts: Facts) -> _Told:
-    return f"{facts.who} {back(facts)}", Mood.GOOD, [signs(facts), *_doing(facts)]
+    return f"{facts.who} {back(facts)}", _mood(facts), [signs(facts), *_doing(facts)]
+
+
+def _mood(facts: Facts) -> Mood:
+    """Return how good it is that something bad is over: an agent that ended in error isn't well."""
+    return Mood.PLAIN if facts.number("exit_status") else Mood.GOOD
 
 
 def _stuck(facts: Facts) -> _Told:
@@ -131,6 +136,8 @@ def _stuck(facts: Facts) -> _Told:
 
 
 def _unstuck(facts: Facts) -> _Told:
+    if end := ended(facts):
+        return f"{facts.who} {end}", _mood(facts), ["It had been stuck.", *_doing(facts)]
     return f"{facts.who} goes on", Mood.GOOD, ["It does something else again.", *_doing(facts)]
 
 

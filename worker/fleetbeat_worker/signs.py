@@ -15,6 +15,10 @@ PAUSE = "end of the pause"
 MAINTENANCE = "end of maintenance"
 """Why silence counts from a moment: the words of `fleetbeat explain`."""
 
+RESTARTED = "restarted"
+GOODBYE = "goodbye"
+"""How a session ended of which people were told: another one took its name, or it said so."""
+
 
 def silence_facts(
     registered_at: datetime,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from fleetbeat_shared.durations import format_duration
 from fleetbeat_worker.arithmetic import amount, exact
 from fleetbeat_worker.notice_facts import LONGEST_SECONDS, at_text, told
-from fleetbeat_worker.signs import MAINTENANCE, PAUSE, REGISTRATION
+from fleetbeat_worker.signs import GOODBYE, MAINTENANCE, PAUSE, REGISTRATION, RESTARTED
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -57,10 +57,22 @@ def last_sign(facts: Facts) -> str:
 
 def back(facts: Facts) -> str:
     """Return that an agent is heard, for a title: for how long it was silent, or that it is the first time."""
+    if end := ended(facts):
+        return end + (f" after {silent} of silence" if (silent := facts.duration("silent_seconds")) else "")
     if _is_unheard(facts):
         return "is heard for the first time" + (" since its registration" if facts.moment("last_seen_at") else "")
     silent = facts.duration("silent_seconds")
     return "is back" + (f" after {silent} of silence" if silent else "")
+
+
+def ended(facts: Facts) -> str:
+    """Return how a session ended that people were told of; empty if it goes on."""
+    if facts.detail.get("end") == RESTARTED:
+        return "was started anew"
+    if facts.detail.get("end") != GOODBYE:
+        return ""
+    status = facts.number("exit_status")
+    return "has ended" + (f" with exit status {int(status)}" if status else "")
 
 
 def signs(facts: Facts) -> str:
@@ -73,7 +85,8 @@ def signs(facts: Facts) -> str:
         before = f"it was registered at {exact(registered_at)} UTC"
     else:
         before = f"before that at {exact(heard_at)} UTC" if heard_at else ""
-    return f"It was heard at {exact(seen_at)} UTC; {before}." + _clock(facts, "had started")
+    sign = {RESTARTED: "was registered anew", GOODBYE: "said goodbye"}.get(str(facts.detail.get("end")), "was heard")
+    return f"It {sign} at {exact(seen_at)} UTC; {before}." + _clock(facts, "had started")
 
 
 def promised(facts: Facts) -> str:
