@@ -11,13 +11,13 @@ import pytest
 from click.testing import CliRunner
 from redis import Redis
 from redis.exceptions import OutOfMemoryError, TimeoutError as RedisTimeout
-from rq import Worker
+from rq import Queue, Worker
 from sqlalchemy import select
 
 from fleetbeat_producer.transport import Transport
 from fleetbeat_shared.connection import connect
 from fleetbeat_shared.errors import RedisUnavailable
-from fleetbeat_shared.names import INBOX, PULSE
+from fleetbeat_shared.names import INBOX, PULSE, QUEUE
 from fleetbeat_worker.cli import main
 from fleetbeat_worker.database import open_engine, reading
 from fleetbeat_worker.dispatcher import Dispatcher
@@ -280,6 +280,26 @@ def test_a_full_redis_is_drained_without_rq(place: Place, sqlite: Engine, settin
         beat = heartbeat(message.session_id)
         send(place.client, beat)
         eventually(lambda: count_heartbeats(sqlite) == 301)
+
+
+def test_a_full_redis_is_drained_though_jobs_wait(place: Place, sqlite: Engine, settings: Settings) -> None:
+    """No worker can take a job out of a full Redis: that some wait there is no reason to leave the inbox to them."""
+    place.start()
+    gives_up_at = time.monotonic() + 20
+    asked = 0
+
+    def drained() -> bool:
+        nonlocal asked
+        asked += 1
+        if asked == 2:  # the dispatcher is elected by now, and its first sweep waits
+            queue = Queue(QUEUE, connection=place.client, serializer="json")
+            queue.enqueue_call("fleetbeat_worker.jobs.ingest", job_id="ingest-1")
+            fill(place.client, register())
+        return asked > 2 and (backlog(place.client) == 0 or time.monotonic() > gives_up_at)
+
+    with closing(connect(place.url, timeout_seconds=5)) as client:
+        Dispatcher(client, settings, drained).run()
+    assert count_heartbeats(sqlite) == 300
 
 
 def fill(client: Redis, message: Register) -> None:

@@ -27,6 +27,7 @@ from fleetbeat_worker.inbox import Demand, Inbox, is_missing
 from fleetbeat_worker.ingest import DATABASE_IS_BACK, Ingest
 from fleetbeat_worker.log import Complaint, logger
 from fleetbeat_worker.notify import are_due
+from fleetbeat_worker.pulse import probe
 from fleetbeat_worker.queue_state import read_workers
 from fleetbeat_worker.sweep import sweep
 
@@ -80,6 +81,7 @@ class Dispatcher:
         self._pruned_at = time.monotonic()
         self._old_rows = False
         self._look_for_old_rows_at = 0.0
+        self._look_for_room_at = 0.0
         self._scale_at = 0.0
         self._notify_at = 0.0
         self._redis_trouble = Complaint("redis", "dispatcher")
@@ -107,6 +109,7 @@ class Dispatcher:
         if not self._elected():
             time.sleep(RENEW_SECONDS)
             return
+        self._look_for_room()
         if time.monotonic() >= self._sweep_at:
             self._enqueue_sweep()
             self._sweep_at = time.monotonic() + self._settings.sweep_seconds
@@ -142,6 +145,17 @@ class Dispatcher:
                 self._lock.release()
             except (RedisError, OSError) as error:
                 logger.debug("The lock runs out by itself: %s", type(error).__name__)
+
+    def _look_for_room(self) -> None:
+        """Find out that Redis is full also while jobs wait, so that none is enqueued: no worker can take them then.
+
+        Raises OutOfMemoryError.
+        """
+        now = time.monotonic()
+        if now >= self._look_for_room_at:
+            self._look_for_room_at = now + RENEW_SECONDS
+            if jobs.waiting_ids(self._client):
+                probe(self._client)
 
     def _demand(self) -> Demand:
         try:

@@ -89,13 +89,18 @@ def read_pulse(client: Redis) -> Pulse:
     return Pulse(None if at is None else int(at), tuple((int(start), int(end)) for start, end in spans))
 
 
+def probe(client: Redis) -> None:
+    """Write something, and take it away again. Raises redis-py's errors, also when Redis refuses what is written."""
+    client.eval(_PROBE, 1, PROBE)
+
+
 def refusal(client: Redis) -> str | None:
     """Return why Redis refuses what agents send, though it answers; None if it takes it.
 
     Raises redis-py's other errors.
     """
     try:
-        client.eval(_PROBE, 1, PROBE)
+        probe(client)
     except (OutOfMemoryError, ReadOnlyError) as error:
         return str(error)
     except ResponseError as error:
