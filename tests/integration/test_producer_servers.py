@@ -67,6 +67,7 @@ def test_a_pre_fork_server(redis: Redis, server: tuple[subprocess.Popen[bytes], 
     process, port = server
     with ThreadPoolExecutor(6) as pool:
         workers = set(pool.map(lambda number: ask(port, f"/{number}"), range(REQUESTS)))
+    eventually(lambda: progress(redis).count("loaded") == loaded)  # gunicorn's workers miss a signal before
     process.terminate()
     assert process.wait(30) == 0
     assert str(process.pid).encode() not in workers
