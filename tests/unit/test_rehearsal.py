@@ -7,11 +7,20 @@ from typing import TYPE_CHECKING
 import pytest
 from sqlalchemy import Engine, event
 
+from fleetbeat_shared.errors import DatabaseUnavailable
+from fleetbeat_worker import rehearsal
 from fleetbeat_worker.metrics import keep_counters
 from fleetbeat_worker.rehearsal import rehearse
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+
+@pytest.fixture(autouse=True)
+def thawed() -> Iterator[None]:
+    """Let Python look through the objects of the tests again."""
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture
@@ -35,10 +44,22 @@ def test_a_rehearsal_does_the_work_and_leaves_no_trace(said: list[str], caplog: 
         rehearse()
         return counters.totals()
 
-    try:
-        assert not any(Context().run(counted))
-    finally:
-        gc.unfreeze()
+    assert not any(Context().run(counted))
     for statement in ("INSERT INTO heartbeats", "INSERT INTO events", "UPDATE liveness", "UPDATE pipeline"):
         assert any(said_one.startswith(statement) for said_one in said)
     assert not caplog.records
+
+
+def test_a_rehearsal_that_fails_stops_nobody(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """Whoever works on PostgreSQL needs no SQLite that understands our statements."""
+
+    def refuse(*_: object, **__: object) -> None:
+        message = "near RETURNING: syntax error"
+        raise DatabaseUnavailable(message)
+
+    monkeypatch.setattr(rehearsal, "decide", refuse)
+    with caplog.at_level("DEBUG"):
+        rehearse()
+    assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
+        ("DEBUG", "The work can't be rehearsed: DatabaseUnavailable")
+    ]

@@ -19,6 +19,7 @@ from fleetbeat_shared.settings import Settings
 from fleetbeat_worker.account import Account
 from fleetbeat_worker.database import open_engine, reading, writing
 from fleetbeat_worker.inbox import Entry, Horizon
+from fleetbeat_worker.log import logger
 from fleetbeat_worker.store.batches import find_overtaken
 from fleetbeat_worker.sweep import decide
 from fleetbeat_worker.tables import Base, Pipeline
@@ -26,8 +27,14 @@ from fleetbeat_worker.transactions import store_entries
 
 
 def rehearse() -> None:
-    """Store a heartbeat and sweep, where it leaves no trace; then spare children the search through what is there."""
-    Context().run(_rehearse)  # an empty one: nothing of this is counted
+    """Store a heartbeat and sweep, where it leaves no trace; then spare children the search through what is there.
+
+    It saves time and no more: where it fails, for an SQLite that is too old beside a PostgreSQL, say, work goes on.
+    """
+    try:
+        Context().run(_rehearse)  # an empty one: nothing of this is counted
+    except Exception as error:  # noqa: BLE001 - whatever it is, jobs do without
+        logger.debug("The work can't be rehearsed: %s", type(error).__name__)
     gc.collect()
     gc.freeze()
 
