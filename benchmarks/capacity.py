@@ -1,7 +1,7 @@
 """What a heartbeat costs each part of the pipeline, and what fleets of some sizes need by that.
 
 What is measured, in each run: agents add their heartbeats one by one to an empty Valkey; one process stores them with
-`fleetbeat_worker.ingest.Ingest`, on SQLite and on PostgreSQL 18, all on this machine. One heartbeat in ten brings
+`fleetbeat_worker.ingest.job.Ingest`, on SQLite and on PostgreSQL 18, all on this machine. One heartbeat in ten brings
 progress text, so that it is an event too. For each heartbeat:
 
   Valkey, add      the server's CPU time for an XADD that comes alone
@@ -21,17 +21,17 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, fields
 from math import ceil
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING
 
 import click
 import psutil
 from ingest import PROGRESS_SHARE, drain, enrol
-from sqlalchemy import text
+from sqlalchemy import Engine, text
 from support import (
     databases,
     end_in_order,
@@ -46,15 +46,10 @@ from support import (
     verbatim,
 )
 
-from fleetbeat_shared.names import FIELD, INBOX
+from fleetbeat_shared.redis_keys import FIELD, INBOX
 from fleetbeat_shared.settings import Settings
-from fleetbeat_worker.database import open_engine
-from fleetbeat_worker.inbox import Inbox
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from sqlalchemy import Engine
+from fleetbeat_worker.broker.inbox import Inbox
+from fleetbeat_worker.database.engine import open_engine
 
 FLEETS = (
     (1_000, 30),

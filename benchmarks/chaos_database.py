@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import subprocess
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 from chaos_place import HOLD_SECONDS, Place, insist
 from chaos_worker import FULL
 from sqlalchemy import text
 from support import TIMEOUT_SECONDS
 
-from fleetbeat_worker.log import SAY_EVERY_SECONDS
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from fleetbeat_worker.telemetry.log import SAY_EVERY_SECONDS
 
 UNSTORABLE = "unstorable"
 """The progress of a message that is right, and that the database refuses."""

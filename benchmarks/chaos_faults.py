@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
+from uuid import UUID
 
 import psutil
 from chaos_database import (
@@ -26,12 +28,8 @@ from support import TIMEOUT_SECONDS, registration
 
 from fleetbeat_shared.identifiers import new_message_id
 from fleetbeat_shared.messages import Deregister, Heartbeat, Reason
-from fleetbeat_shared.names import DISPATCHER_LOCK, GROUP, INBOX
-from fleetbeat_worker.tables import StoredHeartbeat
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from uuid import UUID
+from fleetbeat_shared.redis_keys import DISPATCHER_LOCK, GROUP, INBOX
+from fleetbeat_worker.database.tables import StoredHeartbeat
 
 STRIKES = 6
 """How often a fault that kills one process after another strikes in a round."""

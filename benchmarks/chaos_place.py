@@ -10,34 +10,28 @@ import sys
 import time
 import warnings
 from collections import Counter
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+from uuid import UUID
 
 import click
 import psutil
 from redis.exceptions import RedisError, ResponseError
-from sqlalchemy import func, select
+from sqlalchemy import Engine, func, select
 from support import TIMEOUT_SECONDS, create_database, heartbeat, registration, upgraded
 
 from fleetbeat_shared.connection import connect
 from fleetbeat_shared.identifiers import new_message_id
-from fleetbeat_shared.messages import Deregister, Reason
-from fleetbeat_shared.names import FIELD, GROUP, INBOX
+from fleetbeat_shared.messages import Deregister, Message, Reason
+from fleetbeat_shared.redis_keys import FIELD, GROUP, INBOX
 from fleetbeat_shared.settings import Settings
-from fleetbeat_worker.database import open_engine
-from fleetbeat_worker.embedded import EmbeddedValkey, find_free_port
-from fleetbeat_worker.tables import Event, EventType, RejectedMessage, StoredHeartbeat
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from uuid import UUID
-
-    from sqlalchemy import Engine
-
-    from fleetbeat_shared.messages import Message
+from fleetbeat_worker.broker.embedded_valkey import EmbeddedValkey, find_free_port
+from fleetbeat_worker.database.engine import open_engine
+from fleetbeat_worker.database.tables import Event, EventType, RejectedMessage, StoredHeartbeat
 
 PRODUCERS = 2
 SESSIONS = 4

@@ -13,20 +13,18 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sqlalchemy import event
 from sqlalchemy.pool import Pool
 
-from fleetbeat_worker import database, ingest, transactions
+from fleetbeat_worker.broker.inbox import Entry
+from fleetbeat_worker.broker.wire import Understood
 from fleetbeat_worker.cli import main
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from fleetbeat_worker.inbox import Entry
-    from fleetbeat_worker.wire import Understood
+from fleetbeat_worker.database import engine as database
+from fleetbeat_worker.ingest import job as ingest, transaction as transactions
 
 DEADLY = "deadly"
 FULL = "full"

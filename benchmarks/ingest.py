@@ -2,7 +2,7 @@
 
 What is measured, in each run, for each fleet, on one database:
 
-  ingest        the inbox holds all heartbeats; one process drains it with `fleetbeat_worker.ingest.Ingest`, as the
+  ingest        the inbox holds all heartbeats; one process drains it with `fleetbeat_worker.ingest.job.Ingest`, as the
                 job `ingest` does, from opening the connections to the last acknowledgement, 4,000 at a time
   the limit     a Valkey list holds as many; a loop by hand stores them, 1,000 at a time, without any queue library
                 (limit.py)
@@ -28,17 +28,18 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from uuid import UUID, uuid4
 
 import click
 import limit
 import single_jobs
-from sqlalchemy import func, select, text
+from sqlalchemy import Engine, Table, func, select, text
 from support import (
     databases,
     end_in_order,
@@ -56,16 +57,11 @@ from support import (
 )
 
 from fleetbeat_shared.settings import Settings
-from fleetbeat_worker.database import open_engine, reading, writing
-from fleetbeat_worker.ingest import Ingest
-from fleetbeat_worker.records import HEARTBEAT_COLUMNS
-from fleetbeat_worker.store import bulk
-from fleetbeat_worker.tables import Agent, Liveness, StoredHeartbeat
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from sqlalchemy import Engine, Table
+from fleetbeat_worker.database import bulk
+from fleetbeat_worker.database.engine import open_engine, reading, writing
+from fleetbeat_worker.database.tables import Agent, Liveness, StoredHeartbeat
+from fleetbeat_worker.ingest.job import Ingest
+from fleetbeat_worker.ingest.session_state import HEARTBEAT_COLUMNS
 
 OURS, LIMIT, ONE = "ingest", "the limit", "one worker"
 NEEDED_PER_SECOND = 20_000

@@ -28,17 +28,20 @@ import random
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context
+from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import Any
+from uuid import UUID
 
 import click
 import psutil
 from rq import Queue
-from sqlalchemy import func, select
+from sqlalchemy import Engine, func, select
 from support import (
     TIMEOUT_SECONDS,
     end_in_order,
@@ -54,20 +57,13 @@ from support import (
 )
 
 from fleetbeat_producer import register, send_heartbeat
-from fleetbeat_shared.names import INBOX, QUEUE
+from fleetbeat_shared.redis_keys import INBOX, QUEUE
 from fleetbeat_shared.settings import Settings
-from fleetbeat_worker.database import open_engine
-from fleetbeat_worker.fleet import Selection, read_fleet
-from fleetbeat_worker.queue_state import count_workers
-from fleetbeat_worker.schema import upgrade
-from fleetbeat_worker.tables import Agent, StoredHeartbeat
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from multiprocessing.queues import SimpleQueue
-    from uuid import UUID
-
-    from sqlalchemy import Engine
+from fleetbeat_worker.database.engine import open_engine
+from fleetbeat_worker.database.schema import upgrade
+from fleetbeat_worker.database.tables import Agent, StoredHeartbeat
+from fleetbeat_worker.fleet.agents import Selection, read_fleet
+from fleetbeat_worker.workers.status import count_workers
 
 MEDIAN_MILLISECONDS = 60
 P99_MILLISECONDS = 500

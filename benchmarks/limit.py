@@ -12,19 +12,17 @@ from __future__ import annotations
 
 import sqlite3
 import time
+from collections.abc import Callable, Sequence
 from contextlib import closing
-from typing import TYPE_CHECKING, Any
+from typing import Any
+from uuid import UUID
 
 from support import redis_client
 
 from fleetbeat_shared.messages import Heartbeat, parse_message
-from fleetbeat_worker.column_types import to_milliseconds
+from fleetbeat_worker.database.column_types import to_milliseconds
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-    from uuid import UUID
-
-    Store = Callable[[Sequence[Heartbeat], int], None]
+Store = Callable[[Sequence[Heartbeat], int], None]
 
 LIST = "benchmark:limit"
 BATCH = 1000

@@ -23,12 +23,13 @@ import os
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import mean, median
-from typing import TYPE_CHECKING
+from uuid import UUID
 
 import click
 import psutil
@@ -48,12 +49,8 @@ from support import (
 
 from fleetbeat_shared.identifiers import new_message_id
 from fleetbeat_shared.messages import Heartbeat
-from fleetbeat_shared.names import INBOX
+from fleetbeat_shared.redis_keys import INBOX
 from fleetbeat_shared.settings import Settings
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
-    from uuid import UUID
 
 NEEDED_BYTES = 220
 NEEDED_MEGABYTES = 250

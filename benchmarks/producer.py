@@ -27,10 +27,11 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from uuid import uuid4
 
 import click
@@ -48,10 +49,7 @@ from support import (
     verbatim,
 )
 
-from fleetbeat_shared.names import INBOX
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from fleetbeat_shared.redis_keys import INBOX
 
 _FIRST_MODEL = "from pydantic import BaseModel\nclass First(BaseModel): number: int"
 _FIRST_SESSION = "from fleetbeat_producer import AgentSession; AgentSession('first', interval_seconds=30)"

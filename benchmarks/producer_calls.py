@@ -13,12 +13,10 @@ import os
 import random
 import sys
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 import psutil
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 OURS = "session.progress"
 TEXT = "120 of 480 pages"

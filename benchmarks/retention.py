@@ -2,7 +2,7 @@
 
 What is measured, in each run, on a database of its own with `--rows` old heartbeats in it:
 
-  slices     `fleetbeat_worker.prune.prune`, row by row: SQLite's table, and PostgreSQL's default partition
+  slices     `fleetbeat_worker.retention.job.prune`, row by row: SQLite's table, and PostgreSQL's default partition
   partition  the same, with all rows in the partition of one day, which is dropped whole (PostgreSQL)
   DELETE     what one would write by hand: one statement for all
 
@@ -21,29 +21,25 @@ from __future__ import annotations
 import random
 import threading
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from statistics import median
-from typing import TYPE_CHECKING, Self
+from typing import Self
 from uuid import UUID, uuid4
 
 import click
-from sqlalchemy import delete, event, func, select, update
+from sqlalchemy import Engine, Table, delete, event, func, select, update
 from support import databases, end_in_order, in_new_process, print_json, print_machine, print_table, spread, verbatim
 
 from fleetbeat_shared.identifiers import new_message_id
 from fleetbeat_shared.settings import Settings
-from fleetbeat_worker.column_types import to_milliseconds
-from fleetbeat_worker.database import open_engine, reading, writing
-from fleetbeat_worker.partitions import make_partitions
-from fleetbeat_worker.prune import Cutoffs, prune
-from fleetbeat_worker.records import HEARTBEAT_COLUMNS
-from fleetbeat_worker.store import bulk
-from fleetbeat_worker.tables import Pipeline, StoredHeartbeat
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from sqlalchemy import Engine, Table
+from fleetbeat_worker.database import bulk
+from fleetbeat_worker.database.column_types import to_milliseconds
+from fleetbeat_worker.database.engine import open_engine, reading, writing
+from fleetbeat_worker.database.partitions import make_partitions
+from fleetbeat_worker.database.tables import Pipeline, StoredHeartbeat
+from fleetbeat_worker.ingest.session_state import HEARTBEAT_COLUMNS
+from fleetbeat_worker.retention.job import Cutoffs, prune
 
 AGE = timedelta(days=40)
 ROWS_AT_ONCE = 10_000

@@ -32,30 +32,24 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from multiprocessing import get_context
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 from simulate_incidents import find_false_notices
 from simulate_memory import MemoryStore
-from simulate_oracle import Oracle
-from simulate_plan import draw_plan
+from simulate_oracle import Flag, Judgement, Oracle
+from simulate_plan import Plan, draw_plan
 from simulate_play import play
 from simulate_sql import SqlStore
 from simulate_stuck import judge
-from sqlalchemy import event, text
+from sqlalchemy import Engine, event, text
 from support import databases, end_in_order, percentile, print_json, print_machine, print_table, shown, verbatim
 
-from fleetbeat_worker.database import open_engine
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    from simulate_oracle import Flag, Judgement
-    from simulate_plan import Plan
-    from sqlalchemy import Engine
+from fleetbeat_worker.database.engine import open_engine
 
 KINDS = {"none": ("none",), "sqlite": ("sqlite",), "postgresql": ("postgresql",), "both": ("sqlite", "postgresql")}
 SHOWN = 5

@@ -6,18 +6,14 @@ still until the clock has come to them again, or a sweep finds the inbox empty a
 
 from __future__ import annotations
 
+import random
 from bisect import bisect_right
+from collections.abc import Iterable, Sequence
 from itertools import accumulate
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-from simulate_draw import HOUR, MINUTE, SECOND, log_uniform
-
-if TYPE_CHECKING:
-    import random
-    from collections.abc import Iterable, Sequence
-
-    from simulate_draw import Span
-    from simulate_plan import Arrival
+from simulate_draw import HOUR, MINUTE, SECOND, Span, log_uniform
+from simulate_plan import Arrival
 
 _FOREVER = 1 << 62
 

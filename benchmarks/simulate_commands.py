@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from simulate_draw import DAY, HOUR, MINUTE, Span, Troubles, chance, log_uniform, weighted
-
-if TYPE_CHECKING:
-    import random
 
 RECURRING = {"30 2 * * *": 3, "0 */6 * * *": 2, "15 8 * * *": 3}
 """Schedules of maintenance, each with how often it is chosen."""

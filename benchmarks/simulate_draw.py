@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
+import random
 from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Mapping
 from math import exp, log
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
-
-if TYPE_CHECKING:
-    import random
-    from collections.abc import Iterable, Iterator, Mapping
+from typing import NamedTuple, TypeVar
 
 T = TypeVar("T")
 

@@ -7,14 +7,12 @@ between a sweep's look and its decision may count or not, so that of some agents
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from simulate_oracle import Change, Life, Oracle, Said
-    from simulate_plan import Look, Plan
+from simulate_oracle import Change, Life, Oracle, Said
+from simulate_plan import Look, Plan
 
 AT_LEAST = 5
 GIVEN_UP = 86_400_000

@@ -3,42 +3,34 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from heapq import heapify, heappop, heappush
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
+from uuid import UUID
 
+from simulate_commands import MaintenanceRule
 from simulate_draw import DAY
 from simulate_oracle import MISSED
+from simulate_plan import Arrival, Plan
 from simulate_play import WATCHED, Names, freed, overtaken_for, stuck_from, window_rule
 
-from fleetbeat_shared.liveness import State
-from fleetbeat_shared.maintenance import WindowRule, running, windows_of
-from fleetbeat_shared.messages import Reason
-from fleetbeat_shared.silences import subtract
-from fleetbeat_shared.stuck import stuck_limit
-from fleetbeat_worker.batch import Batch
-from fleetbeat_worker.column_types import from_milliseconds, to_milliseconds
-from fleetbeat_worker.deadlines import DeadlineRule, Unwatched, deadline_of
-from fleetbeat_worker.inbox import Entry
-from fleetbeat_worker.looks import longest_gap_seconds
-from fleetbeat_worker.records import Facts, LifecycleEvent
-from fleetbeat_worker.stuck import is_stuck
-from fleetbeat_worker.sweep import outage_between
-from fleetbeat_worker.tables import LIFECYCLE
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from uuid import UUID
-
-    from simulate_commands import MaintenanceRule
-    from simulate_plan import Arrival, Plan
-
-    from fleetbeat_shared.maintenance import Window
-    from fleetbeat_shared.messages import Deregister, Heartbeat, Register
-    from fleetbeat_worker.inbox import Horizon
-    from fleetbeat_worker.pulse import Pulse
-    from fleetbeat_worker.records import AgentRecord
+from fleetbeat_shared.messages import Deregister, Heartbeat, Reason, Register
+from fleetbeat_worker.broker.inbox import Entry, Horizon
+from fleetbeat_worker.broker.pulse import Pulse
+from fleetbeat_worker.database.column_types import from_milliseconds, to_milliseconds
+from fleetbeat_worker.database.tables import LIFECYCLE
+from fleetbeat_worker.ingest.batch import Batch
+from fleetbeat_worker.ingest.session_state import AgentRecord, Facts, LifecycleEvent
+from fleetbeat_worker.rules.deadlines import DeadlineRule, Unwatched, deadline_of
+from fleetbeat_worker.rules.liveness import State
+from fleetbeat_worker.rules.maintenance_windows import Window, WindowRule, running, windows_of
+from fleetbeat_worker.rules.replay import subtract
+from fleetbeat_worker.rules.stuck import stuck_limit
+from fleetbeat_worker.rules.sweep_gaps import longest_gap_seconds
+from fleetbeat_worker.sweep.job import outage_between
+from fleetbeat_worker.sweep.stuck import is_stuck
 
 
 class MemoryStore:

@@ -16,20 +16,18 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from heapq import heappop, heappush
 from itertools import accumulate
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
+from uuid import UUID
 from zoneinfo import ZoneInfo
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from uuid import UUID
-
-    from simulate_commands import Pause
-    from simulate_plan import Arrival, Plan, SimulatedAgent
+from simulate_commands import Pause
+from simulate_plan import Arrival, Plan, SimulatedAgent
 
 MISSED = 2
 FOREVER = 1 << 62

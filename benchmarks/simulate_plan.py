@@ -8,14 +8,15 @@ sleeps, or that Redis's clock is set forward, is one and the same here: a span i
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from uuid import UUID
 
 from simulate_clock import Clock, draw_steps, number_entries
-from simulate_commands import draw_maintenance, draw_pauses
+from simulate_commands import MaintenanceRule, Pause, draw_maintenance, draw_pauses
 from simulate_draw import (
     DAY,
     HOUR,
@@ -34,14 +35,9 @@ from simulate_oracle import MISSED, slots_of
 from simulate_pulse import draw_stops
 from simulate_talk import FLEET_LIMITS, OWN_LIMITS, Talk
 
-from fleetbeat_shared.liveness import default_grace_seconds
 from fleetbeat_shared.messages import Deregister, Heartbeat, Register
-from fleetbeat_worker.column_types import from_milliseconds, to_milliseconds
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from simulate_commands import MaintenanceRule, Pause
+from fleetbeat_worker.database.column_types import from_milliseconds, to_milliseconds
+from fleetbeat_worker.rules.liveness import default_grace_seconds
 
 LEASE = 30 * SECOND
 LARGEST_BATCH = 200

@@ -4,28 +4,22 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import deque
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
 
-from simulate_commands import Deed, commands
+from simulate_commands import Command, Deed, MaintenanceRule, commands
 from simulate_oracle import Change, Said
+from simulate_plan import Arrival, Plan
 from simulate_pulse import Pulses
 
-from fleetbeat_shared.liveness import State
-from fleetbeat_shared.maintenance import WindowRule
-from fleetbeat_worker.column_types import from_milliseconds
-from fleetbeat_worker.inbox import Entry, Horizon, known_by
-from fleetbeat_worker.tables import EventType
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from simulate_commands import Command, MaintenanceRule
-    from simulate_plan import Arrival, Plan
-
-    from fleetbeat_worker.batch import Batch
-    from fleetbeat_worker.pulse import Pulse
-    from fleetbeat_worker.records import AgentRecord
-
+from fleetbeat_worker.broker.inbox import Entry, Horizon, known_by
+from fleetbeat_worker.broker.pulse import Pulse
+from fleetbeat_worker.database.column_types import from_milliseconds
+from fleetbeat_worker.database.tables import EventType
+from fleetbeat_worker.ingest.batch import Batch
+from fleetbeat_worker.ingest.session_state import AgentRecord
+from fleetbeat_worker.rules.liveness import State
+from fleetbeat_worker.rules.maintenance_windows import WindowRule
 
 WATCHED = (State.PENDING, State.OK)
 

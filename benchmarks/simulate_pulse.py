@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
+import random
 from bisect import bisect_right
-from typing import TYPE_CHECKING
 
-from simulate_draw import HOUR, SECOND, Span, pick
+from simulate_clock import Clock
+from simulate_draw import HOUR, SECOND, Span, Spans, pick
 
-from fleetbeat_worker.pulse import GAP_MILLISECONDS, PULSE_SECONDS, Pulse
-
-if TYPE_CHECKING:
-    import random
-
-    from simulate_clock import Clock
-    from simulate_draw import Spans
+from fleetbeat_worker.broker.pulse import GAP_MILLISECONDS, PULSE_SECONDS, Pulse
 
 _PERIOD = round(PULSE_SECONDS * SECOND)
 _KEPT = 24 * HOUR

@@ -2,41 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from datetime import datetime
 
+from redis import Redis
+from simulate_commands import MaintenanceRule
 from simulate_incidents import Told
 from simulate_oracle import FOREVER
+from simulate_plan import Arrival, Plan
 from simulate_play import WATCHED, Names, freed, overtaken_for, stuck_from, window_rule
-from sqlalchemy import exists, func, select, update
+from sqlalchemy import Connection, Engine, exists, func, select, update
 
-from fleetbeat_shared.incidents import GIVEN_UP
-from fleetbeat_shared.liveness import State
-from fleetbeat_shared.maintenance import next_start, windows_of
 from fleetbeat_shared.settings import Settings
-from fleetbeat_shared.stuck import stuck_limit
-from fleetbeat_worker.account import Account
-from fleetbeat_worker.column_types import from_milliseconds, to_milliseconds
-from fleetbeat_worker.database import reading, writing
-from fleetbeat_worker.inbox import Entry
-from fleetbeat_worker.looks import last_look, longest_gap_seconds
-from fleetbeat_worker.store import maintenance
-from fleetbeat_worker.store.pauses import pause, resume
-from fleetbeat_worker.sweep import decide, outage_between
-from fleetbeat_worker.tables import Agent, EventType, Liveness, Notification, Pipeline
-from fleetbeat_worker.transactions import put_right, store_entries
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-    from datetime import datetime
-
-    from redis import Redis
-    from simulate_commands import MaintenanceRule
-    from simulate_plan import Arrival, Plan
-    from sqlalchemy import Connection, Engine
-
-    from fleetbeat_worker.inbox import Horizon
-    from fleetbeat_worker.pulse import Pulse
+from fleetbeat_worker.broker.accounting import Account
+from fleetbeat_worker.broker.inbox import Entry, Horizon
+from fleetbeat_worker.broker.pulse import Pulse
+from fleetbeat_worker.database.column_types import from_milliseconds, to_milliseconds
+from fleetbeat_worker.database.engine import reading, writing
+from fleetbeat_worker.database.tables import Agent, EventType, Liveness, Notification, Pipeline
+from fleetbeat_worker.downtime import maintenance_rows as maintenance
+from fleetbeat_worker.downtime.pauses import pause, resume
+from fleetbeat_worker.ingest.transaction import put_right, store_entries
+from fleetbeat_worker.rules.incidents import GIVEN_UP
+from fleetbeat_worker.rules.liveness import State
+from fleetbeat_worker.rules.maintenance_windows import next_start, windows_of
+from fleetbeat_worker.rules.stuck import stuck_limit
+from fleetbeat_worker.rules.sweep_gaps import last_look, longest_gap_seconds
+from fleetbeat_worker.sweep.job import decide, outage_between
 
 _NO_REDIS: Redis = None  # type: ignore[assignment] # only answers are sent to it, and nobody waits for any
 

@@ -13,16 +13,12 @@ What is stored in another order than it was said may count from the newest that 
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right, insort
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-from simulate_oracle import FOREVER, Flag, shown, spans_of
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-    from simulate_oracle import Change, Judgement, Life, Oracle, Said
-    from simulate_plan import Arrival, Plan, SimulatedAgent
+from simulate_oracle import FOREVER, Change, Flag, Judgement, Life, Oracle, Said, shown, spans_of
+from simulate_plan import Arrival, Plan, SimulatedAgent
 
 
 class _Restart(NamedTuple):

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import random
 
 from simulate_draw import chance, log_uniform
-
-if TYPE_CHECKING:
-    import random
 
 FLEET_LIMITS = (None, 3, 6)
 """After how many intervals a fleet's agents are stuck."""

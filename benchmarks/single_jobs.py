@@ -8,20 +8,18 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from sqlalchemy import Engine
 
 from fleetbeat_shared.settings import Settings
-from fleetbeat_worker.column_types import to_milliseconds
-from fleetbeat_worker.database import open_engine
-from fleetbeat_worker.inbox import Entry
-from fleetbeat_worker.transactions import store_entries
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from sqlalchemy import Engine
+from fleetbeat_worker.broker.inbox import Entry
+from fleetbeat_worker.database.column_types import to_milliseconds
+from fleetbeat_worker.database.engine import open_engine
+from fleetbeat_worker.ingest.transaction import store_entries
 
 
 @cache

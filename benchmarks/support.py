@@ -17,30 +17,27 @@ import sys
 import tempfile
 import threading
 import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime
 from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 from uuid import UUID, uuid4
 
 import click
+from redis import Redis
 from sqlalchemy import create_engine, text
 
 from fleetbeat_shared.connection import connect
 from fleetbeat_shared.identifiers import new_message_id
 from fleetbeat_shared.messages import Heartbeat, Register
-from fleetbeat_shared.names import FIELD, INBOX
-from fleetbeat_worker.database import open_engine
-from fleetbeat_worker.embedded import EmbeddedValkey, find_free_port
-from fleetbeat_worker.schema import upgrade
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-    from multiprocessing.connection import Connection
-
-    from redis import Redis
+from fleetbeat_shared.redis_keys import FIELD, INBOX
+from fleetbeat_worker.broker.embedded_valkey import EmbeddedValkey, find_free_port
+from fleetbeat_worker.database.engine import open_engine
+from fleetbeat_worker.database.schema import upgrade
 
 T = TypeVar("T")
 

@@ -1,8 +1,8 @@
 """What a sweep costs, by the size of the fleet and by how the silent agents are found.
 
 What is measured: a database with so many live agents of 300 s, whose deadlines lie spread over the next 600 s. A sweep
-is the transaction that decides, as `fleetbeat_worker.sweep` runs it, without the look at Redis. Beside what is shipped
-stand the ways to find who is due, each with the least that a sweep must do around it:
+is the transaction that decides, as `fleetbeat_worker.sweep.job` runs it, without the look at Redis. Beside what is
+shipped stand the ways to find who is due, each with the least that a sweep must do around it:
 
   shipped      all of the real decision; every live agent's deadline is looked at
   deadline     an index on the deadline: each heartbeat must move its entry
@@ -27,14 +27,16 @@ import random
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import Any
+from uuid import UUID
 
 import click
-from sqlalchemy import text
+from sqlalchemy import Connection, Engine, text
 from support import (
     databases,
     end_in_order,
@@ -50,21 +52,15 @@ from support import (
 
 from fleetbeat_shared.identifiers import new_message_id
 from fleetbeat_shared.settings import Settings
-from fleetbeat_worker.account import Account
-from fleetbeat_worker.column_types import from_milliseconds, to_milliseconds
-from fleetbeat_worker.database import open_engine, reading, writing
-from fleetbeat_worker.inbox import Entry, Horizon
+from fleetbeat_worker.broker.accounting import Account
+from fleetbeat_worker.broker.inbox import Entry, Horizon
+from fleetbeat_worker.database.column_types import from_milliseconds, to_milliseconds
+from fleetbeat_worker.database.engine import open_engine, reading, writing
+from fleetbeat_worker.database.tables import Liveness
+from fleetbeat_worker.ingest.transaction import store_entries
 from fleetbeat_worker.store.pipeline import StoredPipeline, stored_pipeline, write_pipeline
-from fleetbeat_worker.store.verdicts import find_due, flag
-from fleetbeat_worker.sweep import decide
-from fleetbeat_worker.tables import Liveness
-from fleetbeat_worker.transactions import store_entries
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
-    from uuid import UUID
-
-    from sqlalchemy import Connection, Engine
+from fleetbeat_worker.sweep.job import decide
+from fleetbeat_worker.sweep.queries import find_due, flag
 
 NOTHING_MILLISECONDS, SOME_MILLISECONDS, LOSS_PERCENT = 150, 1500, 10
 """What is needed of `shipped` at a million agents."""

@@ -14,14 +14,14 @@ import click
 from fleetbeat_producer.cli import main as fleetbeat_agent
 from fleetbeat_shared.settings import PREFIX, Settings
 from fleetbeat_worker.cli import main as fleetbeat
-from fleetbeat_worker.metrics import COUNTED, GAUGES, Counter, Histogram
+from fleetbeat_worker.telemetry.metrics import COUNTED, GAUGES, Counter, Histogram
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from pydantic.fields import FieldInfo
 
-    from fleetbeat_worker.metrics import Gauge
+    from fleetbeat_worker.telemetry.metrics import Gauge
 
 DOCS = Path(__file__).parent
 SCRIPTS = {"fleetbeat": fleetbeat, "fleetbeat-agent": fleetbeat_agent}

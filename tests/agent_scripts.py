@@ -5,15 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
+
+from redis import Redis
 
 from fleetbeat_shared.messages import Heartbeat, parse_message
-from fleetbeat_shared.names import FIELD, INBOX
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from redis import Redis
+from fleetbeat_shared.redis_keys import FIELD, INBOX
 
 BEGIN = """
 import os, sys, time, fleetbeat_producer as fleetbeat

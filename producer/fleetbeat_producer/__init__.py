@@ -13,9 +13,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from fleetbeat_producer.background.process import flush, flush_on_sigterm, stats
+    from fleetbeat_producer.background.sender import Stats
     from fleetbeat_producer.client import HeartbeatResult, Registration, deregister, register, send_heartbeat
-    from fleetbeat_producer.process import flush, flush_on_sigterm, stats
-    from fleetbeat_producer.sender import Stats
     from fleetbeat_producer.session import AgentSession
     from fleetbeat_shared.errors import (
         FleetbeatError,
@@ -51,8 +51,8 @@ __all__ = [
 
 _MODULES = {
     "fleetbeat_producer.client": ("HeartbeatResult", "Registration", "deregister", "register", "send_heartbeat"),
-    "fleetbeat_producer.process": ("flush", "flush_on_sigterm", "stats"),
-    "fleetbeat_producer.sender": ("Stats",),
+    "fleetbeat_producer.background.process": ("flush", "flush_on_sigterm", "stats"),
+    "fleetbeat_producer.background.sender": ("Stats",),
     "fleetbeat_producer.session": ("AgentSession",),
 }
 

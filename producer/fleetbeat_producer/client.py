@@ -10,8 +10,8 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from fleetbeat_producer.outgoing import new_goodbye, new_heartbeat, new_registration, session_to_register
-from fleetbeat_producer.process import say, this_process
+from fleetbeat_producer.background.process import say, this_process
+from fleetbeat_producer.compose import new_goodbye, new_heartbeat, new_registration, session_to_register
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, cast
 
 from pydantic import ValidationError
 
-from fleetbeat_shared import names
-from fleetbeat_shared.durations import format_duration
+from fleetbeat_shared import redis_keys
 from fleetbeat_shared.errors import MessageRejected, NotConfirmed, SessionEnded, UnknownSession
 from fleetbeat_shared.messages import Reason
 from fleetbeat_shared.replies import UNKNOWN_SESSION_SECONDS, Reply
+from fleetbeat_shared.time_text import format_duration
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -28,7 +28,7 @@ def wait_for_reply(redis: Redis, message: Message, *, sent: float, wait_seconds:
     Raises UnknownSession, SessionEnded or MessageRejected as the workers say, NotConfirmed when they say nothing in
     time or nothing that can be read, and redis-py's errors.
     """
-    key = names.reply_key(message.id)
+    key = redis_keys.reply_key(message.id)
     end = sent + wait_seconds
     unknown = False
     while (left := end - time.monotonic()) > 0:

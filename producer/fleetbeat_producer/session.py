@@ -6,8 +6,8 @@ import os
 import time
 from typing import TYPE_CHECKING, Any, Self
 
-from fleetbeat_producer.outgoing import new_goodbye, new_heartbeat, new_registration, said_again, session_to_register
-from fleetbeat_producer.process import say, this_process
+from fleetbeat_producer.background.process import say, this_process
+from fleetbeat_producer.compose import new_goodbye, new_heartbeat, new_registration, said_again, session_to_register
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

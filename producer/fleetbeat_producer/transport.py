@@ -8,9 +8,9 @@ import time
 from functools import cache
 from typing import TYPE_CHECKING
 
-from fleetbeat_producer.outgoing import refused
+from fleetbeat_producer.compose import refused
 from fleetbeat_producer.replies import wait_for_reply
-from fleetbeat_shared import names
+from fleetbeat_shared import redis_keys
 from fleetbeat_shared.connection import connect, place, redis_errors, unavailable
 from fleetbeat_shared.errors import NotConfirmed, RedisUnavailable
 from fleetbeat_shared.settings import Settings
@@ -38,7 +38,7 @@ class Transport:
         be stored nevertheless.
         """
         with redis_errors(self._url):
-            self._redis.xadd(names.INBOX, {names.FIELD: message.to_wire()})
+            self._redis.xadd(redis_keys.INBOX, {redis_keys.FIELD: message.to_wire()})
 
     def send_all(self, wires: list[bytes]) -> list[RedisUnavailable | None]:
         """Add messages, as they travel, to the inbox in one go; return for each None, or why Redis refused it.
@@ -47,7 +47,7 @@ class Transport:
         """
         with redis_errors(self._url), self._redis.pipeline(transaction=False) as pipe:
             for wire in wires:
-                pipe.xadd(names.INBOX, {names.FIELD: wire})
+                pipe.xadd(redis_keys.INBOX, {redis_keys.FIELD: wire})
             answers = pipe.execute(raise_on_error=False)
         return [unavailable(self._url, answer) if isinstance(answer, Exception) else None for answer in answers]
 

@@ -30,9 +30,9 @@ from pydantic_core import from_json
 
 from fleetbeat_shared.errors import InvalidMessage
 from fleetbeat_shared.identifiers import normalise_name
-from fleetbeat_shared.mistakes import whats_wrong, with_names
+from fleetbeat_shared.sanitize import clean
 from fleetbeat_shared.schedules import check_schedule, find_time_zone
-from fleetbeat_shared.text import clean
+from fleetbeat_shared.validation_errors import whats_wrong, with_names
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fleetbeat_shared.errors import SettingsError
-from fleetbeat_shared.mistakes import whats_wrong
+from fleetbeat_shared.validation_errors import whats_wrong
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, MutableMapping

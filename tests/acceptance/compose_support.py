@@ -7,21 +7,18 @@ import re
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 import yaml
+from redis import Redis
 from redis.exceptions import RedisError
 
 from fleetbeat_shared.connection import connect
 from helpers import eventually
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-
-    from redis import Redis
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent

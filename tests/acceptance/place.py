@@ -7,19 +7,17 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import psutil
 
-from fleetbeat_worker.embedded import find_free_port
+from fleetbeat_worker.broker.embedded_valkey import find_free_port
 from helpers import eventually
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
 
 PATIENCE_SECONDS = 40.0
 """How long a step may take on a machine that has much else to do; far more than any step needs."""

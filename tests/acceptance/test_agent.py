@@ -1,17 +1,14 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
 
-from acceptance.place import PATIENCE_SECONDS
-from fleetbeat_worker.embedded import find_free_port
+from acceptance.place import PATIENCE_SECONDS, Place
+from fleetbeat_worker.broker.embedded_valkey import find_free_port
 from helpers import eventually
-
-if TYPE_CHECKING:
-    from acceptance.place import Place
 
 AGENT = "fleetbeat-agent"
 ALWAYS = {"ok", "message_id", "session_id", "agent_name", "timestamp", "progress"}

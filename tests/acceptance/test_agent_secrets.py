@@ -2,18 +2,14 @@ from __future__ import annotations
 
 import os
 import shutil
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
 from acceptance.compose_support import ROOT
-from fleetbeat_worker.embedded import find_free_port
+from acceptance.place import Done, Place
+from fleetbeat_worker.broker.embedded_valkey import find_free_port
 from helpers import fake_crontab
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from acceptance.place import Done, Place
 
 SECRET = "hunter2"  # noqa: S105 - a password that the tests look for
 URLS = {

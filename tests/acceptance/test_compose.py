@@ -5,25 +5,23 @@ import re
 import signal
 import subprocess
 import tempfile
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from redis.exceptions import AuthenticationError, NoPermissionError
 
 from acceptance.compose_support import BIN, PASSWORDS, ROOT, Stack, read, variables
-from fleetbeat_shared import names
+from fleetbeat_shared import redis_keys
 from fleetbeat_shared.connection import connect
-from fleetbeat_shared.durations import parse_duration
 from fleetbeat_shared.identifiers import new_message_id
 from fleetbeat_shared.messages import MAX_MESSAGE_BYTES
 from fleetbeat_shared.settings import DEFAULT_REDIS_PORT, PREFIX, Settings
-from fleetbeat_worker.pool import STOP_SECONDS
+from fleetbeat_shared.time_text import parse_duration
+from fleetbeat_worker.workers.pool import STOP_SECONDS
 from helpers import eventually
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 
 @pytest.fixture(scope="module")
@@ -112,10 +110,10 @@ def test_valkey_runs_as_configured(stack: Stack) -> None:
 
 def test_agents_may_send_and_hear_the_answer(stack: Stack) -> None:
     """What agents log in with may add to the inbox, and take what workers put under the key of an answer."""
-    key = names.reply_key(new_message_id())
+    key = redis_keys.reply_key(new_message_id())
     with closing(connect(stack.agent_url(), timeout_seconds=5)) as client, closing(stack.valkey_client()) as worker:
-        entry = client.xadd(names.INBOX, {names.FIELD: b"of a test"})
-        assert worker.xdel(names.INBOX, entry) == 1
+        entry = client.xadd(redis_keys.INBOX, {redis_keys.FIELD: b"of a test"})
+        assert worker.xdel(redis_keys.INBOX, entry) == 1
         assert client.blpop([key], timeout=0.01) is None
         worker.rpush(key, b"answer")
         assert client.blpop([key], timeout=5) == (key.encode(), b"answer")

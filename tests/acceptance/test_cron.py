@@ -4,19 +4,15 @@ import os
 import pty
 import shutil
 import subprocess
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
+from redis import Redis
 
 from acceptance.compose_support import ROOT
 from acceptance.place import PATIENCE_SECONDS, Place
 from fleetbeat_shared.identifiers import stable_session_id
 from helpers import backlog, eventually, fake_crontab
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from redis import Redis
 
 FILE = "agents.toml"
 

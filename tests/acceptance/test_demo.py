@@ -2,17 +2,13 @@ from __future__ import annotations
 
 import signal
 import time
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import pytest
 
-from acceptance.place import PATIENCE_SECONDS, Place
+from acceptance.place import PATIENCE_SECONDS, Place, Running
 from helpers import eventually
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from acceptance.place import Running
 
 DEMO_SECONDS = 60.0
 """What the demonstration may take at most."""

@@ -5,7 +5,10 @@ import json
 import re
 import shlex
 import tomllib
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import click
 import pytest
@@ -17,12 +20,7 @@ from acceptance.compose_support import ROOT, variables
 from fleetbeat_producer.cli import main as fleetbeat_agent
 from fleetbeat_shared.settings import PREFIX, Settings
 from fleetbeat_worker.cli import main as fleetbeat
-from fleetbeat_worker.metrics import COUNTED, GAUGES, WATERMARK, Histogram
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-    from types import ModuleType
+from fleetbeat_worker.telemetry.metrics import COUNTED, GAUGES, WATERMARK, Histogram
 
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/*.md")])
 SCRIPTS: dict[str, click.Command] = {"fleetbeat": fleetbeat, "fleetbeat-agent": fleetbeat_agent}

@@ -7,21 +7,16 @@ import subprocess
 import sys
 from contextlib import ExitStack, closing, suppress
 from http.client import HTTPConnection
-from typing import TYPE_CHECKING
 from uuid import uuid4
 
 import psutil
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from redis import Redis
 
-from acceptance.place import PATIENCE_SECONDS
-from fleetbeat_worker.exporter import SCRAPES_AT_ONCE
+from acceptance.place import PATIENCE_SECONDS, Place, Running
+from fleetbeat_worker.telemetry.exporter import SCRAPES_AT_ONCE
 from helpers import eventually, heartbeat, register, send
-
-if TYPE_CHECKING:
-    from redis import Redis
-
-    from acceptance.place import Place, Running
 
 
 def ask(port: int, path: str = "/metrics", method: str = "GET") -> tuple[int, str]:
@@ -107,7 +102,7 @@ def test_workers_without_a_port_pay_for_nothing() -> None:
     """What serves metrics is imported only where they are served."""
     code = (
         "import sys, fleetbeat_worker.cli.worker, fleetbeat_worker.cli.up\n"
-        "print(*sorted({'prometheus_client', 'fleetbeat_worker.exporter', 'http.server'} & set(sys.modules)))"
+        "print(*sorted({'prometheus_client', 'fleetbeat_worker.telemetry.exporter', 'http.server'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""

@@ -1,17 +1,13 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
 
-from acceptance.place import PATIENCE_SECONDS
-from fleetbeat_worker.database import open_engine, writing
-from fleetbeat_worker.store.notifications import Notice, put
-from fleetbeat_worker.tables import NoticeKind
+from acceptance.place import PATIENCE_SECONDS, Place
+from fleetbeat_worker.database.engine import open_engine, writing
+from fleetbeat_worker.database.tables import NoticeKind
+from fleetbeat_worker.notifications.outbox import Notice, put
 from helpers import eventually
 from receivers import http_receiver
-
-if TYPE_CHECKING:
-    from acceptance.place import Place
 
 
 def lay_down(place: Place, key: str) -> None:

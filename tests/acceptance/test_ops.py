@@ -4,18 +4,14 @@ import json
 import sqlite3
 from contextlib import closing
 from datetime import timedelta
-from typing import TYPE_CHECKING
 from uuid import uuid4
 
 from redis import Redis
 
-from acceptance.place import PATIENCE_SECONDS
-from fleetbeat_shared.names import FIELD, INBOX
-from fleetbeat_worker.embedded import find_free_port
+from acceptance.place import PATIENCE_SECONDS, Place
+from fleetbeat_shared.redis_keys import FIELD, INBOX
+from fleetbeat_worker.broker.embedded_valkey import find_free_port
 from helpers import eventually, heartbeat, redis_time, register, send
-
-if TYPE_CHECKING:
-    from acceptance.place import Place
 
 EVIL = "\x1b[31mred\x1b]0;title\x07\x9b2J\u202egnp\r\nline"
 """Colours, a window title, clearing the screen, reversed text, line breaks."""

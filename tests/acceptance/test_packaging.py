@@ -48,7 +48,7 @@ def test_the_wheel_holds_all_that_the_packages_need(files: set[str]) -> None:
         for source in (ROOT / place).rglob("*.py"):
             assert f"{package}/{source.relative_to(ROOT / place).as_posix()}" in files
         assert f"{package}/py.typed" in files
-    assert any(name.startswith("fleetbeat_worker/migrations/versions/0001_") for name in files)
+    assert any(name.startswith("fleetbeat_worker/database/migrations/versions/0001_") for name in files)
     assert not [name for name in files if "__pycache__" in name]
 
 

@@ -1,13 +1,10 @@
 from __future__ import annotations
 
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from acceptance.place import PATIENCE_SECONDS
+from acceptance.place import PATIENCE_SECONDS, Place
 from helpers import eventually
-
-if TYPE_CHECKING:
-    from acceptance.place import Place
 
 ALLOWED = timedelta(seconds=3)
 """Two intervals of a second, and a second's grace."""

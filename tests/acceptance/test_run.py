@@ -10,21 +10,17 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from redis import Redis
 
-from acceptance.place import PATIENCE_SECONDS
-from fleetbeat_shared.names import FIELD, INBOX
+from acceptance.place import PATIENCE_SECONDS, Done, Place, Running
+from fleetbeat_shared.redis_keys import FIELD, INBOX
 from helpers import eventually, free_port
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from acceptance.place import Done, Place, Running
 
 RUN = ("fleetbeat-agent", "run", "--name", "job", "--every", "30s")
 SLACK_SECONDS = 1.0

@@ -1,19 +1,15 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from uuid import uuid4
 
 import psutil
+from redis import Redis
 
-from acceptance.place import PATIENCE_SECONDS
-from fleetbeat_shared.names import GROUP, INBOX
+from acceptance.place import PATIENCE_SECONDS, Place
+from fleetbeat_shared.redis_keys import GROUP, INBOX
 from helpers import eventually, flood, register, send
-
-if TYPE_CHECKING:
-    from redis import Redis
-
-    from acceptance.place import Place
 
 
 def workers(place: Place) -> Any:

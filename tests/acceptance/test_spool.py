@@ -5,24 +5,19 @@ import os
 import socket
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING
+from pathlib import Path
 
-from acceptance.place import Done
+from redis import Redis
+
+from acceptance.place import Done, Place
 from fleetbeat_producer.cli import main as fleetbeat_agent
-from fleetbeat_shared import names
+from fleetbeat_shared import redis_keys
 from fleetbeat_shared.messages import Heartbeat, parse_message
 from helpers import free_port
 from processes import end_of, fork
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
-    from redis import Redis
-
-    from acceptance.place import Place
 
 AGENT = "fleetbeat-agent"
 BEAT = (AGENT, "heartbeat", "--agent", "hint")
@@ -37,7 +32,7 @@ def kept(place: Place) -> list[Path]:
 
 
 def received(redis: Redis) -> list[Heartbeat]:
-    found = [parse_message(entry[names.FIELD.encode()]) for _, entry in redis.xrange(names.INBOX)]
+    found = [parse_message(entry[redis_keys.FIELD.encode()]) for _, entry in redis.xrange(redis_keys.INBOX)]
     assert all(isinstance(message, Heartbeat) for message in found)
     return found  # type: ignore[return-value] # as just looked at
 

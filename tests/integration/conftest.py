@@ -1,19 +1,15 @@
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 import pytest
+from redis import Redis
+from sqlalchemy import Engine
 
-from fleetbeat_worker import database as databases, ingest
-from fleetbeat_worker.sweep import sweep
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from redis import Redis
-    from sqlalchemy import Engine
-
-    from fleetbeat_shared.settings import Settings
+from fleetbeat_shared.settings import Settings
+from fleetbeat_worker.database import engine as databases
+from fleetbeat_worker.ingest import job as ingest
+from fleetbeat_worker.sweep.job import sweep
 
 
 @pytest.fixture(autouse=True)

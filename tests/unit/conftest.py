@@ -1,19 +1,15 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from fakeredis import FakeRedis, FakeServer
+from sqlalchemy import Engine
 
-from fleetbeat_worker import schema
-from fleetbeat_worker.database import open_engine
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
-    from sqlalchemy import Engine
+from fleetbeat_worker.database import schema
+from fleetbeat_worker.database.engine import open_engine
 
 
 @pytest.fixture(autouse=True)
@@ -52,7 +48,8 @@ def redis(redis_server: FakeServer) -> Iterator[FakeRedis]:
 @pytest.fixture
 def producer_redis(redis: FakeRedis, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeRedis]:
     """Let the producer's calls reach the Redis in memory, whatever URL they are given."""
-    from fleetbeat_producer import process, sender, transport
+    from fleetbeat_producer import transport
+    from fleetbeat_producer.background import process, sender
 
     for module in (sender, transport):
         monkeypatch.setattr(module, "connect", lambda _url, **_options: redis)

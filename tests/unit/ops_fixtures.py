@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
+from uuid import UUID
 
-from sqlalchemy import delete, insert
+from sqlalchemy import Engine, delete, insert
 
 from fleetbeat_shared.identifiers import new_message_id
-from fleetbeat_worker.database import writing
-from fleetbeat_worker.tables import Agent, Event, Liveness, Pipeline, RejectedMessage
-
-if TYPE_CHECKING:
-    from uuid import UUID
-
-    from sqlalchemy import Engine
+from fleetbeat_worker.database.engine import writing
+from fleetbeat_worker.database.tables import Agent, Event, Liveness, Pipeline, RejectedMessage
 
 NOON = datetime(2026, 1, 31, 12, 0, tzinfo=UTC)
 

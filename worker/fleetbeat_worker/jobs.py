@@ -8,30 +8,27 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
+from redis import Redis
 from redis.exceptions import RedisError
 from rq import Queue, get_current_job
 from rq.job import Job
+from sqlalchemy import Engine
 
 from fleetbeat_shared.connection import connect
 from fleetbeat_shared.errors import DatabaseUnavailable, FleetbeatError
-from fleetbeat_shared.names import OLD_ROWS, QUEUE
+from fleetbeat_shared.redis_keys import OLD_ROWS, QUEUE
 from fleetbeat_shared.settings import Settings
-from fleetbeat_worker.database import open_engine
-from fleetbeat_worker.ingest import Ingest
-from fleetbeat_worker.log import Complaint
-from fleetbeat_worker.notify import announce, notify as run_notify, redis_now
-from fleetbeat_worker.prune import Cutoffs, prune as run_prune
-from fleetbeat_worker.sweep import sweep as run_sweep
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from redis import Redis
-    from sqlalchemy import Engine
+from fleetbeat_worker.database.engine import open_engine
+from fleetbeat_worker.ingest.job import Ingest
+from fleetbeat_worker.notifications.job import announce, notify as run_notify, redis_now
+from fleetbeat_worker.retention.job import Cutoffs, prune as run_prune
+from fleetbeat_worker.sweep.job import sweep as run_sweep
+from fleetbeat_worker.telemetry.log import Complaint
 
 WORKER_TIMEOUT_SECONDS = 5.0
 """How long a worker's command waits for Redis."""

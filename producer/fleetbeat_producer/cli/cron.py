@@ -12,9 +12,9 @@ import click
 
 from fleetbeat_producer.cli import REFUSED
 from fleetbeat_producer.cli.output import print_json, tell
-from fleetbeat_producer.cron_times import machine_zones
-from fleetbeat_producer.crontab import CrontabError, block_of, difference, read_crontab, with_block, write_crontab
-from fleetbeat_producer.fleet_file import absolute, read_fleet_file
+from fleetbeat_producer.cron.crontab import CrontabError, block_of, difference, read_crontab, with_block, write_crontab
+from fleetbeat_producer.cron.fleet_file import absolute, read_fleet_file
+from fleetbeat_producer.cron.line_times import machine_zones
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from fleetbeat_producer.one_shot import OneShot
+from fleetbeat_producer.one_shot.call import OneShot
 from fleetbeat_shared.errors import FleetbeatError, RedisUnavailable
 from fleetbeat_shared.settings import Settings
 
@@ -96,7 +96,7 @@ class Delivery:
         return OneShot(Settings.from_environment(self._environment).model_copy(update=self._changes))
 
     def _log(self, path: Path, agent: str) -> None:
-        from fleetbeat_producer import call_log  # not everybody wants one
+        from fleetbeat_producer.one_shot import call_log  # not everybody wants one
 
         sent = {} if self._message is None else json.loads(self._message.to_wire())
         try:

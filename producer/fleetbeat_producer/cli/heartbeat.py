@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fleetbeat_producer.cli.composing import compose, stable_session
+from fleetbeat_producer.cli.compose import compose, stable_session
 from fleetbeat_producer.cli.options import delivery_options, metadata_option, session_options, wait_option
 from fleetbeat_producer.cli.output import iso, sent, tell
 from fleetbeat_shared.messages import Deregister, Heartbeat

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import click
 
 from fleetbeat_producer.cli.delivery import Delivery
-from fleetbeat_shared.durations import parse_duration
-from fleetbeat_shared.whole_numbers import WholeNumber
+from fleetbeat_shared.click_types import WholeNumber
+from fleetbeat_shared.time_text import parse_duration
 
 if TYPE_CHECKING:
     from collections.abc import Callable

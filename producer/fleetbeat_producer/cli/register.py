@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from fleetbeat_producer.cli.composing import compose, session_to_register
+from fleetbeat_producer.cli.compose import compose, session_to_register
 from fleetbeat_producer.cli.options import delivery_options, duration, metadata_option, promise_options
 from fleetbeat_producer.cli.output import print_json, sent, tell
 from fleetbeat_shared.messages import Register
@@ -103,7 +103,7 @@ def register(  # noqa: PLR0913 - one for each option
 
 
 def _register_all(context: click.Context, file: Path, delivery: Delivery) -> None:
-    from fleetbeat_producer.fleet_file import read_fleet_file
+    from fleetbeat_producer.cron.fleet_file import read_fleet_file
 
     given = {option for option in context.params if _is_given(context, option)}
     if others := sorted(given - {"file", "redis_url", "timeout", "log_file", "as_json"}):

@@ -19,10 +19,10 @@ from urllib.parse import urlsplit
 import click
 from click.core import ParameterSource
 
-from fleetbeat_producer.cli.composing import compose, session_to_register
+from fleetbeat_producer.background.sender import Sender
+from fleetbeat_producer.cli.compose import compose, session_to_register
 from fleetbeat_producer.cli.options import duration, metadata_option, promise_options
-from fleetbeat_producer.sender import Sender
-from fleetbeat_producer.supervision import STDERR, Command
+from fleetbeat_producer.cli.supervised_command import STDERR, Command
 from fleetbeat_shared.connection import place
 from fleetbeat_shared.messages import Deregister, Heartbeat, Register
 from fleetbeat_shared.settings import Settings

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from fleetbeat_shared.errors import FleetbeatError
-from fleetbeat_shared.text import clean
+from fleetbeat_shared.sanitize import clean
 from fleetbeat_worker.cli.exit_codes import REFUSED, exit_code
 
 COMMANDS = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from fleetbeat_worker.acl import PRODUCER_RULES, WORKER_RULES, user_line
+from fleetbeat_worker.broker.acl import PRODUCER_RULES, WORKER_RULES, user_line
 from fleetbeat_worker.cli.options import example, json_option
 from fleetbeat_worker.cli.output import print_json
 

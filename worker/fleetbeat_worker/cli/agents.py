@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -10,11 +11,10 @@ import click
 from rich.console import Group
 from rich.text import Text
 
-from fleetbeat_shared.durations import format_duration
+from fleetbeat_shared.click_types import WholeNumber
 from fleetbeat_shared.errors import UnknownSession
-from fleetbeat_shared.liveness import State
-from fleetbeat_shared.whole_numbers import WholeNumber
-from fleetbeat_worker.arithmetic import amount
+from fleetbeat_shared.settings import Settings
+from fleetbeat_shared.time_text import format_duration
 from fleetbeat_worker.cli.asked_names import NameType
 from fleetbeat_worker.cli.dashboard import (
     add_name_column,
@@ -32,16 +32,21 @@ from fleetbeat_worker.cli.options import States, common_options, example, json_o
 from fleetbeat_worker.cli.output import ago, console, facts_table, plain_table, print_json, safe, stamp
 from fleetbeat_worker.cli.pauses import pause, resume
 from fleetbeat_worker.cli.record import record_text, uptime_text
-from fleetbeat_worker.fleet import LIVE_STATES, AgentReport, Selection, maintenance_json, read_agent, read_fleet
+from fleetbeat_worker.explain.deadline_sum import amount
+from fleetbeat_worker.fleet.agents import (
+    LIVE_STATES,
+    AgentReport,
+    FleetView,
+    Selection,
+    maintenance_json,
+    read_agent,
+    read_fleet,
+)
+from fleetbeat_worker.fleet.pipeline import PipelineView
+from fleetbeat_worker.rules.liveness import State
 
 if TYPE_CHECKING:
-    from datetime import datetime
-
     from rich.console import RenderableType
-
-    from fleetbeat_shared.settings import Settings
-    from fleetbeat_worker.fleet import FleetView
-    from fleetbeat_worker.pipeline_view import PipelineView
 
 
 @click.group()

@@ -5,22 +5,18 @@ A typo would look like good news otherwise.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sized
+from typing import Any
 
 import click
 from pydantic import TypeAdapter, ValidationError
+from sqlalchemy import Connection
 
 from fleetbeat_shared.errors import UnknownSession
 from fleetbeat_shared.identifiers import normalise_name
 from fleetbeat_shared.messages import AgentName, describe
-from fleetbeat_shared.text import clean
-from fleetbeat_worker.store.agents import name_is_known
-
-if TYPE_CHECKING:
-    from collections.abc import Sized
-
-    from sqlalchemy import Connection
-
+from fleetbeat_shared.sanitize import clean
+from fleetbeat_worker.store.sessions import name_is_known
 
 _NAME: TypeAdapter[str] = TypeAdapter(AgentName)
 

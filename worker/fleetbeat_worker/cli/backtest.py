@@ -3,35 +3,32 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Group
 from rich.text import Text
+from sqlalchemy import Engine
 
-from fleetbeat_shared.durations import format_duration
+from fleetbeat_shared.click_types import WholeNumber
+from fleetbeat_shared.errors import UnknownSession
 from fleetbeat_shared.messages import MAX_INTERVAL_SECONDS, MIN_INTERVAL_SECONDS
-from fleetbeat_shared.whole_numbers import WholeNumber
-from fleetbeat_worker.backtest import backtest as run_backtest
-from fleetbeat_worker.backtest_report import Trial
+from fleetbeat_shared.settings import Settings
+from fleetbeat_shared.time_text import format_duration
 from fleetbeat_worker.cli.asked_names import NamesType, is_pattern, unknown_name, warn_of_pattern
-from fleetbeat_worker.cli.moments import DurationType
 from fleetbeat_worker.cli.options import common_options, example, json_option, open_database
 from fleetbeat_worker.cli.output import console, counted, plain_table, print_json, safe, stamp
-from fleetbeat_worker.database import reading
+from fleetbeat_worker.cli.types import DurationType
+from fleetbeat_worker.database.engine import reading
+from fleetbeat_worker.explain.backtest import backtest as run_backtest
+from fleetbeat_worker.explain.backtest_report import BacktestReport, Total, Trial
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from datetime import datetime, timedelta
-
     from rich.console import RenderableType
     from rich.table import Table
-    from sqlalchemy import Engine
-
-    from fleetbeat_shared.errors import UnknownSession
-    from fleetbeat_shared.settings import Settings
-    from fleetbeat_worker.backtest_report import BacktestReport, Total
 
 MOST_AGENTS = 50
 """How many agents the text lists, those with most flags first; `--json` has all."""

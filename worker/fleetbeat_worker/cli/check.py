@@ -3,36 +3,30 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from datetime import datetime
 
 import click
+from redis import Redis
+from sqlalchemy import Engine
 
 from fleetbeat_shared.connection import redis_errors
-from fleetbeat_shared.durations import format_duration
 from fleetbeat_shared.errors import FleetbeatError, RedisUnavailable, SettingsError
-from fleetbeat_shared.liveness import State
-from fleetbeat_shared.text import clean
+from fleetbeat_shared.sanitize import clean
+from fleetbeat_shared.settings import Settings
+from fleetbeat_shared.time_text import format_duration
+from fleetbeat_worker.broker.eviction import eviction_warning
 from fleetbeat_worker.cli.asked_names import NameType
 from fleetbeat_worker.cli.dashboard import incident_sentence, maintenance_sentence
 from fleetbeat_worker.cli.exit_codes import BEHIND, DONE, REFUSED
 from fleetbeat_worker.cli.options import common_options, example, json_option, open_database, open_redis
 from fleetbeat_worker.cli.output import ago, counted, print_json
-from fleetbeat_worker.database import reading
-from fleetbeat_worker.eviction import eviction_warning
-from fleetbeat_worker.fleet import Selection, maintenance_json, read_fleet
-from fleetbeat_worker.routing import parse_targets
-from fleetbeat_worker.store.notifications import read_outbox
-
-if TYPE_CHECKING:
-    from datetime import datetime
-
-    from redis import Redis
-    from sqlalchemy import Engine
-
-    from fleetbeat_shared.maintenance import Window
-    from fleetbeat_shared.settings import Settings
-    from fleetbeat_worker.fleet import AgentView, FleetView
-    from fleetbeat_worker.incident_view import IncidentView
+from fleetbeat_worker.database.engine import reading
+from fleetbeat_worker.fleet.agents import AgentView, FleetView, Selection, maintenance_json, read_fleet
+from fleetbeat_worker.fleet.incident_view import IncidentView
+from fleetbeat_worker.notifications.outbox import read_outbox
+from fleetbeat_worker.notifications.targets import parse_targets
+from fleetbeat_worker.rules.liveness import State
+from fleetbeat_worker.rules.maintenance_windows import Window
 
 NAMED = 10
 """How many degraded agents are named in the one line."""

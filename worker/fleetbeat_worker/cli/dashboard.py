@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 import click
@@ -9,26 +10,22 @@ from rich.cells import cell_len
 from rich.console import Group
 from rich.text import Text
 
-from fleetbeat_shared.durations import format_duration
-from fleetbeat_shared.liveness import MISSED_COUNTED, State
-from fleetbeat_shared.text import clean
+from fleetbeat_shared.sanitize import clean
+from fleetbeat_shared.settings import Settings
+from fleetbeat_shared.time_text import format_duration
 from fleetbeat_worker.cli.asked_names import NameType, unknown_name
 from fleetbeat_worker.cli.options import LIMIT, States, common_options, example, json_option, open_database, open_redis
 from fleetbeat_worker.cli.output import ago, clock, console, counted, plain_table, print_json, safe, stamp
-from fleetbeat_worker.database import reading
-from fleetbeat_worker.fleet import LIVE_STATES, Selection, read_fleet
+from fleetbeat_worker.database.engine import reading
+from fleetbeat_worker.fleet.agents import LIVE_STATES, AgentView, FleetView, Selection, read_fleet
+from fleetbeat_worker.fleet.incident_view import IncidentView
+from fleetbeat_worker.fleet.pipeline import PipelineView
+from fleetbeat_worker.rules.liveness import MISSED_COUNTED, State
+from fleetbeat_worker.rules.maintenance_windows import Window
 
 if TYPE_CHECKING:
-    from datetime import datetime
-
     from rich.console import RenderableType
     from rich.table import Table
-
-    from fleetbeat_shared.maintenance import Window
-    from fleetbeat_shared.settings import Settings
-    from fleetbeat_worker.fleet import AgentView, FleetView
-    from fleetbeat_worker.incident_view import IncidentView
-    from fleetbeat_worker.pipeline_view import PipelineView
 
 TEXT_LIMIT = 100
 """Characters of a text that the table shows; how many more there are is said in their place."""

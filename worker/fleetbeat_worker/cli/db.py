@@ -2,31 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 import click
+from sqlalchemy import Engine
 
-from fleetbeat_shared.durations import parse_duration
 from fleetbeat_shared.errors import FleetbeatError
-from fleetbeat_worker import schema
+from fleetbeat_shared.settings import Settings
+from fleetbeat_shared.time_text import parse_duration
 from fleetbeat_worker.cli.exit_codes import REFUSED
 from fleetbeat_worker.cli.options import asked_to_stop, common_options, example, json_option, open_database
 from fleetbeat_worker.cli.output import console, counted, plain_table, print_json, stamp
-from fleetbeat_worker.database import open_engine, place, reading
-from fleetbeat_worker.prune import Cutoffs, PruneReport, find_old, prune as run_prune
-from fleetbeat_worker.store.sizes import file_size, table_sizes
+from fleetbeat_worker.database import schema
+from fleetbeat_worker.database.engine import open_engine, place, reading
+from fleetbeat_worker.retention.job import Cutoffs, PruneReport, find_old, prune as run_prune
+from fleetbeat_worker.retention.table_sizes import TableSize, file_size, table_sizes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
-
     from rich.table import Table
-    from sqlalchemy import Engine
-
-    from fleetbeat_shared.settings import Settings
-    from fleetbeat_worker.store.sizes import TableSize
 
 LEAST_AGE = timedelta(hours=1)
 """What is younger may still be waited for: by an agent, by a verdict, by a replay."""

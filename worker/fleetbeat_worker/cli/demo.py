@@ -6,9 +6,9 @@ import time
 
 import click
 
+from fleetbeat_worker.cli.demo_fleet import Demo, temporary_pipeline
 from fleetbeat_worker.cli.options import asked_to_stop, example
-from fleetbeat_worker.demo import Demo, temporary_pipeline
-from fleetbeat_worker.log import set_up
+from fleetbeat_worker.telemetry.log import set_up
 
 NEXT_STEPS = """
 What to do next:

@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import click
 from rich.text import Text
+from sqlalchemy import Row
 
-from fleetbeat_shared.durations import format_duration
+from fleetbeat_shared.settings import Settings
+from fleetbeat_shared.time_text import format_duration
 from fleetbeat_worker.cli.asked_names import NameType, unknown_name
 from fleetbeat_worker.cli.options import LIMIT, common_options, example, json_option, open_database
 from fleetbeat_worker.cli.output import clock, console, plain_table, print_json, safe
-from fleetbeat_worker.database import reading
+from fleetbeat_worker.database.engine import reading
+from fleetbeat_worker.database.tables import EventType
 from fleetbeat_worker.store.events import latest_events
-from fleetbeat_worker.tables import EventType
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from rich.table import Table
-    from sqlalchemy import Row
-
-    from fleetbeat_shared.settings import Settings
 
 _STYLES = {
     EventType.DEGRADED: "bold red",

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from fleetbeat_shared.errors import DatabaseUnavailable, RedisUnavailable, SettingsError
-
-if TYPE_CHECKING:
-    from fleetbeat_shared.errors import FleetbeatError
+from fleetbeat_shared.errors import DatabaseUnavailable, FleetbeatError, RedisUnavailable, SettingsError
 
 DONE = 0  # done; for `check`: all is well
 REFUSED = 1  # refused or failed; for `check`: some agent is degraded

@@ -2,35 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
+from uuid import UUID
 
 import click
 from rich.console import Group
 from rich.text import Text
 
-from fleetbeat_shared.durations import format_duration
-from fleetbeat_worker.arithmetic import amount, exact
+from fleetbeat_shared.settings import Settings
+from fleetbeat_shared.time_text import format_duration
 from fleetbeat_worker.cli.asked_names import NameType
 from fleetbeat_worker.cli.dashboard import STYLES, missed_text
-from fleetbeat_worker.cli.moments import MomentType
 from fleetbeat_worker.cli.options import common_options, example, json_option, open_database, open_redis
 from fleetbeat_worker.cli.output import console, counted, facts_table, plain_table, print_json, safe
-from fleetbeat_worker.column_types import from_milliseconds
-from fleetbeat_worker.explain import explain as run_explain
+from fleetbeat_worker.cli.types import MomentType
+from fleetbeat_worker.database.column_types import from_milliseconds
+from fleetbeat_worker.explain.deadline_sum import amount, exact
+from fleetbeat_worker.explain.evidence import Beat
+from fleetbeat_worker.explain.explanation import Explanation
+from fleetbeat_worker.explain.suppressions import Spell
+from fleetbeat_worker.explain.verdict import explain as run_explain
+from fleetbeat_worker.rules.replay import Span
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from uuid import UUID
-
     from rich.console import RenderableType
     from rich.table import Table
-
-    from fleetbeat_shared.settings import Settings
-    from fleetbeat_shared.silences import Span
-    from fleetbeat_worker.case import Beat
-    from fleetbeat_worker.explanation import Explanation
-    from fleetbeat_worker.spells import Spell
 
 CLOCK_SECONDS = 5.0
 """By how much an agent's clock may be off before the table of heartbeats says so."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 from itertools import islice, pairwise
 from typing import TYPE_CHECKING, Any
@@ -10,24 +11,21 @@ import click
 from rich.text import Text
 
 from fleetbeat_shared.connection import redis_errors
-from fleetbeat_shared.durations import format_duration
 from fleetbeat_shared.errors import FleetbeatError
-from fleetbeat_shared.maintenance import Window, WindowRule, find_fault, next_start, running, windows_of
 from fleetbeat_shared.schedules import check_schedule, find_time_zone, slots_after
-from fleetbeat_worker.cli.moments import DurationType, MomentType
+from fleetbeat_shared.settings import Settings
+from fleetbeat_shared.time_text import format_duration
+from fleetbeat_worker.broker.inbox import Inbox
 from fleetbeat_worker.cli.options import ROW_ID, common_options, example, json_option, open_database, open_redis
 from fleetbeat_worker.cli.output import console, plain_table, print_json, safe, stamp
 from fleetbeat_worker.cli.pauses import Reason
-from fleetbeat_worker.database import reading, writing
-from fleetbeat_worker.inbox import Inbox
-from fleetbeat_worker.store.maintenance import add, cut, end as end_for_good, window_rules
+from fleetbeat_worker.cli.types import DurationType, MomentType
+from fleetbeat_worker.database.engine import reading, writing
+from fleetbeat_worker.downtime.maintenance_rows import add, cut, end as end_for_good, window_rules
+from fleetbeat_worker.rules.maintenance_windows import Window, WindowRule, find_fault, next_start, running, windows_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from rich.table import Table
-
-    from fleetbeat_shared.settings import Settings
 
 SLOTS_COMPARED = 100
 """How many of a schedule's times are looked at to tell whether its windows would leave no time between them."""

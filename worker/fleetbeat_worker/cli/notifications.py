@@ -2,31 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import click
 from rich.text import Text
+from sqlalchemy import Row
 
-from fleetbeat_shared.durations import format_duration
 from fleetbeat_shared.errors import FleetbeatError
+from fleetbeat_shared.settings import Settings
+from fleetbeat_shared.time_text import format_duration
 from fleetbeat_worker.cli.asked_names import NameType, unknown_name
 from fleetbeat_worker.cli.exit_codes import REFUSED
 from fleetbeat_worker.cli.options import LIMIT, ROW_ID, common_options, example, json_option, open_database, open_redis
 from fleetbeat_worker.cli.output import clock, console, counted, plain_table, print_json, safe
-from fleetbeat_worker.database import reading, writing
-from fleetbeat_worker.routing import VARIABLE, parse_targets
-from fleetbeat_worker.store import notifications as store
-from fleetbeat_worker.tables import NoticeState
+from fleetbeat_worker.database.engine import reading, writing
+from fleetbeat_worker.database.tables import NoticeState
+from fleetbeat_worker.notifications import outbox as store
+from fleetbeat_worker.notifications.delivery import Outcome
+from fleetbeat_worker.notifications.targets import VARIABLE, parse_targets
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from rich.table import Table
-    from sqlalchemy import Row
-
-    from fleetbeat_shared.settings import Settings
-    from fleetbeat_worker.delivery import Outcome
 
 
 @click.group()
@@ -126,7 +124,7 @@ def retry(*, settings: Settings, ids: tuple[int, ...], take_dead: bool, as_json:
         raise click.UsageError(message)
     with open_redis(settings) as client, open_database(settings) as engine:
         from fleetbeat_shared.connection import redis_errors
-        from fleetbeat_worker.notify import announce, redis_now
+        from fleetbeat_worker.notifications.job import announce, redis_now
 
         with redis_errors(settings.redis_url), writing(engine) as connection:
             chosen = list(dict.fromkeys(ids)) if ids else store.ids_of_dead(connection)
@@ -178,9 +176,9 @@ def _outcome_json(outcome: Outcome) -> dict[str, Any]:
 
 def _try_all(notify_urls: str) -> list[Outcome]:
     """Send a test message to all targets; return what came of it, in their order. Raises SettingsError."""
-    from fleetbeat_worker.delivery import Round, deliver
-    from fleetbeat_worker.notice_text import trial
-    from fleetbeat_worker.sending import Sender
+    from fleetbeat_worker.notifications.apprise_sender import Sender
+    from fleetbeat_worker.notifications.delivery import Round, deliver
+    from fleetbeat_worker.notifications.messages import trial
 
     targets = parse_targets(notify_urls)
     if not targets:

@@ -4,25 +4,21 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import click
+from redis import Redis
+from sqlalchemy import Engine
 
+from fleetbeat_shared.click_types import WholeNumber
 from fleetbeat_shared.errors import FleetbeatError
-from fleetbeat_shared.liveness import State
 from fleetbeat_shared.settings import Settings
-from fleetbeat_shared.whole_numbers import WholeNumber
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from redis import Redis
-    from sqlalchemy import Engine
-
-    from fleetbeat_worker.autoscale import Bounds
+from fleetbeat_worker.rules.liveness import State
+from fleetbeat_worker.workers.autoscale import Bounds
 
 T = TypeVar("T")
 
@@ -113,7 +109,7 @@ def pool_options(command: Callable[..., T]) -> Callable[..., T]:
     )
     @wraps(command)
     def with_pool(*args: Any, workers: int, bounds: Bounds | None, **kwargs: Any) -> T:  # noqa: ANN401 - any command's
-        from fleetbeat_worker.autoscale import Bounds
+        from fleetbeat_worker.workers.autoscale import Bounds
 
         bounds = bounds or Bounds(workers, workers)
         return command(*args, workers=bounds.clamp(workers), bounds=bounds, **kwargs)
@@ -148,7 +144,7 @@ class BoundsType(click.ParamType["Bounds"]):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Bounds:  # noqa: ANN401
         """Return the bounds that a text names."""
-        from fleetbeat_worker.autoscale import MOST_WORKERS, Bounds
+        from fleetbeat_worker.workers.autoscale import MOST_WORKERS, Bounds
 
         if isinstance(value, Bounds):
             return value
@@ -178,8 +174,8 @@ def open_database(settings: Settings) -> Iterator[Engine]:
 
     Raises DatabaseUnavailable, SchemaOutdated, SettingsError; FleetbeatError when there is no data yet.
     """
-    from fleetbeat_worker.database import open_engine
-    from fleetbeat_worker.schema import check
+    from fleetbeat_worker.database.engine import open_engine
+    from fleetbeat_worker.database.schema import check
 
     missing = _missing_file(settings.sql_url)
     if missing is not None:

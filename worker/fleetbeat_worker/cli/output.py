@@ -13,8 +13,8 @@ from uuid import UUID
 
 import click
 
-from fleetbeat_shared.durations import format_duration
-from fleetbeat_shared.text import clean
+from fleetbeat_shared.sanitize import clean
+from fleetbeat_shared.time_text import format_duration
 
 if TYPE_CHECKING:
     from rich.console import Console

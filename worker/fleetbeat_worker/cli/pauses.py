@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta
+from typing import Any
 from uuid import UUID
 
 import click
+from sqlalchemy import Connection
 
 from fleetbeat_shared.connection import redis_errors
 from fleetbeat_shared.errors import FleetbeatError, SessionEnded, UnknownSession
-from fleetbeat_shared.text import clean
+from fleetbeat_shared.sanitize import clean
+from fleetbeat_shared.settings import Settings
+from fleetbeat_worker.broker.inbox import Inbox
 from fleetbeat_worker.cli.asked_names import NameType
-from fleetbeat_worker.cli.moments import DurationType
 from fleetbeat_worker.cli.options import common_options, example, json_option, open_database, open_redis
 from fleetbeat_worker.cli.output import counted, print_json, stamp
-from fleetbeat_worker.database import writing
-from fleetbeat_worker.inbox import Inbox
-from fleetbeat_worker.store import pauses
-from fleetbeat_worker.store.agents import name_is_known, session as find_session
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-    from datetime import datetime, timedelta
-
-    from sqlalchemy import Connection
-
-    from fleetbeat_shared.settings import Settings
-    from fleetbeat_worker.store.pauses import PausedAgent
+from fleetbeat_worker.cli.types import DurationType
+from fleetbeat_worker.database.engine import writing
+from fleetbeat_worker.downtime import pauses
+from fleetbeat_worker.downtime.pauses import PausedAgent
+from fleetbeat_worker.store.sessions import name_is_known, session as find_session
 
 MAX_REASON = 500
 """As long as a progress text may be."""

@@ -9,21 +9,18 @@ from rich.console import Group
 from rich.text import Text
 
 from fleetbeat_shared.connection import redis_errors
-from fleetbeat_shared.durations import format_duration
 from fleetbeat_shared.errors import FleetbeatError, SettingsError
+from fleetbeat_shared.settings import Settings
+from fleetbeat_shared.time_text import format_duration
 from fleetbeat_worker.cli.options import common_options, example, json_option, open_database, open_redis
 from fleetbeat_worker.cli.output import ago, console, counted, plain_table, print_json, safe
-from fleetbeat_worker.database import reading
-from fleetbeat_worker.queue_state import read_queue
-from fleetbeat_worker.store.notifications import read_outbox
+from fleetbeat_worker.database.engine import reading
+from fleetbeat_worker.notifications.outbox import Outbox, read_outbox
+from fleetbeat_worker.workers.status import QueueState, read_queue
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
-
-    from fleetbeat_shared.settings import Settings
-    from fleetbeat_worker.queue_state import QueueState
-    from fleetbeat_worker.store.notifications import Outbox
 
 
 @click.command(epilog=example("fleetbeat queue", "fleetbeat queue --json | jq .backlog"))

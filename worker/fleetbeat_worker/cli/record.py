@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from fleetbeat_shared.durations import format_duration
+from fleetbeat_shared.time_text import format_duration
 from fleetbeat_worker.cli.events import events_table
 from fleetbeat_worker.cli.output import plain_table, stamp
+from fleetbeat_worker.fleet.agents import AgentReport
+from fleetbeat_worker.fleet.uptime import Record, SilenceView
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from rich.console import RenderableType
     from rich.table import Table
-
-    from fleetbeat_worker.fleet import AgentReport
-    from fleetbeat_worker.record import Record, SilenceView
 
 
 def uptime_text(record: Record) -> Text:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import sys
 from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import wraps
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -12,25 +13,28 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 from rich.console import Group
 from rich.text import Text
+from sqlalchemy import Engine, Row
 
-from fleetbeat_shared.durations import parse_duration
 from fleetbeat_shared.errors import FleetbeatError
 from fleetbeat_shared.messages import Reason
+from fleetbeat_shared.settings import Settings
+from fleetbeat_shared.time_text import parse_duration
 from fleetbeat_worker.cli.asked_names import NameType
 from fleetbeat_worker.cli.exit_codes import REFUSED
 from fleetbeat_worker.cli.options import LIMIT, ROW_ID, common_options, example, json_option, open_database, open_redis
 from fleetbeat_worker.cli.output import clock, console, counted, facts_table, plain_table, print_json, safe, stamp
-from fleetbeat_worker.database import reading
-from fleetbeat_worker.rejected import PURGED_AT_ONCE, STORED, apply_again, purge as purge_rejected
-from fleetbeat_worker.store.rejected import Choice, count_rejected, latest_rejected, rejected_ids, rejected_message
+from fleetbeat_worker.database.engine import reading
+from fleetbeat_worker.ingest.rejected import PURGED_AT_ONCE, STORED, apply_again, purge as purge_rejected
+from fleetbeat_worker.ingest.rejected_rows import (
+    Choice,
+    count_rejected,
+    latest_rejected,
+    rejected_ids,
+    rejected_message,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
-
     from rich.console import RenderableType
-    from sqlalchemy import Engine, Row
-
-    from fleetbeat_shared.settings import Settings
 
 LINES_SHOWN = 20
 """Of more messages than these, only counts and a progress bar are shown."""

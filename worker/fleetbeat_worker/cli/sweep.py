@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import click
 
 from fleetbeat_shared.connection import redis_errors
-from fleetbeat_shared.durations import format_duration
-from fleetbeat_shared.text import clean
+from fleetbeat_shared.sanitize import clean
+from fleetbeat_shared.settings import Settings
+from fleetbeat_shared.time_text import format_duration
 from fleetbeat_worker.cli.options import common_options, example, json_option, open_database, open_redis
 from fleetbeat_worker.cli.output import counted, print_json, stamp
-from fleetbeat_worker.sweep import sweep as run_sweep
-
-if TYPE_CHECKING:
-    from fleetbeat_shared.settings import Settings
-    from fleetbeat_worker.sweep import SweepReport
+from fleetbeat_worker.sweep.job import SweepReport, sweep as run_sweep
 
 
 @click.command(epilog=example("fleetbeat sweep --dry-run"))

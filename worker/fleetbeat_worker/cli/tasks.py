@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import click
 from rich.text import Text
+from sqlalchemy import Row
 
-from fleetbeat_shared.durations import format_duration
 from fleetbeat_shared.errors import FleetbeatError
-from fleetbeat_shared.text import clean
+from fleetbeat_shared.sanitize import clean
+from fleetbeat_shared.settings import Settings
+from fleetbeat_shared.time_text import format_duration
 from fleetbeat_worker.cli.asked_names import NameType
 from fleetbeat_worker.cli.options import ROW_ID, common_options, example, json_option, open_database
 from fleetbeat_worker.cli.output import ago, console, plain_table, print_json, safe
-from fleetbeat_worker.database import reading, writing
-from fleetbeat_worker.store.agents import name_is_known
+from fleetbeat_worker.database.engine import reading, writing
+from fleetbeat_worker.database.tables import TaskState
+from fleetbeat_worker.store.sessions import name_is_known
 from fleetbeat_worker.store.tasks import TaskCounts, add_task, count_tasks, tasks_of, update_task
-from fleetbeat_worker.tables import TaskState
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from rich.table import Table
-    from sqlalchemy import Row
-
-    from fleetbeat_shared.settings import Settings
 
 MAX_TITLE = 500
 """As long as a progress text may be."""

@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import os
 import shlex
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
+from fleetbeat_shared.click_types import WholeNumber
 from fleetbeat_shared.settings import DEFAULT_REDIS_PORT, Settings
-from fleetbeat_shared.whole_numbers import WholeNumber
+from fleetbeat_worker.broker.embedded_valkey import DataDirectory, EmbeddedValkey, end_predecessor
 from fleetbeat_worker.cli.options import asked_to_stop, example, pool_options
 from fleetbeat_worker.cli.worker import LOOK_SECONDS, check_notify_urls, open_exporter, prepare_database
-from fleetbeat_worker.embedded import DataDirectory, EmbeddedValkey, end_predecessor
-from fleetbeat_worker.log import set_up
-from fleetbeat_worker.pool import Pool
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from fleetbeat_worker.autoscale import Bounds
+from fleetbeat_worker.telemetry.log import set_up
+from fleetbeat_worker.workers.autoscale import Bounds
+from fleetbeat_worker.workers.pool import Pool
 
 
 @click.command(

@@ -4,29 +4,26 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from contextlib import closing
-from typing import TYPE_CHECKING
 
 import click
 
 from fleetbeat_shared.connection import connect, place, redis_errors
 from fleetbeat_shared.errors import DatabaseUnavailable
-from fleetbeat_worker import jobs, schema
+from fleetbeat_shared.settings import Settings
+from fleetbeat_worker import jobs
+from fleetbeat_worker.broker.inbox import Inbox
 from fleetbeat_worker.cli.options import asked_to_stop, common_options, example, metrics_options, pool_options
-from fleetbeat_worker.database import open_engine
-from fleetbeat_worker.inbox import Inbox
-from fleetbeat_worker.log import Complaint, logger, set_up
-from fleetbeat_worker.notify import notify, redis_now
-from fleetbeat_worker.pool import Pool
-from fleetbeat_worker.queue_state import count_workers
-from fleetbeat_worker.sweep import sweep
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from fleetbeat_shared.settings import Settings
-    from fleetbeat_worker.autoscale import Bounds
-    from fleetbeat_worker.exporter import Exporter
+from fleetbeat_worker.database import schema
+from fleetbeat_worker.database.engine import open_engine
+from fleetbeat_worker.notifications.job import notify, redis_now
+from fleetbeat_worker.sweep.job import sweep
+from fleetbeat_worker.telemetry.exporter import Exporter
+from fleetbeat_worker.telemetry.log import Complaint, logger, set_up
+from fleetbeat_worker.workers.autoscale import Bounds
+from fleetbeat_worker.workers.pool import Pool
+from fleetbeat_worker.workers.status import count_workers
 
 LOOK_SECONDS = 1.0
 BURST_LOOK_SECONDS = 0.1
@@ -67,7 +64,9 @@ def worker(*, settings: Settings, workers: int, bounds: Bounds, burst: bool) -> 
 def check_notify_urls(settings: Settings) -> None:
     """Make sure that notifications can be sent where the settings say. Raises SettingsError."""
     if settings.notify_urls.strip():
-        from fleetbeat_worker.sending import check_targets  # it brings Apprise, for who sends something
+        from fleetbeat_worker.notifications.apprise_sender import (
+            check_targets,  # it brings Apprise, for who sends something
+        )
 
         check_targets(settings.notify_urls)
 
@@ -76,7 +75,9 @@ def open_exporter(settings: Settings) -> Exporter | None:
     """Return the exporter that the settings ask for, if they do. Raises FleetbeatError when it can't have its port."""
     if settings.metrics_port is None:
         return None
-    from fleetbeat_worker.exporter import Exporter  # it brings an HTTP server, which other workers needn't hold
+    from fleetbeat_worker.telemetry.exporter import (
+        Exporter,  # it brings an HTTP server, which other workers needn't hold
+    )
 
     return Exporter(settings, settings.metrics_port)
 

@@ -3,29 +3,27 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
+from redis import Redis
 from rich.console import Group
 from rich.text import Text
 
+from fleetbeat_shared.click_types import WholeNumber
 from fleetbeat_shared.connection import redis_errors
 from fleetbeat_shared.errors import FleetbeatError
-from fleetbeat_shared.whole_numbers import WholeNumber
-from fleetbeat_worker.autoscale import MOST_WORKERS, Bounds
+from fleetbeat_shared.settings import Settings
 from fleetbeat_worker.cli.options import BoundsType, common_options, example, json_option, open_redis
 from fleetbeat_worker.cli.output import ago, console, counted, plain_table, print_json, safe
-from fleetbeat_worker.pools import PoolState, read_pools, spread, want
-from fleetbeat_worker.workforce import Member, Workforce, read_workforce
+from fleetbeat_worker.workers.autoscale import MOST_WORKERS, Bounds
+from fleetbeat_worker.workers.registry import PoolState, read_pools, spread, want
+from fleetbeat_worker.workers.workforce import Member, Workforce, read_workforce
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from redis import Redis
     from rich.console import RenderableType
-
-    from fleetbeat_shared.settings import Settings
 
 HEARD_SECONDS = 15.0
 """How long pools may take to hear what is wanted of them; they listen once a second."""

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Collection, Sequence
+from typing import Any
+from uuid import UUID
 
-from sqlalchemy import select
+from sqlalchemy import Connection, Row, select
 
-from fleetbeat_worker.tables import Event
-
-if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
-    from uuid import UUID
-
-    from sqlalchemy import Connection, Row
+from fleetbeat_worker.database.tables import Event
 
 
 def latest_events(

@@ -7,22 +7,25 @@ of ours for it.
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
+from uuid import UUID
 
-from sqlalchemy import func, select
+from sqlalchemy import Connection, Row, func, select
 
-from fleetbeat_worker.column_types import Identifier, Instant, from_milliseconds, to_milliseconds
-from fleetbeat_worker.partitions import id_at
-from fleetbeat_worker.tables import Agent, Event, EventType, Liveness, OutageRow, StoredHeartbeat, StrayHeartbeat
-
-if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Sequence
-    from uuid import UUID
-
-    from sqlalchemy import Connection, Row
-
-    from fleetbeat_shared.silences import Span
+from fleetbeat_worker.database.column_types import Identifier, Instant, from_milliseconds, to_milliseconds
+from fleetbeat_worker.database.partitions import id_at
+from fleetbeat_worker.database.tables import (
+    Agent,
+    Event,
+    EventType,
+    Liveness,
+    OutageRow,
+    StoredHeartbeat,
+    StrayHeartbeat,
+)
+from fleetbeat_worker.rules.replay import Span
 
 Sign = tuple[bytes, int, int]
 """A heartbeat: the session's 16 bytes, when it was received and when it was seen (milliseconds since 1970)."""

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from datetime import datetime
+from typing import Any
 
-from sqlalchemy import bindparam, case, func, insert, select, text, update
+from sqlalchemy import Connection, Row, bindparam, case, func, insert, select, text, update
 
-from fleetbeat_worker.column_types import Instant
-from fleetbeat_worker.tables import Task, TaskState
-
-if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
-    from datetime import datetime
-
-    from sqlalchemy import Connection, Row
+from fleetbeat_worker.database.column_types import Instant
+from fleetbeat_worker.database.tables import Task, TaskState
 
 _NOT_DONE = tuple(state.value for state in TaskState if state is not TaskState.DONE)
 _NAMES = {"sqlite": "json_each(:names) AS n", "postgresql": "json_array_elements_text(CAST(:names AS json)) AS n"}

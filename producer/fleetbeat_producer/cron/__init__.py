@@ -1,0 +1,1 @@
+"""Cron: fleet files, crontabs and the times of their lines."""

@@ -1,0 +1,167 @@
+"""The notify job where it runs: enqueued by the dispatcher, in a pool of real workers."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from redis import Redis
+from rq import Queue
+from sqlalchemy import Engine, select, update
+
+from fleetbeat_shared.redis_keys import NOTICES_DUE, QUEUE
+from fleetbeat_shared.settings import Settings
+from fleetbeat_worker import jobs
+from fleetbeat_worker.database.column_types import to_milliseconds
+from fleetbeat_worker.database.engine import open_engine, reading, writing
+from fleetbeat_worker.database.tables import Liveness, NoticeKind, Notification
+from fleetbeat_worker.notifications import apprise_sender as sending, job as module
+from fleetbeat_worker.notifications.job import announce, are_due
+from fleetbeat_worker.notifications.outbox import Notice, put
+from fleetbeat_worker.store.pipeline import stored_pipeline
+from fleetbeat_worker.workers.dispatcher import Dispatcher
+from helpers import drain, enrol, eventually, heartbeat, quick_settings, redis_time, register, send
+from processes import children, running_pool
+from receivers import HttpReceiver, http_receiver
+
+
+@pytest.fixture
+def webhook() -> Iterator[HttpReceiver]:
+    """Return a real webhook."""
+    with http_receiver() as receiver:
+        yield receiver
+
+
+def lay_down(settings: Settings, client: Redis, *names: str) -> None:
+    """Write notices as if something had just happened."""
+    now = to_milliseconds(redis_time(client))
+    notices = [Notice(NoticeKind.DEGRADED, f"degraded:{name}:{now}", {}, agent_name=name) for name in names]
+    engine = open_engine(settings.sql_url)
+    with writing(engine) as connection:
+        put(connection, notices, now)
+    engine.dispose()
+
+
+def look(settings: Settings, query: Any) -> list[Any]:
+    engine = open_engine(settings.sql_url)
+    with reading(engine) as connection:
+        found = list(connection.execute(query).all())
+    engine.dispose()
+    return found
+
+
+def states(settings: Settings) -> set[str]:
+    return {row.state for row in look(settings, select(Notification.state))}
+
+
+def last_sweep(settings: Settings) -> datetime:
+    engine = open_engine(settings.sql_url)
+    with reading(engine) as connection:
+        found = stored_pipeline(connection).last_sweep_at
+    engine.dispose()
+    return found or datetime.min.replace(tzinfo=UTC)
+
+
+def test_a_pool_sends_what_is_laid_down(redis_url: str, redis: Redis, database_url: str, webhook: HttpReceiver) -> None:
+    """Whatever is written to the outbox is sent by a pool, once, and failures are tried again by it."""
+    settings = quick_settings(redis_url, database_url, notify_urls=webhook.url())
+    with running_pool(settings):
+        lay_down(settings, redis, "torv", "sindri")
+        eventually(lambda: states(settings) == {"sent"})
+        assert sorted(payload["agent"] for payload in webhook.taken) == ["sindri", "torv"]
+        eventually(lambda: redis.get(NOTICES_DUE) is None)
+
+
+def test_a_recovery_waits_for_no_sweep(redis_url: str, redis: Redis, database_url: str, webhook: HttpReceiver) -> None:
+    """What a heartbeat changes is told at once, however long it is until the next sweep."""
+    settings = quick_settings(redis_url, database_url, notify_urls=webhook.url(), sweep_seconds=600)
+    engine = open_engine(database_url)
+    with running_pool(settings):
+        eventually(lambda: last_sweep(settings).year > 1)
+        registration = register("torv")
+        send(redis, registration)
+        eventually(lambda: look(settings, select(Liveness.state)))
+        with writing(engine) as connection:
+            connection.execute(update(Liveness).values(state="degraded"))
+        send(redis, heartbeat(registration.session_id))
+        eventually(lambda: webhook.taken)
+        assert [payload["kind"] for payload in webhook.taken] == ["recovered"]
+    engine.dispose()
+
+
+def test_a_batch_that_tells_nothing_announces_nothing(redis: Redis, memory: Engine, quick: Settings) -> None:
+    """Only what is written to the outbox makes the dispatcher look there."""
+    (session,) = enrol(redis, memory, quick, "torv")
+    send(redis, heartbeat(session))
+    drain(redis, memory, quick)
+    assert redis.get(NOTICES_DUE) is None
+
+
+def test_a_receiver_that_hangs_stops_no_sweep(
+    redis_url: str, redis: Redis, sqlite_url: str, webhook: HttpReceiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A single worker whose receiver hangs goes on sweeping: a job gives way after the message that it is at."""
+    monkeypatch.setattr(sending, "SEND_SECONDS", 0.5)
+    monkeypatch.setattr(jobs, "NOTIFY_UNDISTURBED_SECONDS", 0.1)
+    settings = quick_settings(redis_url, sqlite_url, notify_urls=webhook.url())
+    webhook.hang()
+    with running_pool(settings):
+        lay_down(settings, redis, *(f"agent-{number}" for number in range(30)))
+        eventually(lambda: webhook.tries)
+        for _ in range(3):
+            before = last_sweep(settings)
+            eventually(lambda before=before: last_sweep(settings) > before)  # type: ignore[misc] # bound at once
+        assert states(settings) == {"waiting"}
+
+
+def test_a_horse_that_is_killed_while_it_sends(
+    redis_url: str, redis: Redis, sqlite_url: str, webhook: HttpReceiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After kill -9 of the job's process while its receiver has the message, the pool sends it again."""
+    monkeypatch.setattr(module, "LEASE", timedelta(seconds=1))
+    settings = quick_settings(redis_url, sqlite_url, notify_urls=webhook.url())
+    webhook.hang()
+    with running_pool(settings) as pool:
+        lay_down(settings, redis, "torv")
+        eventually(lambda: webhook.tries)
+        before = children(pool)
+        for worker in before:
+            for horse in worker.children():
+                horse.kill()
+        webhook.go_on()
+        eventually(lambda: states(settings) == {"sent"})
+    assert len({payload["key"] for payload in webhook.taken}) == 1
+    assert len(webhook.taken) == 2
+
+
+def test_a_job_is_enqueued_when_something_is_due(redis: Redis, memory: Engine, quick: Settings) -> None:
+    """The dispatcher enqueues a notify job when the time that was announced has come, and not a second one."""
+    announce(redis, memory)
+    assert not are_due(redis)
+    with writing(memory) as connection:
+        put(connection, [Notice(NoticeKind.OUTAGE, "later", {})], to_milliseconds(redis_time(redis)) + 3_600_000)
+    announce(redis, memory)
+    assert redis.get(NOTICES_DUE) is not None
+    assert not are_due(redis)
+    with writing(memory) as connection:
+        put(connection, [Notice(NoticeKind.OUTAGE, "now", {})], to_milliseconds(redis_time(redis)))
+    announce(redis, memory)
+    assert are_due(redis)
+    dispatcher = Dispatcher(redis, quick, lambda: True)
+    for _ in range(2):
+        dispatcher._notify_at = 0.0  # noqa: SLF001 - as if time had passed
+        dispatcher._enqueue_notify()  # noqa: SLF001 - the step under test
+    queued = Queue(QUEUE, connection=redis, serializer="json").job_ids
+    assert [job_id.partition("-")[0] for job_id in queued] == ["notify"]
+
+
+def test_redis_away_keeps_no_sweep_from_its_end(memory: Engine, caplog: pytest.LogCaptureFixture) -> None:
+    """That the dispatcher can't be told of notifications is no failure of the sweep."""
+    from fleetbeat_shared.connection import connect
+
+    caplog.set_level(logging.DEBUG, "fleetbeat")
+    announce(connect("redis://127.0.0.1:1/0", timeout_seconds=0.1), memory)
+    assert "can't be told" in caplog.text

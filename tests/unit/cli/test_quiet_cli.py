@@ -1,0 +1,201 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+from fakeredis import FakeRedis
+from ops_fixtures import put_agent, put_sweep, seconds
+from sqlalchemy import Engine, update
+
+from fleetbeat_shared import connection
+from fleetbeat_worker.cli import main
+from fleetbeat_worker.database import schema
+from fleetbeat_worker.database.engine import open_engine, writing
+from fleetbeat_worker.database.tables import Maintenance
+from helpers import agent, events, state
+
+UNSET = "019c0d3e-0000-7000-8000-000000000000"
+
+
+@pytest.fixture
+def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, redis: FakeRedis) -> Iterator[Engine]:
+    """Return the database that the commands use; the Redis that they use is `redis`."""
+    url = f"sqlite:///{tmp_path / 'fleet.db'}"
+    monkeypatch.setenv("FLEETBEAT_DATABASE_URL", url)
+    monkeypatch.setattr(connection, "connect", lambda *_, **__: redis)
+    made = open_engine(url)
+    schema.upgrade(made)
+    put_sweep(made, datetime.now(UTC))
+    yield made
+    made.dispose()
+
+
+def run(*args: str) -> Result:
+    return CliRunner().invoke(main, args)
+
+
+def answer(*args: str) -> Any:
+    result = run(*args, "--json")
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+def test_pause_and_resume(engine: Engine) -> None:
+    """A pause says until when and why, in the answer, the event, the dashboard and `agents show`; a resume ends it."""
+    session = put_agent(engine, "hint", at=datetime.now(UTC))
+    told = answer("agents", "pause", "hint", "--for", "2h", "--reason", "moves\x1b[31m")
+    assert told["paused"] == [{"agent_name": "hint", "session_id": str(session), "state": "paused"}]
+    assert told["reason"] == "moves"
+    row = agent(engine, session)
+    assert (row.state, row.paused_until - row.paused_at, row.pause_reason) == ("paused", timedelta(hours=2), "moves")
+    (event,) = events(engine, "paused")
+    assert (event.detail["reason"], datetime.fromisoformat(event.detail["until"])) == ("moves", row.paused_until)
+    (shown,) = answer("dashboard", "--state", "paused")["agents"]
+    assert (shown["pause_reason"], shown["missed_intervals"], shown["degraded"]) == ("moves", 0, False)
+    assert "1 agent: 1 paused" in run("dashboard").output
+    assert f"{row.paused_until:%H:%M:%S}" in run("dashboard").output
+    assert "moves" in run("agents", "show", "hint").output
+    check = run("check")
+    assert (check.exit_code, "(1 paused), none degraded" in check.output) == (0, True)
+    assert "the time of silence counts from now" in run("agents", "resume", "hint").output
+    row = agent(engine, session)
+    assert (row.state, row.paused_at, row.deadline_at - row.resumed_at) == ("ok", None, seconds(62))
+
+
+def test_a_pause_again_has_the_new_end(engine: Engine) -> None:
+    """Pausing what is paused changes the end and the reason, and not since when."""
+    session = put_agent(engine, "hint", at=datetime.now(UTC))
+    answer("agents", "pause", "hint", "--for", "2h", "--reason", "a")
+    before = agent(engine, session)
+    assert "until somebody resumes it" in run("agents", "pause", "--session", str(session)).output
+    row = agent(engine, session)
+    assert (row.paused_at, row.paused_until, row.pause_reason) == (before.paused_at, None, None)
+    assert len(events(engine, "paused")) == 2
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "told"),
+    [
+        (("pause", "nobody"), 1, "nobody was never registered. See: fleetbeat agents list --all"),
+        (("resume", "nobody"), 1, "nobody was never registered"),
+        (("pause", "gone"), 1, "gone has ended, so there is nothing to pause or resume"),
+        (("resume", "gone"), 1, "gone has ended"),
+        (("resume", "hint"), 1, "hint is not paused"),
+        (("pause", "--session", UNSET), 1, f"session {UNSET} was never registered"),
+        (("pause",), 2, "Give either the agent's NAME or --session."),
+        (("pause", "hint", "--session", UNSET), 2, "Give either"),
+        (("pause", "hint", "--for", "soon"), 2, "'soon' is no duration"),
+        (("pause", "hint", "--for", "0"), 2, "out of range"),
+        (("pause", "hint", "--for", "99999999999999d"), 2, "out of range"),
+        (("pause", "hint", "--reason", ""), 2, "a reason has 1 to 500 characters"),
+    ],
+    ids=str,
+)
+def test_what_cant_be_paused(engine: Engine, args: tuple[str, ...], code: int, told: str) -> None:
+    """An unknown, ended or unpaused agent is told of in a sentence, and nothing changes."""
+    now = datetime.now(UTC)
+    session = put_agent(engine, "hint", at=now)
+    put_agent(engine, "gone", at=now, state="ended", ended_at=now)
+    result = run("agents", *args)
+    assert (result.exit_code, told in " ".join(result.output.split())) == (code, True), result.output
+    assert state(engine, session) == "ok"
+    assert events(engine) == []
+
+
+def test_maintenance_from_now_until_its_end(engine: Engine) -> None:
+    """It runs at once, the dashboard, `check` and `agents` say so, and `end` ends it."""
+    put_agent(engine, "hint", at=datetime.now(UTC))
+    told = answer("maintenance", "start", "--for", "2h", "--reason", "new switch")
+    assert (told["id"], told["state"], told["reason"]) == (1, "running", "new switch")
+    for command in (("dashboard",), ("agents", "list"), ("agents", "show", "hint"), ("check",)):
+        assert "Maintenance since" in run(*command).output
+        assert "(new switch): nobody is flagged" in " ".join(run(*command).output.split())
+        shown = answer(*command).get("maintenance", {"reason": "new switch"})
+        assert shown["reason"] == "new switch"
+    assert "running" in run("maintenance", "list").output
+    assert run("maintenance", "end").output == "Ended maintenance 1.\n"
+    assert answer("dashboard")["maintenance"] is None
+    assert run("maintenance", "list").output.startswith("No maintenance.")
+    (over,) = answer("maintenance", "list", "--all")["maintenance"]
+    assert over["state"] == "over"
+    ended = f"{datetime.fromisoformat(over['ended_at']):%Y-%m-%d %H:%M:%S}"
+    assert f"ended at {ended} UTC" in " ".join(run("maintenance", "list", "--all").output.split())
+    again = run("maintenance", "end")
+    assert (again.exit_code, "No maintenance runs now" in again.output) == (1, True)
+
+
+def test_maintenance_of_later(engine: Engine) -> None:
+    """With --at it is planned, in local time, with a zone, or as a time from now; ended before, it never was."""
+    assert engine is not None
+    at = (datetime.now(UTC) + timedelta(days=2)).replace(microsecond=0)
+    told = answer("maintenance", "start", "--at", at.isoformat(), "--for", "1h")
+    assert (told["state"], told["next_start"]) == ("planned", f"{at:%Y-%m-%dT%H:%M:%S}.000Z")
+    local = at.astimezone().replace(tzinfo=None).isoformat()
+    assert answer("maintenance", "start", "--at", local)["starts_at"] == told["starts_at"]
+    assert answer("maintenance", "start", "--at", "2h", "--for", "1h")["state"] == "planned"
+    assert run("check").output.count("Maintenance") == 0
+    assert run("maintenance", "end", "1").exit_code == 0
+    assert [one["id"] for one in answer("maintenance", "list")["maintenance"]] == [2, 3]
+    missing = run("maintenance", "end", "1")
+    assert (missing.exit_code, "There is no maintenance 1 that isn't over" in missing.output) == (1, True)
+
+
+def test_recurring_maintenance_ends_once_or_for_good(engine: Engine) -> None:
+    """`end` ends the window that runs and says when the next one comes; with its number it comes no more."""
+    assert engine is not None
+    minute = datetime.now(UTC) - timedelta(minutes=5)
+    cron = ("--cron", f"{minute.minute} * * * *", "--for", "30m")
+    told = answer("maintenance", "start", *cron, "--time-zone", "UTC")
+    assert (told["state"], told["schedule"], told["duration_seconds"]) == ("planned", cron[1], 1800)
+    with writing(engine) as connection:  # as if it had been asked for yesterday
+        connection.execute(update(Maintenance).values(starts_at=minute - timedelta(days=1)))
+    (shown,) = answer("maintenance", "list")["maintenance"]
+    assert (shown["state"], shown["running_until"] is not None) == ("running", True)
+    assert "30m each time at" in run("maintenance", "list").output
+    ended = run("maintenance", "end").output
+    assert ended.startswith("Ended maintenance 1. It comes again at ")
+    (shown,) = answer("maintenance", "list")["maintenance"]
+    assert shown["state"] == "planned"
+    assert run("maintenance", "end", "1").output == "Ended maintenance 1.\n"
+    assert answer("maintenance", "list")["maintenance"] == []
+
+
+def test_maintenance_that_cant_be_worked_out_is_listed(engine: Engine) -> None:
+    """One whose time zone is gone says so, and can be ended."""
+    answer("maintenance", "start", "--cron", "0 3 * * *", "--for", "1h")
+    with writing(engine) as connection:
+        connection.execute(update(Maintenance).values(time_zone="Mars/Olympus"))
+    (shown,) = answer("maintenance", "list")["maintenance"]
+    assert shown["state"] == "unusable"
+    assert "Mars/Olympus" in shown["fault"]
+    assert "End it, and start it anew." in " ".join(run("maintenance", "list").output.split())
+    assert run("dashboard").exit_code == 0
+    assert run("maintenance", "end").exit_code == 1
+    assert run("maintenance", "end", "1").output == "Ended maintenance 1.\n"
+
+
+@pytest.mark.parametrize(
+    ("args", "told"),
+    [
+        (("--cron", "0 3 * * 0"), "--cron needs --for"),
+        (("--cron", "soon", "--for", "1h"), "'soon' is no cron expression"),
+        (("--cron", "0 3 * * 0", "--for", "1h", "--time-zone", "Mars"), "'Mars' is no time zone"),
+        (("--time-zone", "UTC"), "--time-zone goes with --cron"),
+        (("--at", "2020-01-01T00:00Z"), "is over: what was flagged then stays so"),
+        (("--at", "soon"), "'soon' is no time"),
+        (("--cron", "0 * * * *", "--for", "1h"), "nobody would ever be flagged"),
+        (("--for", "0"), "out of range"),
+    ],
+    ids=str,
+)
+def test_maintenance_that_makes_no_sense(engine: Engine, args: tuple[str, ...], told: str) -> None:
+    """What can't be meant is refused with what to write instead, and nothing is stored."""
+    assert engine is not None
+    result = run("maintenance", "start", *args)
+    assert (result.exit_code, told in " ".join(result.output.split())) == (2, True), result.output
+    assert answer("maintenance", "list", "--all")["maintenance"] == []

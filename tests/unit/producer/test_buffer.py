@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+from uuid import uuid4
+
+from hypothesis import given, strategies as st
+
+from fleetbeat_producer.background.auto_heartbeats import Beats
+from fleetbeat_producer.background.buffer import Buffer
+from fleetbeat_producer.compose import compose
+from fleetbeat_shared.messages import Deregister, Heartbeat, Register
+
+SESSION = uuid4()
+
+
+def kinds(buffer: Buffer) -> list[str]:
+    return [waiting.message.kind for waiting in buffer.take(100)]
+
+
+def test_messages_leave_in_the_order_of_the_calls() -> None:
+    """Registrations, heartbeats and goodbyes stay in order, whichever queue holds them."""
+    buffer = Buffer()
+    buffer.put(compose(Register, SESSION, agent_name="hint", interval_seconds=5), 0)
+    buffer.put(compose(Heartbeat, SESSION), 1)
+    buffer.put(compose(Deregister, SESSION), 2)
+    buffer.put(compose(Heartbeat, SESSION), 3)
+    assert kinds(buffer) == ["register", "heartbeat", "deregister", "heartbeat"]
+
+
+def test_heartbeats_are_dropped_first_and_the_oldest_of_them() -> None:
+    """A full buffer gives up old heartbeats, and keeps what makes an agent known."""
+    buffer = Buffer(capacity=3)
+    buffer.put(compose(Register, SESSION, agent_name="hint", interval_seconds=5), 0)
+    for number in range(5):
+        buffer.put(compose(Heartbeat, SESSION, open_tasks=number), number)
+    assert buffer.counts() == (3, 0, 3)
+    first, *beats = [waiting.message for waiting in buffer.take(10)]
+    assert isinstance(first, Register)
+    assert [beat.open_tasks for beat in beats if isinstance(beat, Heartbeat)] == [3, 4]
+
+
+def test_who_flushes_waits_for_no_later_message() -> None:
+    """What is on its way counts as held, and what was put back too; what came later doesn't."""
+    buffer = Buffer()
+    buffer.put(compose(Heartbeat, SESSION), 0)
+    end = buffer.next_number()
+    buffer.put(compose(Heartbeat, SESSION), 1)
+    first = buffer.take(1)
+    assert buffer.holds_before(end)
+    buffer.settle(0, first)
+    assert buffer.holds_before(end)
+    buffer.take(1)
+    buffer.settle(1)
+    assert not buffer.holds_before(end)
+    assert buffer.counts() == (1, 1, 0)
+
+
+@given(st.lists(st.sampled_from(["put", "take", "sent", "back"]), max_size=60))
+def test_every_call_is_queued_sent_or_dropped(acts: list[str]) -> None:
+    """Whatever happens in whatever order, the counts add up to the calls, and no more wait than may."""
+    buffer = Buffer(capacity=5)
+    calls, out = 0, []
+    for act in acts:
+        if act == "put":
+            buffer.put(compose(Heartbeat, SESSION), calls)
+            calls += 1
+        elif act == "take":
+            out.append(buffer.take(2))
+        elif out:
+            taken = out.pop()
+            buffer.settle(len(taken)) if act == "sent" else buffer.settle(0, taken)
+        queued, sent, dropped = buffer.counts()
+        assert queued + sent + dropped == calls
+        assert queued <= 5
+
+
+def test_beats_come_on_their_interval_and_spread_out() -> None:
+    """Sessions that start together beat at different moments, once in an interval, and not when they have ended."""
+    beats = Beats()
+    sessions = [uuid4() for _ in range(200)]
+    for session in sessions:
+        beats.add(session, 10.0, now=0.0)
+    halves = [len(beats.take_due(float(second))) for second in range(1, 21)]
+    assert sum(halves[:10]) == sum(halves[10:]) == 200
+    assert max(halves) < 60
+    for session in sessions[1:]:
+        beats.remove(session)
+    assert [beat.session_id for beat in beats.take_due(30.0)] == [sessions[0]]
+
+
+def test_a_machine_that_slept_beats_once_and_spreads_out_again() -> None:
+    """After an hour without a look each session has one beat to send, not one for each interval, and its own moment."""
+    beats = Beats()
+    for _ in range(200):
+        beats.add(uuid4(), 10.0, now=0.0)
+    assert len(beats.take_due(3600.0)) == 200
+    after = [len(beats.take_due(3600.0 + second)) for second in range(1, 11)]
+    assert sum(after) == 200
+    assert max(after) < 60

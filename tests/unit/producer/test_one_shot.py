@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+import socket
+import threading
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from fakeredis import FakeRedis
+
+from fleetbeat_producer.one_shot import spool
+from fleetbeat_producer.one_shot.call import OneShot
+from fleetbeat_shared.errors import RedisUnavailable
+from fleetbeat_shared.settings import Settings
+from helpers import heartbeat
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return Settings(spool_dir=tmp_path / "spool", redis_timeout_seconds=0.2)
+
+
+def test_a_name_that_is_looked_up_for_ever(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What no socket's timeout bounds, as the resolver, doesn't hold the call up either."""
+    for_ever = threading.Event()
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_arguments: for_ever.wait(600) and [])
+    one_shot = OneShot(settings.model_copy(update={"redis_url": "redis://me:hunter2@redis.example/0"}))
+    with pytest.raises(RedisUnavailable, match=r"redis://redis\.example/0 .*no answer in time"):
+        one_shot.send(heartbeat(uuid4()))
+    for_ever.set()
+
+
+def test_each_batch_has_the_whole_time(
+    settings: Settings, producer_redis: FakeRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A spool that takes longer to send than the timeout gets through, as long as Redis answers each batch in time."""
+    monkeypatch.setattr(spool, "BATCH", 1)
+    one_shot = OneShot(settings)
+    for _ in range(6):
+        one_shot.keep(heartbeat(uuid4()), RedisUnavailable("away"))
+    pipeline = producer_redis.pipeline
+
+    def slow(**options: Any) -> Any:
+        threading.Event().wait(0.05)
+        return pipeline(**options)
+
+    monkeypatch.setattr(producer_redis, "pipeline", slow)
+    one_shot.send(heartbeat(uuid4()))
+    assert producer_redis.xlen("fleetbeat:inbox") == 7
+    assert one_shot.warnings == []
+
+
+def test_no_thread_to_be_had(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that may start no thread fails as if Redis were away."""
+
+    def refuse(_thread: threading.Thread) -> None:
+        message = "can't start new thread"
+        raise RuntimeError(message)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with pytest.raises(RedisUnavailable):
+        OneShot(settings).send(heartbeat(uuid4()))

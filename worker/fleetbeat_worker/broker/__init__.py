@@ -1,0 +1,1 @@
+"""Broker: everything that Fleetbeat keeps in Redis."""

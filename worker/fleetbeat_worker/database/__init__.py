@@ -1,0 +1,1 @@
+"""Database: engine, schema, tables, migrations and bulk SQL."""

@@ -1,0 +1,118 @@
+"""Column types that mean the same on SQLite and on PostgreSQL."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import BigInteger, LargeBinary, Text
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.engine import Dialect
+from sqlalchemy.types import TypeDecorator, TypeEngine
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MILLISECOND = timedelta(milliseconds=1)
+
+
+def to_milliseconds(moment: datetime) -> int:
+    """Return whole milliseconds since 1970 (UTC): what a stream id's first half counts too.
+
+    Raises ValueError for a naive datetime.
+    """
+    if moment.tzinfo is None:
+        message = f"{moment!r} has no time zone"
+        raise ValueError(message)
+    return (moment - EPOCH) // _MILLISECOND
+
+
+def from_milliseconds(milliseconds: int) -> datetime:
+    """Return the moment (aware, UTC) that many milliseconds after the start of 1970."""
+    seconds, rest = divmod(milliseconds, 1000)
+    return EPOCH + timedelta(0, seconds, rest * 1000)  # four times faster than timedelta(milliseconds=…)
+
+
+class Instant(TypeDecorator[datetime]):
+    """An aware datetime, to the millisecond: `timestamptz(3)`, or an integer of milliseconds since 1970 on SQLite."""
+
+    impl = BigInteger
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        """Choose the column's type."""
+        if dialect.name == "postgresql":
+            return dialect.type_descriptor(postgresql.TIMESTAMP(timezone=True, precision=3))
+        return dialect.type_descriptor(BigInteger())
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> object:
+        """Turn a datetime into what the column holds."""
+        if value is None:
+            return None
+        milliseconds = to_milliseconds(value)
+        # PostgreSQL would round to the nearest millisecond; both databases shall hold the same.
+        return from_milliseconds(milliseconds) if dialect.name == "postgresql" else milliseconds
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> datetime | None:  # noqa: ANN401 - the driver's
+        """Turn what the column holds into a datetime in UTC."""
+        if value is None:
+            return None
+        return value.astimezone(UTC) if dialect.name == "postgresql" else from_milliseconds(value)
+
+
+class Identifier(TypeDecorator[UUID]):
+    """A UUID: `uuid`, or 16 bytes on SQLite, which sort as the UUID does and take half the room of its text."""
+
+    impl = LargeBinary
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        """Choose the column's type."""
+        if dialect.name == "postgresql":
+            return dialect.type_descriptor(postgresql.UUID(as_uuid=True))
+        return dialect.type_descriptor(LargeBinary(16))
+
+    def process_bind_param(self, value: UUID | None, dialect: Dialect) -> object:
+        """Turn a UUID into what the column holds."""
+        if value is None or dialect.name == "postgresql":
+            return value
+        return value.bytes
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> UUID | None:  # noqa: ANN401 - the driver's
+        """Turn what the column holds into a UUID."""
+        if value is None or dialect.name == "postgresql":
+            return value  # type: ignore[no-any-return]
+        return UUID(bytes=value)
+
+
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode  # json.dumps makes one for each object
+
+
+def to_json(value: dict[str, Any]) -> str:
+    """Return a JSON object's text as we store it."""
+    return _encode(value)
+
+
+class JsonObject(TypeDecorator[dict[str, Any]]):
+    """A JSON object: `jsonb`, or its text on SQLite."""
+
+    impl = Text
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        """Choose the column's type."""
+        if dialect.name == "postgresql":
+            return dialect.type_descriptor(postgresql.JSONB(none_as_null=True))
+        return dialect.type_descriptor(Text())
+
+    def process_bind_param(self, value: dict[str, Any] | None, dialect: Dialect) -> object:
+        """Turn an object into what the column holds."""
+        if value is None or dialect.name == "postgresql":
+            return value
+        return to_json(value)
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> dict[str, Any] | None:  # noqa: ANN401
+        """Turn what the column holds into an object."""
+        if value is None or dialect.name == "postgresql":
+            return value  # type: ignore[no-any-return]
+        return json.loads(value)  # type: ignore[no-any-return]

@@ -1,0 +1,1 @@
+"""Downtime: pauses, maintenance windows and outages, which are excluded from deadlines."""

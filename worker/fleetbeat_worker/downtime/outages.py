@@ -1,0 +1,71 @@
+"""When nobody watched, or nobody could be heard: recording it, and what it means for deadlines."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, bindparam, insert, select, text
+
+from fleetbeat_worker.database.column_types import Instant, from_milliseconds, to_milliseconds
+from fleetbeat_worker.database.tables import EventType, Liveness, OutageRow
+from fleetbeat_worker.rules.replay import Span, subtract
+from fleetbeat_worker.sweep.queries import WATCHED, lock_all, record
+
+# Built once, here: building it for each batch took longer than reading.
+_READ_OUTAGES = (
+    select(OutageRow.started_at, OutageRow.ended_at)
+    .where(OutageRow.ended_at > bindparam("since", type_=Instant))
+    .order_by(OutageRow.started_at)
+)
+
+
+def read_outages(connection: Connection, since: datetime) -> list[Span]:
+    """Return the outages that ended after a moment, as starts and ends in milliseconds, in their order."""
+    rows = connection.execute(_READ_OUTAGES, {"since": since})
+    return [(to_milliseconds(started_at), to_milliseconds(ended_at)) for started_at, ended_at in rows]
+
+
+def record_outage(connection: Connection, started_at: datetime, ended_at: datetime) -> dict[str, Any]:
+    """Record that nobody watched for a time, and move each deadline by what of it lies after the agent's last sign.
+
+    A deadline that had passed before stays: its agent was silent for the whole of its time while somebody watched, and
+    only what waited in the inbox kept the verdict back.
+
+    Returns the facts of it, with how many deadlines moved.
+    """
+    lock_all(connection, Liveness.state.in_(WATCHED))
+    latest = "MAX" if connection.dialect.name == "sqlite" else "GREATEST"
+    since = f"{latest}(registered_at, COALESCE(last_seen_at, registered_at), COALESCE(resumed_at, registered_at))"
+    # The function's name is all that differs between the databases.
+    statement = text(
+        f"UPDATE liveness SET deadline_at = deadline_at + (:ended - {latest}(:started, {since})) "  # noqa: S608
+        f"WHERE state IN {WATCHED} AND {since} < :ended AND deadline_at > :started"
+    ).bindparams(bindparam("started", type_=Instant), bindparam("ended", type_=Instant))
+    moved = connection.execute(statement, {"started": started_at, "ended": ended_at}).rowcount
+    connection.execute(insert(OutageRow).values(started_at=started_at, ended_at=ended_at))
+    detail = {
+        "started_at": started_at.isoformat(),
+        "ended_at": ended_at.isoformat(),
+        "seconds": round((ended_at - started_at).total_seconds(), 3),
+        "deadlines_moved": moved,
+    }
+    record(connection, EventType.OUTAGE, ended_at, detail)
+    return detail
+
+
+def record_gaps(connection: Connection, gaps: Sequence[Span]) -> None:
+    """Record that nobody could be heard for some seconds, as far as that isn't recorded.
+
+    They move no deadline yet: that is left to the sweep that finds it passed, so that only the silent are written to.
+    """
+    if not gaps:
+        return
+    known = read_outages(connection, from_milliseconds(min(start for start, _ in gaps)))
+    new = [
+        {"started_at": from_milliseconds(start), "ended_at": from_milliseconds(end)}
+        for start, end in subtract(gaps, known)
+    ]
+    if new:
+        connection.execute(insert(OutageRow), new)

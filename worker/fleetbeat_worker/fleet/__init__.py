@@ -1,0 +1,1 @@
+"""Read models of the fleet as it is now, for the dashboard, programs and Prometheus."""

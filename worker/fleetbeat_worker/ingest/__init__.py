@@ -1,0 +1,1 @@
+"""Ingest: moves messages from the Redis streams to SQL."""

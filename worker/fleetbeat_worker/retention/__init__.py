@@ -1,0 +1,1 @@
+"""Retention: deletes rows that are older than their configured age."""

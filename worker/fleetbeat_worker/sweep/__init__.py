@@ -1,0 +1,1 @@
+"""Sweep: finds overdue, stuck and flapping agents, and incidents."""

@@ -1,0 +1,74 @@
+"""What is stored of a time that hasn't come yet, after Redis's clock was ahead for a while and was put right.
+
+An agent that was heard in that time would be fine until the clock is there again, however long it is silent.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, Table, bindparam, case, delete, literal, or_, select, text, update
+
+from fleetbeat_worker.database import bulk
+from fleetbeat_worker.database.column_types import Instant, to_milliseconds
+from fleetbeat_worker.database.tables import Agent, Event, Incident, Liveness, Notification, OutageRow
+from fleetbeat_worker.downtime.outages import read_outages
+from fleetbeat_worker.notifications.outbox import TRIED_FOR
+from fleetbeat_worker.rules.deadlines import deadline_of
+from fleetbeat_worker.rules.liveness import UNJUDGEABLE, Promise, silent_since
+from fleetbeat_worker.sweep.queries import WATCHED, lock_all
+
+_LIVENESS: Table = Liveness.__table__  # type: ignore[assignment] # a mapped class has a Table
+_MOMENTS: tuple[tuple[Any, tuple[str, ...]], ...] = (
+    (_LIVENESS, ("registered_at", "last_seen_at", "resumed_at", "state_changed_at")),
+    (Agent.__table__, ("reported_at", "changed_at", "stuck_at", "flapping_at", "paused_at")),
+    (Event.__table__, ("occurred_at",)),
+    (Incident.__table__, ("started_at", "first_silent_at", "last_silent_at")),
+)
+
+_ALLOWED = {
+    "sqlite": ":now + CAST(1000 * (interval_seconds * COALESCE(missed_limit, :limit) + grace_seconds) AS INTEGER)",
+    "postgresql": ":now + make_interval(secs => interval_seconds * COALESCE(missed_limit, :limit) + grace_seconds)",
+}
+"""The latest deadline that an agent with an interval can have now: nobody was heard after now."""
+
+
+def rewind(connection: Connection, now: datetime, missed_limit: int) -> None:
+    """Let nothing be of later than `now`, and no deadline be later than it can be."""
+    lock_all(connection)
+    connection.execute(delete(OutageRow).where(OutageRow.started_at >= now))
+    connection.execute(update(OutageRow).where(OutageRow.ended_at > now).values(ended_at=now))
+    for table, names in _MOMENTS:
+        columns = [table.c[name] for name in names]
+        values = {column: case((column > now, literal(now, Instant)), else_=column) for column in columns}
+        connection.execute(update(table).where(or_(*(column > now for column in columns))).values(values))
+    # Else they would wait until the clock is there again.
+    told = {"created_at": now, "due_at": now, "expires_at": now + TRIED_FOR}
+    connection.execute(update(Notification).where(Notification.created_at > now).values(told))
+    latest = _ALLOWED[connection.dialect.name]
+    statement = text(
+        f"UPDATE liveness SET deadline_at = {latest} "  # noqa: S608 - our own text
+        f"WHERE state IN {WATCHED} AND interval_seconds IS NOT NULL AND deadline_at > {latest}"
+    ).bindparams(bindparam("now", type_=Instant))
+    connection.execute(statement, {"now": now, "limit": missed_limit})
+    _reckon_schedules(connection, now, missed_limit)
+
+
+def _reckon_schedules(connection: Connection, now: datetime, missed_limit: int) -> None:
+    query = select(_LIVENESS).where(Liveness.state.in_(WATCHED), Liveness.schedule.is_not(None))
+    rows = connection.execute(query.where(Liveness.deadline_at > now)).all()
+    starts = [silent_since(row.registered_at, row.last_seen_at, row.resumed_at) for row in rows]
+    if not rows:
+        return
+    outages = read_outages(connection, min(starts))
+    earlier: list[tuple[Any, int]] = []
+    for row, since in zip(rows, starts, strict=True):
+        promised = Promise(None, row.schedule, row.time_zone, row.grace_seconds, row.missed_limit)
+        try:
+            due = deadline_of(promised, to_milliseconds(since), missed_limit, outages)
+        except UNJUDGEABLE:
+            continue  # the sweep that finds it passed sets the agent aside
+        if due < to_milliseconds(row.deadline_at):
+            earlier.append((row.session_id, due))
+    bulk.update(connection, _LIVENESS, ("session_id", "deadline_at"), earlier)

@@ -1,0 +1,162 @@
+"""Reading and writing what a sweep decides."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from functools import lru_cache
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import ColumnElement, Connection, Select, Table, func, insert, select
+
+from fleetbeat_worker.database import bulk
+from fleetbeat_worker.database.column_types import to_milliseconds
+from fleetbeat_worker.database.tables import Agent, Event, EventType, Liveness
+from fleetbeat_worker.rules.liveness import Promise, State, silent_since
+
+_LIVENESS: Table = Liveness.__table__  # type: ignore[assignment] # a mapped class has a Table
+_EVENTS: Table = Event.__table__  # type: ignore[assignment] # as above
+
+WATCHED = (State.PENDING.value, State.OK.value)
+"""The states whose deadline counts."""
+
+
+_DUE: list[Any] = [
+    Agent.session_id,
+    Agent.agent_name,
+    Agent.project,
+    Agent.flapping_at,
+    Liveness.last_seen_at,
+    Liveness.deadline_at,
+    Liveness.registered_at,
+    Liveness.resumed_at,
+    Liveness.incident_id,
+    *(
+        getattr(Liveness, name)
+        for name in ("interval_seconds", "schedule", "time_zone", "grace_seconds", "missed_limit")
+    ),
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Due:
+    """An agent whose deadline lies before the watermark."""
+
+    session_id: UUID
+    agent_name: str
+    project: str | None
+    flapping_at: datetime | None
+    incident_id: int | None
+    """Of the open incident that it was silent in before."""
+    last_seen_at: datetime | None
+    deadline_at: datetime
+    since: datetime
+    """From when on it is silent."""
+    promise: Promise
+    registered_at: datetime
+    resumed_at: datetime | None
+    cleared_at: datetime | None = None
+    """When the maintenance ended that started its clock anew since then."""
+
+
+# Most agents of a fleet promise the same.
+_promise = lru_cache(maxsize=1024)(Promise)
+
+
+def _due(row: Sequence[Any]) -> Due:
+    session_id, name, project, flapping_at, seen_at, deadline_at, registered_at, resumed_at, *more = row
+    incident_id, *promise = more
+    return Due(
+        session_id=session_id,
+        agent_name=name,
+        project=project,
+        flapping_at=flapping_at,
+        incident_id=incident_id,
+        last_seen_at=seen_at,
+        deadline_at=deadline_at,
+        since=silent_since(registered_at, seen_at, resumed_at),
+        promise=_promise(*promise),
+        registered_at=registered_at,
+        resumed_at=resumed_at,
+    )
+
+
+def record(connection: Connection, kind: EventType, occurred_at: datetime, detail: dict[str, Any]) -> None:
+    """Record an event of the whole fleet."""
+    connection.execute(insert(Event).values(type=kind.value, occurred_at=occurred_at, detail=detail))
+
+
+def lock_all(connection: Connection, *which: ColumnElement[bool]) -> None:
+    """Lock sessions in the order of their keys, as everybody does, and wait for who holds them: never in a circle.
+
+    Of a large fleet nothing is read. SQLite has one writer, and no such locks.
+    """
+    if connection.dialect.name == "postgresql":
+        lock = select(Liveness.session_id).where(*which).order_by(Liveness.session_id).with_for_update()
+        connection.execute(select(func.count()).select_from(lock.cte())).scalar()
+
+
+def find_due(connection: Connection, watermark: datetime, session_id: UUID | None = None) -> list[Due]:
+    """Lock and return the agents whose deadline passed before the watermark; `session_id`: only this one, if it is.
+
+    A row that a batch holds is left out: that batch brings a heartbeat, and the next sweep looks again. So is one that
+    was set aside.
+    """
+    query = _when_due(select(*_DUE), watermark)
+    if session_id is not None:
+        query = query.where(Liveness.session_id == session_id)
+    return [_due(row) for row in connection.execute(query)]
+
+
+def find_due_ids(connection: Connection, watermark: datetime) -> list[UUID]:
+    """Lock the agents that `find_due` returns, and return nothing of them but their sessions."""
+    return list(connection.execute(_when_due(select(Agent.session_id), watermark)).scalars())
+
+
+def _when_due(query: Select[Any], watermark: datetime) -> Select[Any]:
+    query = query.join_from(Agent, Liveness, Liveness.session_id == Agent.session_id).order_by(Liveness.session_id)
+    # The deadline first: it is the cheaper to compare, and of few rows is the state looked at then. The other way round
+    # a scan of a million rows takes half as long again.
+    query = query.where(Liveness.deadline_at < watermark, Liveness.state.in_(WATCHED), Agent.unjudged_at.is_(None))
+    return query.with_for_update(of=Liveness, skip_locked=True)  # SQLite, which has one writer, leaves that away
+
+
+def flag(  # noqa: PLR0913 - what the events say
+    connection: Connection,
+    due: Sequence[Due],
+    watermark: datetime,
+    now: datetime,
+    *,
+    backlog: int,
+    incident_id: int | None = None,
+) -> None:
+    """Mark agents as degraded, each with one event. They are locked, so nobody else can have done it.
+
+    `backlog`: how many messages waited in the inbox, for who asks later how the pipeline was. `incident_id` is the
+    incident that they went silent in; with None each is told by itself.
+    """
+    moment = to_milliseconds(now)
+    values = {"state": State.DEGRADED.value, "state_changed_at": moment, "incident_id": incident_id}
+    bulk.update_all(connection, _LIVENESS, [agent.session_id for agent in due], values)
+    of_all = {"watermark": watermark.isoformat(), "swept_at": now.isoformat(), "backlog": backlog}
+    if incident_id is not None:
+        of_all["incident_id"] = incident_id
+    kind, columns = EventType.DEGRADED.value, ("type", "occurred_at", "session_id", "agent_name", "detail")
+    events = [
+        (
+            kind,
+            moment,
+            agent.session_id,
+            agent.agent_name,
+            {
+                "deadline_at": agent.deadline_at.isoformat(),
+                "last_seen_at": agent.last_seen_at.isoformat() if agent.last_seen_at else None,
+                "since": agent.since.isoformat(),
+                **of_all,
+            },
+        )
+        for agent in due
+    ]
+    bulk.insert(connection, _EVENTS, columns, events)

@@ -1,0 +1,1 @@
+"""Processes of a worker pool: RQ workers, dispatcher, pool controller and autoscaling."""
