@@ -31,7 +31,8 @@ from fleetbeat_shared.redis_keys import FIELD, GROUP, INBOX
 from fleetbeat_shared.settings import Settings
 from fleetbeat_worker.broker.embedded_valkey import EmbeddedValkey, find_free_port
 from fleetbeat_worker.database.engine import open_engine
-from fleetbeat_worker.database.tables import Event, EventType, RejectedMessage, StoredHeartbeat
+from fleetbeat_worker.database.tables import Event, RejectedMessage, StoredHeartbeat
+from fleetbeat_worker.rules.enums import EventType
 
 PRODUCERS = 2
 SESSIONS = 4

@@ -20,7 +20,7 @@ from uuid import UUID
 from support import redis_client
 
 from fleetbeat_shared.messages import Heartbeat, parse_message
-from fleetbeat_worker.database.column_types import to_milliseconds
+from fleetbeat_worker.rules.spans import to_milliseconds
 
 Store = Callable[[Sequence[Heartbeat], int], None]
 

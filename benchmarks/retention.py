@@ -34,12 +34,12 @@ from support import databases, end_in_order, in_new_process, print_json, print_m
 from fleetbeat_shared.identifiers import new_message_id
 from fleetbeat_shared.settings import Settings
 from fleetbeat_worker.database import bulk
-from fleetbeat_worker.database.column_types import to_milliseconds
 from fleetbeat_worker.database.engine import open_engine, reading, writing
 from fleetbeat_worker.database.partitions import make_partitions
 from fleetbeat_worker.database.tables import Pipeline, StoredHeartbeat
 from fleetbeat_worker.ingest.session_state import HEARTBEAT_COLUMNS
 from fleetbeat_worker.retention.job import Cutoffs, prune
+from fleetbeat_worker.rules.spans import to_milliseconds
 
 AGE = timedelta(days=40)
 ROWS_AT_ONCE = 10_000

@@ -19,14 +19,13 @@ from simulate_play import WATCHED, Names, freed, overtaken_for, stuck_from, wind
 from fleetbeat_shared.messages import Deregister, Heartbeat, Reason, Register
 from fleetbeat_worker.broker.inbox import Entry, Horizon
 from fleetbeat_worker.broker.pulse import Pulse
-from fleetbeat_worker.database.column_types import from_milliseconds, to_milliseconds
-from fleetbeat_worker.database.tables import LIFECYCLE
 from fleetbeat_worker.ingest.batch import Batch
 from fleetbeat_worker.ingest.session_state import AgentRecord, Facts, LifecycleEvent
 from fleetbeat_worker.rules.deadlines import DeadlineRule, Unwatched, deadline_of
+from fleetbeat_worker.rules.enums import LIFECYCLE
 from fleetbeat_worker.rules.liveness import State
 from fleetbeat_worker.rules.maintenance_windows import Window, WindowRule, running, windows_of
-from fleetbeat_worker.rules.replay import subtract
+from fleetbeat_worker.rules.spans import from_milliseconds, subtract, to_milliseconds
 from fleetbeat_worker.rules.stuck import stuck_limit
 from fleetbeat_worker.rules.sweep_gaps import longest_gap_seconds
 from fleetbeat_worker.sweep.job import outage_between

@@ -36,8 +36,8 @@ from simulate_pulse import draw_stops
 from simulate_talk import FLEET_LIMITS, OWN_LIMITS, Talk
 
 from fleetbeat_shared.messages import Deregister, Heartbeat, Register
-from fleetbeat_worker.database.column_types import from_milliseconds, to_milliseconds
 from fleetbeat_worker.rules.liveness import default_grace_seconds
+from fleetbeat_worker.rules.spans import from_milliseconds, to_milliseconds
 
 LEASE = 30 * SECOND
 LARGEST_BATCH = 200

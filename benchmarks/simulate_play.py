@@ -14,12 +14,12 @@ from simulate_pulse import Pulses
 
 from fleetbeat_worker.broker.inbox import Entry, Horizon, known_by
 from fleetbeat_worker.broker.pulse import Pulse
-from fleetbeat_worker.database.column_types import from_milliseconds
-from fleetbeat_worker.database.tables import EventType
 from fleetbeat_worker.ingest.batch import Batch
 from fleetbeat_worker.ingest.session_state import AgentRecord
+from fleetbeat_worker.rules.enums import EventType
 from fleetbeat_worker.rules.liveness import State
 from fleetbeat_worker.rules.maintenance_windows import WindowRule
+from fleetbeat_worker.rules.spans import from_milliseconds
 
 WATCHED = (State.PENDING, State.OK)
 

@@ -18,15 +18,16 @@ from fleetbeat_shared.settings import Settings
 from fleetbeat_worker.broker.accounting import Account
 from fleetbeat_worker.broker.inbox import Entry, Horizon
 from fleetbeat_worker.broker.pulse import Pulse
-from fleetbeat_worker.database.column_types import from_milliseconds, to_milliseconds
 from fleetbeat_worker.database.engine import reading, writing
-from fleetbeat_worker.database.tables import Agent, EventType, Liveness, Notification, Pipeline
+from fleetbeat_worker.database.tables import Agent, Liveness, Notification, Pipeline
 from fleetbeat_worker.downtime import maintenance_rows as maintenance
 from fleetbeat_worker.downtime.pauses import pause, resume
 from fleetbeat_worker.ingest.transaction import put_right, store_entries
+from fleetbeat_worker.rules.enums import EventType
 from fleetbeat_worker.rules.incidents import GIVEN_UP
 from fleetbeat_worker.rules.liveness import State
 from fleetbeat_worker.rules.maintenance_windows import next_start, windows_of
+from fleetbeat_worker.rules.spans import from_milliseconds, to_milliseconds
 from fleetbeat_worker.rules.stuck import stuck_limit
 from fleetbeat_worker.rules.sweep_gaps import last_look, longest_gap_seconds
 from fleetbeat_worker.sweep.job import decide, outage_between

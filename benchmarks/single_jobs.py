@@ -17,9 +17,9 @@ from sqlalchemy import Engine
 
 from fleetbeat_shared.settings import Settings
 from fleetbeat_worker.broker.inbox import Entry
-from fleetbeat_worker.database.column_types import to_milliseconds
 from fleetbeat_worker.database.engine import open_engine
 from fleetbeat_worker.ingest.transaction import store_entries
+from fleetbeat_worker.rules.spans import to_milliseconds
 
 
 @cache

@@ -54,10 +54,10 @@ from fleetbeat_shared.identifiers import new_message_id
 from fleetbeat_shared.settings import Settings
 from fleetbeat_worker.broker.accounting import Account
 from fleetbeat_worker.broker.inbox import Entry, Horizon
-from fleetbeat_worker.database.column_types import from_milliseconds, to_milliseconds
 from fleetbeat_worker.database.engine import open_engine, reading, writing
 from fleetbeat_worker.database.tables import Liveness
 from fleetbeat_worker.ingest.transaction import store_entries
+from fleetbeat_worker.rules.spans import from_milliseconds, to_milliseconds
 from fleetbeat_worker.store.pipeline import StoredPipeline, stored_pipeline, write_pipeline
 from fleetbeat_worker.sweep.job import decide
 from fleetbeat_worker.sweep.queries import find_due, flag

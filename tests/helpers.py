@@ -20,7 +20,6 @@ from fleetbeat_shared.messages import Deregister, Heartbeat, Register
 from fleetbeat_shared.redis_keys import FIELD, INBOX
 from fleetbeat_shared.settings import Settings
 from fleetbeat_worker.broker.inbox import Inbox
-from fleetbeat_worker.database.column_types import from_milliseconds, to_milliseconds
 from fleetbeat_worker.database.engine import reading, writing
 from fleetbeat_worker.database.tables import (
     Agent,
@@ -36,6 +35,7 @@ from fleetbeat_worker.database.tables import (
     StoredHeartbeat,
 )
 from fleetbeat_worker.ingest.job import Ingest
+from fleetbeat_worker.rules.spans import from_milliseconds, to_milliseconds
 
 Answer = TypeVar("Answer")
 

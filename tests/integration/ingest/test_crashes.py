@@ -17,9 +17,9 @@ from fleetbeat_shared.settings import Settings
 from fleetbeat_worker.broker.inbox import Inbox, Pending
 from fleetbeat_worker.broker.wire import understand
 from fleetbeat_worker.database import engine as database_module
-from fleetbeat_worker.database.column_types import from_milliseconds
 from fleetbeat_worker.database.engine import open_engine, writing
 from fleetbeat_worker.ingest import job as ingest, transaction as transactions
+from fleetbeat_worker.rules.spans import from_milliseconds
 from helpers import (
     agent,
     backlog,

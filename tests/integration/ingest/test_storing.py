@@ -16,11 +16,12 @@ from fleetbeat_shared.messages import MAX_MESSAGE_BYTES
 from fleetbeat_shared.redis_keys import GROUP, INBOX, reply_key
 from fleetbeat_shared.settings import Settings
 from fleetbeat_worker.broker.inbox import Entry, Inbox
-from fleetbeat_worker.database.column_types import from_milliseconds
 from fleetbeat_worker.database.engine import open_engine, reading, writing
-from fleetbeat_worker.database.tables import RejectedMessage, StoredHeartbeat, Task, TaskState
+from fleetbeat_worker.database.tables import RejectedMessage, StoredHeartbeat, Task
 from fleetbeat_worker.ingest.batch import Batch
 from fleetbeat_worker.ingest.transaction import put_right, store_entries
+from fleetbeat_worker.rules.enums import TaskState
+from fleetbeat_worker.rules.spans import from_milliseconds
 from fleetbeat_worker.sweep.job import sweep
 from helpers import (
     agent,

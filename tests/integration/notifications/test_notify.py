@@ -11,13 +11,14 @@ import pytest
 from sqlalchemy import Engine, select
 
 from fleetbeat_shared.identifiers import new_message_id
-from fleetbeat_worker.database.column_types import to_milliseconds
 from fleetbeat_worker.database.engine import open_engine, reading, writing
-from fleetbeat_worker.database.tables import NoticeKind, Notification
+from fleetbeat_worker.database.tables import Notification
 from fleetbeat_worker.notifications import apprise_sender as sending, job as module
 from fleetbeat_worker.notifications.delivery import Outcome, Round
 from fleetbeat_worker.notifications.job import LEASE, TAKEN_AT_ONCE, notify
 from fleetbeat_worker.notifications.outbox import TRIED_FOR, Notice, ask_again, put, read_outbox
+from fleetbeat_worker.rules.enums import NoticeKind
+from fleetbeat_worker.rules.spans import to_milliseconds
 from processes import die, end_of, fork
 from receivers import HttpReceiver, SmtpReceiver, dribbler, http_receiver, smtp_receiver
 

@@ -15,12 +15,13 @@ from sqlalchemy import Engine, select, update
 from fleetbeat_shared.redis_keys import NOTICES_DUE, QUEUE
 from fleetbeat_shared.settings import Settings
 from fleetbeat_worker import jobs
-from fleetbeat_worker.database.column_types import to_milliseconds
 from fleetbeat_worker.database.engine import open_engine, reading, writing
-from fleetbeat_worker.database.tables import Liveness, NoticeKind, Notification
+from fleetbeat_worker.database.tables import Liveness, Notification
 from fleetbeat_worker.notifications import apprise_sender as sending, job as module
 from fleetbeat_worker.notifications.job import announce, are_due
 from fleetbeat_worker.notifications.outbox import Notice, put
+from fleetbeat_worker.rules.enums import NoticeKind
+from fleetbeat_worker.rules.spans import to_milliseconds
 from fleetbeat_worker.store.pipeline import stored_pipeline
 from fleetbeat_worker.workers.dispatcher import Dispatcher
 from helpers import drain, enrol, eventually, heartbeat, quick_settings, redis_time, register, send

@@ -5,10 +5,10 @@ from __future__ import annotations
 from sqlalchemy import Engine
 
 from fleetbeat_worker.database.engine import writing
-from fleetbeat_worker.database.tables import NoticeKind
 from fleetbeat_worker.downtime.maintenance_rows import add
 from fleetbeat_worker.downtime.pauses import pause, resume
 from fleetbeat_worker.notifications.messages import Facts, compose
+from fleetbeat_worker.rules.enums import NoticeKind
 from fleetbeat_worker.rules.maintenance_windows import WindowRule
 from helpers import events, notices, state
 from simulated import NOON, Simulation, at

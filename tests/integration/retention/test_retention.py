@@ -20,7 +20,6 @@ from fleetbeat_shared.redis_keys import OLD_ROWS, QUEUE
 from fleetbeat_shared.settings import Settings
 from fleetbeat_worker import jobs
 from fleetbeat_worker.database import schema
-from fleetbeat_worker.database.column_types import to_milliseconds
 from fleetbeat_worker.database.engine import open_engine, reading, writing
 from fleetbeat_worker.database.partitions import make_partitions, partition_name
 from fleetbeat_worker.database.tables import (
@@ -28,8 +27,6 @@ from fleetbeat_worker.database.tables import (
     Base,
     Event,
     Liveness,
-    NoticeKind,
-    NoticeState,
     Notification,
     OutageRow,
     Pipeline,
@@ -41,6 +38,8 @@ from fleetbeat_worker.notifications.outbox import Notice, put
 from fleetbeat_worker.retention import job as module, old_partitions as old_days
 from fleetbeat_worker.retention.job import Cutoffs, PruneReport, find_old, prune
 from fleetbeat_worker.retention.table_sizes import file_size, table_sizes
+from fleetbeat_worker.rules.enums import NoticeKind, NoticeState
+from fleetbeat_worker.rules.spans import to_milliseconds
 from helpers import (
     agent,
     count_heartbeats,

@@ -16,7 +16,6 @@ from fleetbeat_shared.settings import Settings
 from fleetbeat_worker.broker.accounting import Account
 from fleetbeat_worker.broker.inbox import Entry, Horizon, Inbox
 from fleetbeat_worker.broker.wire import understand
-from fleetbeat_worker.database.column_types import to_milliseconds
 from fleetbeat_worker.database.engine import open_engine, reading, writing
 from fleetbeat_worker.database.partitions import partition_name
 from fleetbeat_worker.database.tables import OutageRow, Pipeline
@@ -25,6 +24,7 @@ from fleetbeat_worker.fleet.agents import read_fleet
 from fleetbeat_worker.ingest.queries import open_batch, write_batch
 from fleetbeat_worker.ingest.transaction import store_entries
 from fleetbeat_worker.notifications.outbox import take_due
+from fleetbeat_worker.rules.spans import to_milliseconds
 from fleetbeat_worker.sweep.incident_rows import count_told
 from fleetbeat_worker.sweep.job import SweepReport, decide, sweep
 from helpers import (

@@ -7,7 +7,7 @@ from fakeredis import FakeRedis
 
 from fleetbeat_shared.redis_keys import GROUP, INBOX
 from fleetbeat_worker.broker.inbox import Entry, Inbox, Pending
-from fleetbeat_worker.database.column_types import from_milliseconds, to_milliseconds
+from fleetbeat_worker.rules.spans import from_milliseconds, to_milliseconds
 from helpers import redis_time, seconds, send
 
 NOON = datetime(2026, 1, 31, 12, 0, tzinfo=UTC)

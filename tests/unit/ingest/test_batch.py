@@ -15,11 +15,11 @@ from fleetbeat_shared.identifiers import new_message_id, stable_session_id
 from fleetbeat_shared.messages import Deregister, Heartbeat, Register
 from fleetbeat_worker.broker.inbox import Entry
 from fleetbeat_worker.broker.wire import understand
-from fleetbeat_worker.database.column_types import from_milliseconds, to_milliseconds
-from fleetbeat_worker.database.tables import LIFECYCLE
 from fleetbeat_worker.ingest.batch import Batch
 from fleetbeat_worker.ingest.session_state import HEARTBEAT_COLUMNS, AgentRecord, Facts, LifecycleEvent
+from fleetbeat_worker.rules.enums import LIFECYCLE
 from fleetbeat_worker.rules.liveness import State
+from fleetbeat_worker.rules.spans import from_milliseconds, to_milliseconds
 from fleetbeat_worker.store.tasks import TaskCounts
 from helpers import deregister, heartbeat, register
 

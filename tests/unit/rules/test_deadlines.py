@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from hypothesis import given, strategies as st
 
-from fleetbeat_worker.database.column_types import to_milliseconds
 from fleetbeat_worker.rules.deadlines import DeadlineRule, Unwatched
 from fleetbeat_worker.rules.liveness import Promise
-from fleetbeat_worker.rules.replay import Span
+from fleetbeat_worker.rules.spans import Span, to_milliseconds
 from simulated import at
 
 NOON = to_milliseconds(at(0))

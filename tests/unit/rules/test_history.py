@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 from hypothesis import given, strategies as st
 
-from fleetbeat_worker.database.column_types import from_milliseconds, to_milliseconds
-from fleetbeat_worker.database.tables import EventType
 from fleetbeat_worker.explain.deadline_sum import Start, amount, work_out
 from fleetbeat_worker.rules.deadlines import DeadlineRule, Unwatched
+from fleetbeat_worker.rules.enums import EventType
 from fleetbeat_worker.rules.liveness import Promise, deadline, extend_over_outages
 from fleetbeat_worker.rules.replay import Silence
+from fleetbeat_worker.rules.spans import from_milliseconds, to_milliseconds
 from fleetbeat_worker.rules.timeline import Change, changes_of, live_spans, paused_spans, promise_told, told_silences
 from simulated import at
 

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 from hypothesis import given, strategies as st
 
-from fleetbeat_worker.rules.replay import Replay, Silence, clip, length, merge, subtract, uptime
+from fleetbeat_worker.rules.replay import Replay, Silence
+from fleetbeat_worker.rules.spans import clip, length, merge, subtract, uptime
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,7 @@ import pytest
 from sqlalchemy import Engine
 
 from fleetbeat_worker.broker.pulse import GAP_MILLISECONDS, PULSE_SECONDS, Pulse
-from fleetbeat_worker.database.column_types import to_milliseconds
-from fleetbeat_worker.rules.replay import merge
+from fleetbeat_worker.rules.spans import merge, to_milliseconds
 from helpers import events
 from simulated import Simulation, at
 

@@ -9,8 +9,8 @@ from sqlalchemy import Engine
 
 from fleetbeat_worker.database import schema
 from fleetbeat_worker.database.engine import open_engine, reading, writing
-from fleetbeat_worker.database.tables import TaskState
 from fleetbeat_worker.ingest.rejected_rows import count_rejected, latest_rejected, rejected_ids, rejected_message
+from fleetbeat_worker.rules.enums import TaskState
 from fleetbeat_worker.store.events import latest_events
 from fleetbeat_worker.store.pipeline import StoredPipeline, stored_pipeline
 from fleetbeat_worker.store.sessions import name_is_known, newest_session, session, sessions

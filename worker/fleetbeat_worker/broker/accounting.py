@@ -24,7 +24,7 @@ from redis import Redis
 
 from fleetbeat_shared.identifiers import new_message_id
 from fleetbeat_shared.redis_keys import ACCOUNT, GROUP, INBOX, STORED
-from fleetbeat_worker.database.column_types import from_milliseconds
+from fleetbeat_worker.rules.spans import from_milliseconds
 
 _STREAM = """
 local function stream(key)

@@ -26,7 +26,7 @@ from fleetbeat_worker.broker.accounting import (
     take_out_command,
 )
 from fleetbeat_worker.broker.errand import Errand
-from fleetbeat_worker.database.column_types import from_milliseconds, to_milliseconds
+from fleetbeat_worker.rules.spans import from_milliseconds, to_milliseconds
 
 READ_STEP = 100
 """How many entries are read with one command."""

@@ -18,8 +18,7 @@ from redis.exceptions import OutOfMemoryError, ReadOnlyError, RedisError, Respon
 
 from fleetbeat_shared.connection import reason
 from fleetbeat_shared.redis_keys import PROBE, PULSE, PULSE_GAPS
-from fleetbeat_worker.database.column_types import to_milliseconds
-from fleetbeat_worker.rules.replay import Span
+from fleetbeat_worker.rules.spans import Span, to_milliseconds
 from fleetbeat_worker.telemetry.log import logger
 
 PULSE_SECONDS = 0.5

@@ -25,8 +25,8 @@ from fleetbeat_worker.cli.events import events_table
 from fleetbeat_worker.cli.output import console
 from fleetbeat_worker.database import schema
 from fleetbeat_worker.database.engine import open_engine, reading
-from fleetbeat_worker.database.tables import EventType
 from fleetbeat_worker.fleet.agents import FleetView, read_fleet
+from fleetbeat_worker.rules.enums import EventType
 from fleetbeat_worker.rules.liveness import State
 from fleetbeat_worker.store.events import latest_events
 from fleetbeat_worker.workers.pool import Pool

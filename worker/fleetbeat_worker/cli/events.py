@@ -17,7 +17,7 @@ from fleetbeat_worker.cli.asked_names import NameType, unknown_name
 from fleetbeat_worker.cli.options import LIMIT, common_options, example, json_option, open_database
 from fleetbeat_worker.cli.output import clock, console, plain_table, print_json, safe
 from fleetbeat_worker.database.engine import reading
-from fleetbeat_worker.database.tables import EventType
+from fleetbeat_worker.rules.enums import EventType
 from fleetbeat_worker.store.events import latest_events
 
 if TYPE_CHECKING:

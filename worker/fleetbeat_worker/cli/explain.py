@@ -18,13 +18,12 @@ from fleetbeat_worker.cli.dashboard import STYLES, missed_text
 from fleetbeat_worker.cli.options import common_options, example, json_option, open_database, open_redis
 from fleetbeat_worker.cli.output import console, counted, facts_table, plain_table, print_json, safe
 from fleetbeat_worker.cli.types import MomentType
-from fleetbeat_worker.database.column_types import from_milliseconds
 from fleetbeat_worker.explain.deadline_sum import amount, exact
 from fleetbeat_worker.explain.evidence import Beat
 from fleetbeat_worker.explain.explanation import Explanation
 from fleetbeat_worker.explain.suppressions import Spell
 from fleetbeat_worker.explain.verdict import explain as run_explain
-from fleetbeat_worker.rules.replay import Span
+from fleetbeat_worker.rules.spans import Span, from_milliseconds
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

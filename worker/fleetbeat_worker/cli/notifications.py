@@ -18,10 +18,10 @@ from fleetbeat_worker.cli.exit_codes import REFUSED
 from fleetbeat_worker.cli.options import LIMIT, ROW_ID, common_options, example, json_option, open_database, open_redis
 from fleetbeat_worker.cli.output import clock, console, counted, plain_table, print_json, safe
 from fleetbeat_worker.database.engine import reading, writing
-from fleetbeat_worker.database.tables import NoticeState
 from fleetbeat_worker.notifications import outbox as store
 from fleetbeat_worker.notifications.delivery import Outcome
 from fleetbeat_worker.notifications.targets import VARIABLE, parse_targets
+from fleetbeat_worker.rules.enums import NoticeState
 
 if TYPE_CHECKING:
     from rich.table import Table

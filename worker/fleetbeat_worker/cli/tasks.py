@@ -18,7 +18,7 @@ from fleetbeat_worker.cli.asked_names import NameType
 from fleetbeat_worker.cli.options import ROW_ID, common_options, example, json_option, open_database
 from fleetbeat_worker.cli.output import ago, console, plain_table, print_json, safe
 from fleetbeat_worker.database.engine import reading, writing
-from fleetbeat_worker.database.tables import TaskState
+from fleetbeat_worker.rules.enums import TaskState
 from fleetbeat_worker.store.sessions import name_is_known
 from fleetbeat_worker.store.tasks import TaskCounts, add_task, count_tasks, tasks_of, update_task
 

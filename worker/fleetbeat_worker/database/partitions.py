@@ -10,7 +10,7 @@ from uuid import UUID
 
 from sqlalchemy import Connection, text
 
-from fleetbeat_worker.database.column_types import to_milliseconds
+from fleetbeat_worker.rules.spans import to_milliseconds
 
 DAYS_BEHIND = 1
 """A day back, for heartbeats whose sender's clock is a little behind, or that waited."""

@@ -8,10 +8,9 @@ from datetime import datetime
 
 from sqlalchemy import Connection
 
-from fleetbeat_worker.database.column_types import to_milliseconds
-from fleetbeat_worker.database.tables import EventType
 from fleetbeat_worker.downtime.maintenance_rows import window_rules
 from fleetbeat_worker.rules.deadlines import Unwatched
+from fleetbeat_worker.rules.enums import EventType
 from fleetbeat_worker.rules.maintenance_windows import (
     Window,
     WindowRule,
@@ -21,7 +20,7 @@ from fleetbeat_worker.rules.maintenance_windows import (
     running,
     windows_of,
 )
-from fleetbeat_worker.rules.replay import merge
+from fleetbeat_worker.rules.spans import merge, to_milliseconds
 from fleetbeat_worker.rules.sweep_gaps import last_look
 from fleetbeat_worker.rules.timeline import WINDOWS, changes_of, spans_of
 from fleetbeat_worker.store import history

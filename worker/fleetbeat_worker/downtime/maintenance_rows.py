@@ -10,11 +10,11 @@ from typing import Any
 from sqlalchemy import Connection, Table, insert, or_, select, update
 
 from fleetbeat_worker.database import bulk
-from fleetbeat_worker.database.column_types import from_milliseconds, to_milliseconds
 from fleetbeat_worker.database.tables import Liveness, Maintenance
 from fleetbeat_worker.rules.deadlines import DeadlineRule, Unwatched
 from fleetbeat_worker.rules.liveness import Promise
 from fleetbeat_worker.rules.maintenance_windows import WindowRule
+from fleetbeat_worker.rules.spans import from_milliseconds, to_milliseconds
 from fleetbeat_worker.sweep.queries import Due
 
 _LIVENESS: Table = Liveness.__table__  # type: ignore[assignment] # a mapped class has a Table

@@ -8,9 +8,10 @@ from typing import Any
 
 from sqlalchemy import Connection, bindparam, insert, select, text
 
-from fleetbeat_worker.database.column_types import Instant, from_milliseconds, to_milliseconds
-from fleetbeat_worker.database.tables import EventType, Liveness, OutageRow
-from fleetbeat_worker.rules.replay import Span, subtract
+from fleetbeat_worker.database.column_types import Instant
+from fleetbeat_worker.database.tables import Liveness, OutageRow
+from fleetbeat_worker.rules.enums import EventType
+from fleetbeat_worker.rules.spans import Span, from_milliseconds, subtract, to_milliseconds
 from fleetbeat_worker.sweep.queries import WATCHED, lock_all, record
 
 # Built once, here: building it for each batch took longer than reading.

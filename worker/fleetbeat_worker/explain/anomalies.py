@@ -12,13 +12,13 @@ from typing import Any
 
 from sqlalchemy import Row
 
-from fleetbeat_worker.database.column_types import from_milliseconds, to_milliseconds
-from fleetbeat_worker.database.tables import EventType
 from fleetbeat_worker.explain.deadline_sum import Arithmetic, Start, exact, work_out
 from fleetbeat_worker.ingest.doing import DOING
 from fleetbeat_worker.rules.anomalies import WINDOW_INTERVALS, window_start
 from fleetbeat_worker.rules.deadlines import Unwatched
+from fleetbeat_worker.rules.enums import EventType
 from fleetbeat_worker.rules.liveness import Promise
+from fleetbeat_worker.rules.spans import from_milliseconds, to_milliseconds
 from fleetbeat_worker.rules.timeline import Change
 
 OF_A_STANDING = (EventType.STUCK, EventType.UNSTUCK, EventType.FLAPPING, EventType.CALM)

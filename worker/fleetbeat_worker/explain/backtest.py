@@ -19,13 +19,13 @@ from sqlalchemy import Connection, Engine, Row
 
 from fleetbeat_shared.errors import FleetbeatError
 from fleetbeat_shared.settings import Settings
-from fleetbeat_worker.database.column_types import from_milliseconds, to_milliseconds
 from fleetbeat_worker.database.engine import reading
-from fleetbeat_worker.database.tables import LIFECYCLE, EventType
 from fleetbeat_worker.explain.backtest_report import BacktestReport, Finding, Total, Trial
 from fleetbeat_worker.rules.deadlines import DeadlineRule, Unwatched
+from fleetbeat_worker.rules.enums import LIFECYCLE, EventType
 from fleetbeat_worker.rules.liveness import UNJUDGEABLE, Promise
 from fleetbeat_worker.rules.replay import Replay, Silence
+from fleetbeat_worker.rules.spans import from_milliseconds, to_milliseconds
 from fleetbeat_worker.rules.timeline import (
     PAUSES,
     WINDOWS,

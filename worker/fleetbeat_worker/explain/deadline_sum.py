@@ -9,10 +9,9 @@ from typing import Any
 
 from fleetbeat_shared.schedules import slots_after
 from fleetbeat_shared.time_text import format_duration, parse_duration
-from fleetbeat_worker.database.column_types import from_milliseconds, to_milliseconds
 from fleetbeat_worker.rules.deadlines import DeadlineRule, Unwatched
 from fleetbeat_worker.rules.liveness import Promise, extend_over_outages
-from fleetbeat_worker.rules.replay import subtract
+from fleetbeat_worker.rules.spans import from_milliseconds, subtract, to_milliseconds
 
 _NAMES = {"outage": "the outage", "maintenance": "maintenance"}
 

@@ -11,13 +11,12 @@ from uuid import UUID
 from sqlalchemy import Connection, Row
 
 from fleetbeat_shared.errors import FleetbeatError, UnknownSession
-from fleetbeat_worker.database.column_types import from_milliseconds, to_milliseconds
-from fleetbeat_worker.database.tables import EventType
 from fleetbeat_worker.downtime.maintenance import read_coming, read_maintenance
 from fleetbeat_worker.explain.anomalies import OF_A_STANDING
 from fleetbeat_worker.explain.deadline_sum import exact
+from fleetbeat_worker.rules.enums import EventType
 from fleetbeat_worker.rules.maintenance_windows import Window
-from fleetbeat_worker.rules.replay import Span
+from fleetbeat_worker.rules.spans import Span, from_milliseconds, to_milliseconds
 from fleetbeat_worker.rules.timeline import WINDOWS, Change, changes_of, is_open, live_spans
 from fleetbeat_worker.store import history as store
 from fleetbeat_worker.store.pipeline import stored_pipeline

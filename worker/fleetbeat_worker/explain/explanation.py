@@ -8,14 +8,13 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from fleetbeat_worker.database.column_types import from_milliseconds
 from fleetbeat_worker.explain.anomalies import Flapping, Stuck
 from fleetbeat_worker.explain.deadline_sum import Arithmetic
 from fleetbeat_worker.explain.evidence import Beat
 from fleetbeat_worker.explain.suppressions import Ended, Spell
 from fleetbeat_worker.fleet.pipeline import PipelineView
 from fleetbeat_worker.rules.liveness import State
-from fleetbeat_worker.rules.replay import Span
+from fleetbeat_worker.rules.spans import Span, from_milliseconds
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,10 +12,9 @@ from typing import Any
 
 from sqlalchemy import Row
 
-from fleetbeat_worker.database.column_types import from_milliseconds, to_milliseconds
-from fleetbeat_worker.database.tables import EventType
+from fleetbeat_worker.rules.enums import EventType
 from fleetbeat_worker.rules.maintenance_windows import Window
-from fleetbeat_worker.rules.replay import Span
+from fleetbeat_worker.rules.spans import Span, from_milliseconds, to_milliseconds
 from fleetbeat_worker.rules.timeline import PAUSES, WINDOWS, Change, is_open, paused_spans, spans_of
 
 

@@ -12,9 +12,7 @@ from sqlalchemy import Engine
 
 from fleetbeat_shared.errors import FleetbeatError
 from fleetbeat_shared.settings import Settings
-from fleetbeat_worker.database.column_types import from_milliseconds, to_milliseconds
 from fleetbeat_worker.database.engine import reading
-from fleetbeat_worker.database.tables import EventType
 from fleetbeat_worker.explain.anomalies import Flapping, Standing, Stuck
 from fleetbeat_worker.explain.deadline_sum import Arithmetic, Start, exact, work_out
 from fleetbeat_worker.explain.evidence import HEARTBEATS_SHOWN, Case, read_case
@@ -25,9 +23,10 @@ from fleetbeat_worker.fleet.agents import read_pipeline, read_redis
 from fleetbeat_worker.fleet.current_state import WATCHED
 from fleetbeat_worker.fleet.pipeline import PipelineView
 from fleetbeat_worker.rules.deadlines import Unwatched
+from fleetbeat_worker.rules.enums import EventType
 from fleetbeat_worker.rules.liveness import UNJUDGEABLE, State, missed_intervals, shown_state
 from fleetbeat_worker.rules.maintenance_windows import Window
-from fleetbeat_worker.rules.replay import Span
+from fleetbeat_worker.rules.spans import Span, from_milliseconds, to_milliseconds
 from fleetbeat_worker.rules.stuck import stuck_limit
 from fleetbeat_worker.rules.timeline import (
     PAUSES,

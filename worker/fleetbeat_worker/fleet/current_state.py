@@ -8,7 +8,6 @@ from typing import Any
 
 from sqlalchemy import Row
 
-from fleetbeat_worker.database.column_types import from_milliseconds, to_milliseconds
 from fleetbeat_worker.downtime.maintenance import MaintenanceState
 from fleetbeat_worker.rules.deadlines import DeadlineRule, Unwatched
 from fleetbeat_worker.rules.liveness import (
@@ -20,6 +19,7 @@ from fleetbeat_worker.rules.liveness import (
     shown_state,
     silent_since,
 )
+from fleetbeat_worker.rules.spans import from_milliseconds, to_milliseconds
 
 WATCHED = frozenset({State.PENDING, State.OK})
 """States that time can change."""

@@ -10,9 +10,9 @@ from uuid import UUID
 
 from sqlalchemy import Connection, Row
 
-from fleetbeat_worker.database.column_types import from_milliseconds, to_milliseconds
-from fleetbeat_worker.database.tables import LIFECYCLE, EventType
-from fleetbeat_worker.rules.replay import Silence, Span, clip, length, merge, subtract, uptime
+from fleetbeat_worker.rules.enums import LIFECYCLE, EventType
+from fleetbeat_worker.rules.replay import Silence
+from fleetbeat_worker.rules.spans import Span, clip, from_milliseconds, length, merge, subtract, to_milliseconds, uptime
 from fleetbeat_worker.rules.timeline import (
     WINDOWS,
     Change,

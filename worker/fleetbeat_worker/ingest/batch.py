@@ -13,12 +13,12 @@ from operator import attrgetter
 from fleetbeat_shared.messages import Deregister, Heartbeat, Reason, Register
 from fleetbeat_shared.replies import Reply
 from fleetbeat_worker.broker.inbox import Entry
-from fleetbeat_worker.database.column_types import from_milliseconds, to_milliseconds
-from fleetbeat_worker.database.tables import EventType, NoticeKind
 from fleetbeat_worker.ingest.doing import changed_at
 from fleetbeat_worker.ingest.lifecycle import Lifecycle
 from fleetbeat_worker.ingest.session_state import REPORTED, TASK_COUNTS, AgentRecord, LivenessRecord, Row
+from fleetbeat_worker.rules.enums import EventType, NoticeKind
 from fleetbeat_worker.rules.liveness import UNJUDGEABLE, State
+from fleetbeat_worker.rules.spans import from_milliseconds, to_milliseconds
 
 STRAY_MILLISECONDS = 86_400_000
 """How far an id's time may be from the receipt before the heartbeat counts as a stray: partitions have a day each."""

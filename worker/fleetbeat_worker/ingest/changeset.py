@@ -9,14 +9,14 @@ from uuid import UUID
 from fleetbeat_shared.messages import MAX_MESSAGE_BYTES, Deregister, Heartbeat, Reason, Register
 from fleetbeat_shared.replies import Reply
 from fleetbeat_worker.broker.inbox import Entry
-from fleetbeat_worker.database.column_types import from_milliseconds
-from fleetbeat_worker.database.tables import EventType, NoticeKind
 from fleetbeat_worker.ingest.session_state import AgentRecord, Facts, LivenessRecord, Row
 from fleetbeat_worker.notifications.notice import Who, agent_notice, promise_facts
 from fleetbeat_worker.notifications.outbox import Notice
 from fleetbeat_worker.notifications.signs import silence_facts
 from fleetbeat_worker.rules.deadlines import deadline_of
+from fleetbeat_worker.rules.enums import EventType, NoticeKind
 from fleetbeat_worker.rules.liveness import Promise, State
+from fleetbeat_worker.rules.spans import from_milliseconds
 
 
 @dataclass(slots=True)

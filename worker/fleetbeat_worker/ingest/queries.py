@@ -15,9 +15,8 @@ from fleetbeat_shared.messages import Deregister, Heartbeat, Reason, Register
 from fleetbeat_shared.settings import Settings
 from fleetbeat_worker.broker.inbox import Entry, is_credible, is_credible_place
 from fleetbeat_worker.database import bulk
-from fleetbeat_worker.database.column_types import Instant, from_milliseconds, to_milliseconds
+from fleetbeat_worker.database.column_types import Instant
 from fleetbeat_worker.database.tables import (
-    LIFECYCLE,
     Agent,
     Event,
     Liveness,
@@ -26,7 +25,6 @@ from fleetbeat_worker.database.tables import (
     StoredHeartbeat,
     StrayHeartbeat,
     Task,
-    TaskState,
 )
 from fleetbeat_worker.downtime.outages import read_outages
 from fleetbeat_worker.ingest.batch import Batch, is_plain
@@ -41,7 +39,9 @@ from fleetbeat_worker.ingest.session_state import (
     LivenessRecord,
 )
 from fleetbeat_worker.notifications.outbox import put
+from fleetbeat_worker.rules.enums import LIFECYCLE, TaskState
 from fleetbeat_worker.rules.liveness import Promise, State
+from fleetbeat_worker.rules.spans import from_milliseconds, to_milliseconds
 from fleetbeat_worker.store.tasks import TaskCounts, count_tasks_of
 
 _REGISTRATION_LOCK = 0x626561740001  # one number for all batches with registrations on PostgreSQL

@@ -23,9 +23,7 @@ from fleetbeat_shared.sanitize import clean
 from fleetbeat_shared.settings import Settings
 from fleetbeat_worker.broker.inbox import Entry
 from fleetbeat_worker.broker.wire import Understood, own_ids, understand
-from fleetbeat_worker.database.column_types import from_milliseconds, to_milliseconds
 from fleetbeat_worker.database.engine import reading, rolled_back_by_conflict, writing
-from fleetbeat_worker.database.tables import EventType
 from fleetbeat_worker.ingest.batch import Batch
 from fleetbeat_worker.ingest.queries import (
     find_overtaken,
@@ -38,6 +36,8 @@ from fleetbeat_worker.ingest.queries import (
 )
 from fleetbeat_worker.ingest.session_state import Facts
 from fleetbeat_worker.notifications.job import expect
+from fleetbeat_worker.rules.enums import EventType
+from fleetbeat_worker.rules.spans import from_milliseconds, to_milliseconds
 from fleetbeat_worker.sweep.anomalies import settle_recoveries
 from fleetbeat_worker.telemetry.log import logger
 from fleetbeat_worker.telemetry.metrics import DATABASE_RETRIES, INGESTED, RECOVERED, REJECTED, count

@@ -19,14 +19,14 @@ from sqlalchemy import Engine, Row
 
 from fleetbeat_shared.errors import SettingsError
 from fleetbeat_shared.redis_keys import NOTICES_DUE
-from fleetbeat_worker.database.column_types import from_milliseconds, to_milliseconds
 from fleetbeat_worker.database.engine import reading, writing
-from fleetbeat_worker.database.tables import NoticeKind
 from fleetbeat_worker.notifications import outbox as store
 from fleetbeat_worker.notifications.delivery import Outcome, Round, deliver
 from fleetbeat_worker.notifications.messages import Message, compose
 from fleetbeat_worker.notifications.notice_facts import Facts
 from fleetbeat_worker.notifications.targets import Target, parse_targets, targets_for
+from fleetbeat_worker.rules.enums import NoticeKind
+from fleetbeat_worker.rules.spans import from_milliseconds, to_milliseconds
 from fleetbeat_worker.telemetry.log import logger
 from fleetbeat_worker.telemetry.metrics import NOTIFICATIONS, count
 

@@ -14,7 +14,6 @@ from enum import StrEnum
 
 from fleetbeat_shared.sanitize import clean
 from fleetbeat_shared.time_text import format_duration
-from fleetbeat_worker.database.tables import NoticeKind
 from fleetbeat_worker.notifications.notice_facts import LONGEST_NAME, LONGEST_TEXT, Facts, at_text, told
 from fleetbeat_worker.notifications.wording import (
     back,
@@ -26,6 +25,7 @@ from fleetbeat_worker.notifications.wording import (
     silent_for,
     silent_since,
 )
+from fleetbeat_worker.rules.enums import NoticeKind
 from fleetbeat_worker.rules.liveness import State
 
 NAMED = 20

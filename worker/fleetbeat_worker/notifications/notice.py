@@ -10,10 +10,10 @@ from datetime import datetime
 from typing import Any, NamedTuple
 from uuid import UUID
 
-from fleetbeat_worker.database.column_types import to_milliseconds
-from fleetbeat_worker.database.tables import NoticeKind
 from fleetbeat_worker.notifications.outbox import Notice
+from fleetbeat_worker.rules.enums import NoticeKind
 from fleetbeat_worker.rules.liveness import Promise
+from fleetbeat_worker.rules.spans import to_milliseconds
 
 NAMED = 20
 """How many agents a notice of many names."""

@@ -10,8 +10,8 @@ from typing import Any
 
 from fleetbeat_shared.sanitize import clean
 from fleetbeat_shared.time_text import format_duration
-from fleetbeat_worker.database.tables import NoticeKind
 from fleetbeat_worker.explain.deadline_sum import amount
+from fleetbeat_worker.rules.enums import NoticeKind
 
 LONGEST_TEXT = 300
 """How many letters of a text of an agent's are told."""

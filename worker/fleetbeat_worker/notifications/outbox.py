@@ -11,7 +11,8 @@ from uuid import UUID
 from sqlalchemy import ColumnElement, Connection, Row, Table, and_, func, or_, select, update
 
 from fleetbeat_worker.database import bulk
-from fleetbeat_worker.database.tables import NoticeKind, NoticeState, Notification
+from fleetbeat_worker.database.tables import Notification
+from fleetbeat_worker.rules.enums import NoticeKind, NoticeState
 from fleetbeat_worker.sweep.change_rows import work_of
 
 _NOTIFICATIONS: Table = Notification.__table__  # type: ignore[assignment] # a mapped class has a Table

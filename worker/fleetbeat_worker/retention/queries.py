@@ -30,15 +30,14 @@ from fleetbeat_worker.database.partitions import id_at
 from fleetbeat_worker.database.tables import (
     Agent,
     Event,
-    EventType,
     Liveness,
-    NoticeState,
     Notification,
     OutageRow,
     RejectedMessage,
     StoredHeartbeat,
     StrayHeartbeat,
 )
+from fleetbeat_worker.rules.enums import EventType, NoticeState
 from fleetbeat_worker.rules.liveness import State
 
 _PRUNING_LOCK = 0x626561740002

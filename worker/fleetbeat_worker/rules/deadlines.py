@@ -12,9 +12,8 @@ from datetime import datetime, timedelta
 from functools import lru_cache
 from itertools import islice
 
-from fleetbeat_worker.database.column_types import from_milliseconds, to_milliseconds
 from fleetbeat_worker.rules.liveness import Promise, allowed_silence_seconds, deadline, extend_over_outages
-from fleetbeat_worker.rules.replay import Span, merge
+from fleetbeat_worker.rules.spans import Span, from_milliseconds, merge, to_milliseconds
 
 
 def deadline_of(promise: Promise, since: int, missed_limit: int, outages: Sequence[Span] = ()) -> int:

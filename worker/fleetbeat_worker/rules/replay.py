@@ -5,12 +5,8 @@ Pure: no clock, no database. Every moment is an integer of milliseconds since 19
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Protocol
-
-Span = tuple[int, int]
-"""From a moment to a later one, which is not part of it any more."""
 
 
 class Deadline(Protocol):
@@ -135,45 +131,3 @@ class Replay:
         if self._open is not None:
             self._open.ended_at = max(at, self._open.flagged_at)
             self._open = None
-
-
-def merge(spans: Iterable[Span]) -> list[Span]:
-    """Return the same time as spans in their order that don't touch each other."""
-    merged: list[Span] = []
-    for start, end in sorted(span for span in spans if span[1] > span[0]):
-        if merged and start <= merged[-1][1]:
-            merged[-1] = (merged[-1][0], max(end, merged[-1][1]))
-        else:
-            merged.append((start, end))
-    return merged
-
-
-def subtract(spans: Iterable[Span], holes: Iterable[Span]) -> list[Span]:
-    """Return the time of the spans that lies in none of the holes."""
-    left: list[Span] = merge(spans)
-    for start, end in merge(holes):
-        left = [
-            piece
-            for span in left
-            for piece in ((span[0], min(span[1], start)), (max(span[0], end), span[1]))
-            if piece[1] > piece[0]
-        ]
-    return left
-
-
-def clip(spans: Iterable[Span], within: Span) -> list[Span]:
-    """Return the time of the spans that lies within another."""
-    return merge((max(start, within[0]), min(end, within[1])) for start, end in spans)
-
-
-def length(spans: Iterable[Span]) -> int:
-    """Return how long spans that don't overlap are together."""
-    return sum(end - start for start, end in spans)
-
-
-def uptime(expected: Iterable[Span], up: Iterable[Span], within: Span) -> float | None:
-    """Return the share of the expected time in which it was up; None if nothing was expected in that time."""
-    wanted = clip(expected, within)
-    down = subtract(wanted, up)
-    whole = length(wanted)
-    return (whole - length(down)) / whole if whole else None

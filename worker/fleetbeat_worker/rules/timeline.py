@@ -12,10 +12,10 @@ from typing import Any
 
 from sqlalchemy import Row
 
-from fleetbeat_worker.database.column_types import to_milliseconds
-from fleetbeat_worker.database.tables import LIFECYCLE, EventType
+from fleetbeat_worker.rules.enums import LIFECYCLE, EventType
 from fleetbeat_worker.rules.liveness import Promise, State, default_grace_seconds
-from fleetbeat_worker.rules.replay import Silence, Span
+from fleetbeat_worker.rules.replay import Silence
+from fleetbeat_worker.rules.spans import Span, to_milliseconds
 
 WINDOWS = (EventType.MAINTENANCE, EventType.MAINTENANCE_OVER)
 """How maintenance begins and ends."""

@@ -14,18 +14,11 @@ from uuid import UUID
 
 from sqlalchemy import Connection, Row, func, select
 
-from fleetbeat_worker.database.column_types import Identifier, Instant, from_milliseconds, to_milliseconds
+from fleetbeat_worker.database.column_types import Identifier, Instant
 from fleetbeat_worker.database.partitions import id_at
-from fleetbeat_worker.database.tables import (
-    Agent,
-    Event,
-    EventType,
-    Liveness,
-    OutageRow,
-    StoredHeartbeat,
-    StrayHeartbeat,
-)
-from fleetbeat_worker.rules.replay import Span
+from fleetbeat_worker.database.tables import Agent, Event, Liveness, OutageRow, StoredHeartbeat, StrayHeartbeat
+from fleetbeat_worker.rules.enums import EventType
+from fleetbeat_worker.rules.spans import Span, from_milliseconds, to_milliseconds
 
 Sign = tuple[bytes, int, int]
 """A heartbeat: the session's 16 bytes, when it was received and when it was seen (milliseconds since 1970)."""

@@ -11,7 +11,8 @@ from typing import Any
 from sqlalchemy import Connection, Row, bindparam, case, func, insert, select, text, update
 
 from fleetbeat_worker.database.column_types import Instant
-from fleetbeat_worker.database.tables import Task, TaskState
+from fleetbeat_worker.database.tables import Task
+from fleetbeat_worker.rules.enums import TaskState
 
 _NOT_DONE = tuple(state.value for state in TaskState if state is not TaskState.DONE)
 _NAMES = {"sqlite": "json_each(:names) AS n", "postgresql": "json_array_elements_text(CAST(:names AS json)) AS n"}

@@ -10,14 +10,14 @@ from uuid import UUID
 from sqlalchemy import Connection
 
 from fleetbeat_shared.settings import Settings
-from fleetbeat_worker.database.column_types import from_milliseconds
-from fleetbeat_worker.database.tables import EventType, NoticeKind
 from fleetbeat_worker.ingest.batch import Batch
 from fleetbeat_worker.notifications.notice import Who, agent_notice, promise_facts
 from fleetbeat_worker.notifications.outbox import Notice
 from fleetbeat_worker.notifications.signs import silence_facts
 from fleetbeat_worker.rules.anomalies import WINDOW_INTERVALS, is_flapping
+from fleetbeat_worker.rules.enums import EventType, NoticeKind
 from fleetbeat_worker.rules.liveness import UNJUDGEABLE, Promise
+from fleetbeat_worker.rules.spans import from_milliseconds
 from fleetbeat_worker.sweep import change_rows as store
 from fleetbeat_worker.sweep.queries import Due
 

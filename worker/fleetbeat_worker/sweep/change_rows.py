@@ -11,9 +11,11 @@ from uuid import UUID
 from sqlalchemy import Connection, Row, Select, Table, bindparam, exists, func, select, text
 
 from fleetbeat_worker.database import bulk
-from fleetbeat_worker.database.column_types import Instant, to_milliseconds
-from fleetbeat_worker.database.tables import Agent, Event, EventType, Liveness
+from fleetbeat_worker.database.column_types import Instant
+from fleetbeat_worker.database.tables import Agent, Event, Liveness
+from fleetbeat_worker.rules.enums import EventType
 from fleetbeat_worker.rules.liveness import State
+from fleetbeat_worker.rules.spans import to_milliseconds
 
 _AGENTS: Table = Agent.__table__  # type: ignore[assignment] # a mapped class has a Table
 _EVENTS: Table = Event.__table__  # type: ignore[assignment] # as above

@@ -13,15 +13,14 @@ from sqlalchemy import Connection
 from fleetbeat_shared.sanitize import clean
 from fleetbeat_shared.settings import Settings
 from fleetbeat_worker.broker.inbox import Horizon
-from fleetbeat_worker.database.column_types import to_milliseconds
-from fleetbeat_worker.database.tables import EventType, NoticeKind
 from fleetbeat_worker.downtime.maintenance import MaintenanceState, note_maintenance, read_unwatched
 from fleetbeat_worker.downtime.maintenance_rows import spare
 from fleetbeat_worker.downtime.outages import read_outages, record_gaps, record_outage
 from fleetbeat_worker.downtime.pauses import resume_due
 from fleetbeat_worker.notifications.notice import NAMED, Who, agent_notice, fleet_notice
 from fleetbeat_worker.notifications.outbox import Notice, put
-from fleetbeat_worker.rules.replay import Span
+from fleetbeat_worker.rules.enums import EventType, NoticeKind
+from fleetbeat_worker.rules.spans import Span, to_milliseconds
 from fleetbeat_worker.store.pipeline import StoredPipeline
 from fleetbeat_worker.sweep import change_rows as store
 from fleetbeat_worker.sweep.anomalies import find_calm

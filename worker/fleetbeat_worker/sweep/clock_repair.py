@@ -11,12 +11,13 @@ from typing import Any
 from sqlalchemy import Connection, Table, bindparam, case, delete, literal, or_, select, text, update
 
 from fleetbeat_worker.database import bulk
-from fleetbeat_worker.database.column_types import Instant, to_milliseconds
+from fleetbeat_worker.database.column_types import Instant
 from fleetbeat_worker.database.tables import Agent, Event, Incident, Liveness, Notification, OutageRow
 from fleetbeat_worker.downtime.outages import read_outages
 from fleetbeat_worker.notifications.outbox import TRIED_FOR
 from fleetbeat_worker.rules.deadlines import deadline_of
 from fleetbeat_worker.rules.liveness import UNJUDGEABLE, Promise, silent_since
+from fleetbeat_worker.rules.spans import to_milliseconds
 from fleetbeat_worker.sweep.queries import WATCHED, lock_all
 
 _LIVENESS: Table = Liveness.__table__  # type: ignore[assignment] # a mapped class has a Table

@@ -11,7 +11,8 @@ from sqlalchemy import Connection, Table, exists, func, insert, or_, select, upd
 from sqlalchemy.orm import aliased
 
 from fleetbeat_worker.database import bulk
-from fleetbeat_worker.database.tables import Agent, Incident, Liveness, NoticeKind, Notification
+from fleetbeat_worker.database.tables import Agent, Incident, Liveness, Notification
+from fleetbeat_worker.rules.enums import NoticeKind
 from fleetbeat_worker.rules.liveness import State, silent_since
 from fleetbeat_worker.sweep.queries import lock_all
 

@@ -8,9 +8,9 @@ from uuid import UUID
 
 from sqlalchemy import Connection
 
-from fleetbeat_worker.database.tables import EventType, NoticeKind
 from fleetbeat_worker.notifications.notice import NAMED, fleet_notice
 from fleetbeat_worker.notifications.outbox import Notice
+from fleetbeat_worker.rules.enums import EventType, NoticeKind
 from fleetbeat_worker.rules.incidents import INCIDENT_AGENTS, JOINING, is_incident, is_over, joins
 from fleetbeat_worker.sweep import incident_rows as store
 from fleetbeat_worker.sweep.queries import Due, record

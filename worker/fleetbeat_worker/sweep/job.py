@@ -25,12 +25,11 @@ from fleetbeat_worker.broker.accounting import Account
 from fleetbeat_worker.broker.foreign import remove_foreign
 from fleetbeat_worker.broker.inbox import Horizon, Inbox
 from fleetbeat_worker.broker.pulse import Pulse, read_pulse, refusal
-from fleetbeat_worker.database.column_types import from_milliseconds, to_milliseconds
 from fleetbeat_worker.database.engine import writing
 from fleetbeat_worker.database.partitions import make_partitions
-from fleetbeat_worker.database.tables import EventType, NoticeKind
 from fleetbeat_worker.ingest.transaction import put_right, put_right_within
-from fleetbeat_worker.rules.replay import Span
+from fleetbeat_worker.rules.enums import EventType, NoticeKind
+from fleetbeat_worker.rules.spans import Span, from_milliseconds, to_milliseconds
 from fleetbeat_worker.rules.sweep_gaps import OVERTAKEN_SECONDS, is_turned_back, last_look, longest_gap_seconds
 from fleetbeat_worker.store.pipeline import StoredPipeline, stored_pipeline, write_pipeline
 from fleetbeat_worker.sweep.changes import make_changes

@@ -12,10 +12,10 @@ from sqlalchemy.exc import DataError
 
 from fleetbeat_shared.schedules import slots_after
 from fleetbeat_shared.settings import Settings
-from fleetbeat_worker.database.tables import NoticeKind
 from fleetbeat_worker.notifications.notice import Who, agent_notice, promise_facts
 from fleetbeat_worker.notifications.outbox import Notice
 from fleetbeat_worker.notifications.signs import silence_facts
+from fleetbeat_worker.rules.enums import NoticeKind
 from fleetbeat_worker.rules.liveness import UNJUDGEABLE, Promise
 from fleetbeat_worker.sweep.anomalies import mark_flapping
 from fleetbeat_worker.sweep.change_rows import work_of

@@ -12,9 +12,10 @@ from uuid import UUID
 from sqlalchemy import ColumnElement, Connection, Select, Table, func, insert, select
 
 from fleetbeat_worker.database import bulk
-from fleetbeat_worker.database.column_types import to_milliseconds
-from fleetbeat_worker.database.tables import Agent, Event, EventType, Liveness
+from fleetbeat_worker.database.tables import Agent, Event, Liveness
+from fleetbeat_worker.rules.enums import EventType
 from fleetbeat_worker.rules.liveness import Promise, State, silent_since
+from fleetbeat_worker.rules.spans import to_milliseconds
 
 _LIVENESS: Table = Liveness.__table__  # type: ignore[assignment] # a mapped class has a Table
 _EVENTS: Table = Event.__table__  # type: ignore[assignment] # as above

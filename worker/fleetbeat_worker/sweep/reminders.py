@@ -7,10 +7,10 @@ from datetime import datetime, timedelta
 from sqlalchemy import Connection
 
 from fleetbeat_shared.settings import Settings
-from fleetbeat_worker.database.tables import NoticeKind
 from fleetbeat_worker.notifications.notice import Who, agent_notice, promise_facts
 from fleetbeat_worker.notifications.outbox import Notice
 from fleetbeat_worker.notifications.signs import silence_facts
+from fleetbeat_worker.rules.enums import NoticeKind
 from fleetbeat_worker.rules.liveness import Promise
 from fleetbeat_worker.store.pipeline import StoredPipeline
 from fleetbeat_worker.sweep.change_rows import find_degraded

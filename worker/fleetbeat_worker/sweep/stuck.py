@@ -9,14 +9,14 @@ from typing import Any
 from sqlalchemy import Connection, Row
 
 from fleetbeat_shared.settings import Settings
-from fleetbeat_worker.database.column_types import to_milliseconds
-from fleetbeat_worker.database.tables import EventType, NoticeKind
 from fleetbeat_worker.downtime.maintenance import MaintenanceState, read_unwatched
 from fleetbeat_worker.ingest.doing import DOING
 from fleetbeat_worker.notifications.notice import Who, agent_notice, promise_facts
 from fleetbeat_worker.notifications.outbox import Notice
 from fleetbeat_worker.rules.deadlines import DeadlineRule, Unwatched
+from fleetbeat_worker.rules.enums import EventType, NoticeKind
 from fleetbeat_worker.rules.liveness import Promise, silent_since
+from fleetbeat_worker.rules.spans import to_milliseconds
 from fleetbeat_worker.rules.stuck import stuck_limit
 from fleetbeat_worker.sweep import change_rows as store
 

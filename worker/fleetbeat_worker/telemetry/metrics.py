@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 from fleetbeat_shared.messages import Reason
-from fleetbeat_worker.database.tables import NoticeKind
+from fleetbeat_worker.rules.enums import NoticeKind
 from fleetbeat_worker.rules.liveness import State
 from fleetbeat_worker.telemetry.shared_counters import Counters
 
