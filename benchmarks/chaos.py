@@ -28,9 +28,10 @@ from pathlib import Path
 from typing import Any
 
 import click
-from chaos_faults import BUILT_IN, FAULTS, ONLY_ON
-from chaos_place import Load, audit, place, wait_until
 from support import end_in_order, print_json, print_machine, print_table, verbatim
+
+from chaos.faults import BUILT_IN, FAULTS, ONLY_ON
+from chaos.place import Load, audit, place, wait_until
 
 WRONG = ("lost", "duplicated", "left", "misjudged", "false_flags")
 """What must be 0."""

@@ -59,11 +59,11 @@ from support import (
 from fleetbeat_producer import register, send_heartbeat
 from fleetbeat_shared.redis_keys import INBOX, QUEUE
 from fleetbeat_shared.settings import Settings
+from fleetbeat_worker.broker.rq_queue import count_workers
 from fleetbeat_worker.database.engine import open_engine
 from fleetbeat_worker.database.schema import upgrade
 from fleetbeat_worker.database.tables import Agent, StoredHeartbeat
 from fleetbeat_worker.fleet.agents import Selection, read_fleet
-from fleetbeat_worker.workers.status import count_workers
 
 MEDIAN_MILLISECONDS = 60
 P99_MILLISECONDS = 500

@@ -39,17 +39,18 @@ from multiprocessing import get_context
 from typing import Any
 
 import click
-from simulate_incidents import find_false_notices
-from simulate_memory import MemoryStore
-from simulate_oracle import Flag, Judgement, Oracle
-from simulate_plan import Plan, draw_plan
-from simulate_play import play
-from simulate_sql import SqlStore
-from simulate_stuck import judge
 from sqlalchemy import Engine, event, text
 from support import databases, end_in_order, percentile, print_json, print_machine, print_table, shown, verbatim
 
 from fleetbeat_worker.database.engine import open_engine
+from simulation.incident_oracle import find_false_notices
+from simulation.memory_store import MemoryStore
+from simulation.model import Plan
+from simulation.oracle import Flag, Judgement, Oracle
+from simulation.plan import draw_plan
+from simulation.play import play
+from simulation.sql_store import SqlStore
+from simulation.stuck_oracle import judge
 
 KINDS = {"none": ("none",), "sqlite": ("sqlite",), "postgresql": ("postgresql",), "both": ("sqlite", "postgresql")}
 SHOWN = 5

@@ -39,6 +39,8 @@ from fleetbeat_worker.broker.embedded_valkey import EmbeddedValkey, find_free_po
 from fleetbeat_worker.database.engine import open_engine
 from fleetbeat_worker.database.schema import upgrade
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))  # the simulator and the chaos rig are test tools
+
 T = TypeVar("T")
 
 TIMEOUT_SECONDS = 60.0

@@ -59,8 +59,8 @@ from fleetbeat_worker.database.tables import Liveness
 from fleetbeat_worker.ingest.transaction import store_entries
 from fleetbeat_worker.rules.spans import from_milliseconds, to_milliseconds
 from fleetbeat_worker.store.pipeline import StoredPipeline, stored_pipeline, write_pipeline
-from fleetbeat_worker.sweep.job import decide
 from fleetbeat_worker.sweep.queries import find_due, flag
+from fleetbeat_worker.sweep.transaction import decide
 
 NOTHING_MILLISECONDS, SOME_MILLISECONDS, LOSS_PERCENT = 150, 1500, 10
 """What is needed of `shipped` at a million agents."""

@@ -16,7 +16,7 @@ from fleetbeat_worker.broker.pulse import Pulse
 from fleetbeat_worker.database.engine import writing
 from fleetbeat_worker.ingest.transaction import store_entries
 from fleetbeat_worker.rules.spans import to_milliseconds
-from fleetbeat_worker.sweep.job import NO_PULSE, SweepReport, decide
+from fleetbeat_worker.sweep.transaction import NO_PULSE, SweepReport, decide
 
 NOON = datetime(2026, 1, 31, 12, 0, tzinfo=UTC)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Self
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
@@ -49,3 +49,14 @@ def format_duration(seconds: float) -> str:
     first = next((place for place, (number, _) in enumerate(parts) if number), 3)
     shown = [f"{number}{unit}" for number, unit in parts[first : first + 2] if number]
     return " ".join(shown) or "0s"
+
+
+def amount(seconds: float) -> str:
+    """Return a duration without loss: in words if two units are enough, else in seconds: `6m`, `68.25s`."""
+    words = format_duration(seconds)
+    return words if parse_duration(words) == seconds else f"{seconds:.3f}".rstrip("0").rstrip(".") + "s"
+
+
+def exact(moment: datetime) -> str:
+    """Return a moment to the millisecond, so that sums can be checked."""
+    return f"{moment:%Y-%m-%d %H:%M:%S}" + (f".{moment.microsecond // 1000:03}" if moment.microsecond else "")

@@ -4,7 +4,8 @@ import time
 
 from acceptance.place import PATIENCE_SECONDS, Place
 from fleetbeat_worker.database.engine import open_engine, writing
-from fleetbeat_worker.notifications.outbox import Notice, put
+from fleetbeat_worker.notifications.notice import Notice
+from fleetbeat_worker.notifications.outbox import put
 from fleetbeat_worker.rules.enums import NoticeKind
 from helpers import eventually
 from receivers import http_receiver

@@ -11,28 +11,25 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
-from typing import cast
 
 from redis import Redis
 from redis.exceptions import RedisError
-from rq import Queue, get_current_job
-from rq.job import Job
+from rq import get_current_job
 from sqlalchemy import Engine
 
 from fleetbeat_shared.connection import connect
 from fleetbeat_shared.errors import DatabaseUnavailable, FleetbeatError
-from fleetbeat_shared.redis_keys import OLD_ROWS, QUEUE
+from fleetbeat_shared.redis_keys import OLD_ROWS
 from fleetbeat_shared.settings import Settings
+from fleetbeat_worker.broker.rq_queue import WORKER_TIMEOUT_SECONDS, waiting_ids
+from fleetbeat_worker.broker.server import redis_now
 from fleetbeat_worker.database.engine import open_engine
 from fleetbeat_worker.ingest.job import Ingest
-from fleetbeat_worker.notifications.job import announce, notify as run_notify, redis_now
+from fleetbeat_worker.notifications.due import announce
+from fleetbeat_worker.notifications.job import notify as run_notify
 from fleetbeat_worker.retention.job import Cutoffs, prune as run_prune
 from fleetbeat_worker.sweep.job import sweep as run_sweep
-from fleetbeat_worker.telemetry.log import Complaint
-
-WORKER_TIMEOUT_SECONDS = 5.0
-"""How long a worker's command waits for Redis."""
-
+from fleetbeat_worker.telemetry.problems import Complaint
 
 PRUNE_SECONDS = 30.0
 """How long one job prunes at most; the next one goes on."""
@@ -76,21 +73,6 @@ def sweep() -> None:
             complaint.trouble(f"Verdicts wait: {error}")
         else:
             complaint.over("The database can be used again; verdicts go on.")
-
-
-def waiting_ids(client: Redis) -> list[bytes]:
-    """Return the ids of the first jobs that wait in the queue. Raises redis-py's errors."""
-    # Read raw: RQ fails at an id that is no text, which the workers remove.
-    return cast("list[bytes]", client.lrange(Queue.redis_queue_namespace_prefix + QUEUE, 0, 99))
-
-
-def withdraw(client: Redis) -> None:
-    """Take our waiting jobs out of the queue: whoever starts workers next enqueues others. Raises redis-py's errors."""
-    queue = Queue(QUEUE, connection=client, serializer="json")
-    for job_id in waiting_ids(client):
-        if job_id.startswith((b"ingest-", b"sweep-", b"notify-", b"prune-")):
-            queue.remove(job_id.decode())
-            client.delete(Job.key_for(job_id.decode()))
 
 
 def prune() -> None:

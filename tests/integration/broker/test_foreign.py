@@ -23,7 +23,7 @@ from fleetbeat_shared.redis_keys import (
 from fleetbeat_shared.settings import Settings
 from fleetbeat_worker.broker.pulse import PulseWriter, read_pulse
 from fleetbeat_worker.database.engine import open_engine
-from fleetbeat_worker.notifications.job import are_due
+from fleetbeat_worker.notifications.due import are_due
 from fleetbeat_worker.rules.spans import to_milliseconds
 from fleetbeat_worker.store.history import outages
 from fleetbeat_worker.sweep.job import sweep

@@ -13,7 +13,7 @@ from sqlalchemy import Engine, delete, update
 from fleetbeat_shared.settings import Settings
 from fleetbeat_worker.database.engine import open_engine, writing
 from fleetbeat_worker.database.tables import Liveness, Maintenance
-from fleetbeat_worker.downtime import maintenance_rows as maintenance
+from fleetbeat_worker.downtime import maintenance
 from fleetbeat_worker.downtime.pauses import pause, resume
 from fleetbeat_worker.fleet.agents import read_fleet
 from fleetbeat_worker.rules.maintenance_windows import WindowRule

@@ -11,13 +11,12 @@ from fleetbeat_shared.settings import Settings
 from fleetbeat_worker.broker.inbox import Horizon
 from fleetbeat_worker.database.engine import reading
 from fleetbeat_worker.explain import verdict as explaining
-from fleetbeat_worker.explain.backtest import backtest
-from fleetbeat_worker.explain.backtest_report import Trial
+from fleetbeat_worker.explain.backtest import Trial, backtest
 from fleetbeat_worker.explain.verdict import explain
-from fleetbeat_worker.fleet.pipeline import Crew
 from fleetbeat_worker.fleet.uptime import read_record
 from fleetbeat_worker.store import history
 from fleetbeat_worker.sweep.job import sweep
+from fleetbeat_worker.workers.registry import Crew
 from helpers import drain, enrol, events, eventually, heartbeat, let_pass, send
 from simulated import Simulation, at
 

@@ -16,7 +16,8 @@ from fleetbeat_worker.database.tables import Notification
 from fleetbeat_worker.notifications import apprise_sender as sending, job as module
 from fleetbeat_worker.notifications.delivery import Outcome, Round
 from fleetbeat_worker.notifications.job import LEASE, TAKEN_AT_ONCE, notify
-from fleetbeat_worker.notifications.outbox import TRIED_FOR, Notice, ask_again, put, read_outbox
+from fleetbeat_worker.notifications.notice import Notice
+from fleetbeat_worker.notifications.outbox import TRIED_FOR, ask_again, put, read_outbox
 from fleetbeat_worker.rules.enums import NoticeKind
 from fleetbeat_worker.rules.spans import to_milliseconds
 from processes import die, end_of, fork

@@ -18,8 +18,9 @@ from fleetbeat_worker import jobs
 from fleetbeat_worker.database.engine import open_engine, reading, writing
 from fleetbeat_worker.database.tables import Liveness, Notification
 from fleetbeat_worker.notifications import apprise_sender as sending, job as module
-from fleetbeat_worker.notifications.job import announce, are_due
-from fleetbeat_worker.notifications.outbox import Notice, put
+from fleetbeat_worker.notifications.due import announce, are_due
+from fleetbeat_worker.notifications.notice import Notice
+from fleetbeat_worker.notifications.outbox import put
 from fleetbeat_worker.rules.enums import NoticeKind
 from fleetbeat_worker.rules.spans import to_milliseconds
 from fleetbeat_worker.store.pipeline import stored_pipeline

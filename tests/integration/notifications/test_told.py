@@ -5,7 +5,7 @@ from __future__ import annotations
 from sqlalchemy import Engine
 
 from fleetbeat_worker.database.engine import writing
-from fleetbeat_worker.downtime.maintenance_rows import add
+from fleetbeat_worker.downtime.maintenance import add
 from fleetbeat_worker.downtime.pauses import pause, resume
 from fleetbeat_worker.notifications.messages import Facts, compose
 from fleetbeat_worker.rules.enums import NoticeKind

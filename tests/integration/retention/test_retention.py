@@ -34,7 +34,8 @@ from fleetbeat_worker.database.tables import (
     StoredHeartbeat,
     StrayHeartbeat,
 )
-from fleetbeat_worker.notifications.outbox import Notice, put
+from fleetbeat_worker.notifications.notice import Notice
+from fleetbeat_worker.notifications.outbox import put
 from fleetbeat_worker.retention import job as module, old_partitions as old_days
 from fleetbeat_worker.retention.job import Cutoffs, PruneReport, find_old, prune
 from fleetbeat_worker.retention.table_sizes import file_size, table_sizes

@@ -14,7 +14,7 @@ from sqlalchemy import Engine, select, update
 from fleetbeat_shared.settings import Settings
 from fleetbeat_worker.database.engine import open_engine, reading, writing
 from fleetbeat_worker.database.tables import Agent, Liveness, Notification
-from fleetbeat_worker.downtime.maintenance_rows import add
+from fleetbeat_worker.downtime.maintenance import add
 from fleetbeat_worker.downtime.pauses import pause
 from fleetbeat_worker.rules.maintenance_windows import WindowRule
 from fleetbeat_worker.sweep.job import sweep

@@ -7,20 +7,20 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
-from simulate_incidents import find_false_notices
-from simulate_memory import MemoryStore
-from simulate_oracle import Change, Judgement, Oracle
-from simulate_plan import draw_plan
-from simulate_play import play
-from simulate_sql import SqlStore
-from simulate_stuck import judge
 from sqlalchemy import Engine, event, text
 
 from fleetbeat_worker.database.tables import Base, Pipeline
 from fleetbeat_worker.ingest.doing import changed_at
 from fleetbeat_worker.ingest.session_state import AgentRecord
+from fleetbeat_worker.rules.anomalies import stuck_limit
 from fleetbeat_worker.rules.liveness import Promise
-from fleetbeat_worker.rules.stuck import stuck_limit
+from simulation.incident_oracle import find_false_notices
+from simulation.memory_store import MemoryStore
+from simulation.oracle import Change, Judgement, Oracle
+from simulation.plan import draw_plan
+from simulation.play import play
+from simulation.sql_store import SqlStore
+from simulation.stuck_oracle import judge
 
 LONG_AGO, SOON = datetime(2020, 1, 1, tzinfo=UTC), datetime(2027, 1, 1, tzinfo=UTC)
 
@@ -136,15 +136,15 @@ def _without_pauses(registered_at: int, last_seen_at: int | None, _resumed_at: i
 @pytest.mark.parametrize(
     ("seed", "rule", "broken", "found"),
     [
-        (3, "simulate_memory.outage_between", _never, "false_flags"),
-        (8, "simulate_memory.running", _never, "false_flags"),
+        (3, "simulation.memory_store.outage_between", _never, "false_flags"),
+        (8, "simulation.memory_store.running", _never, "false_flags"),
         (3, "fleetbeat_worker.rules.deadlines.allowed_silence_seconds", _no_grace, "false_flags"),
         (3, "fleetbeat_worker.rules.deadlines.allowed_silence_seconds", _one_too_many, "missed_flags"),
         (3, "fleetbeat_worker.ingest.session_state.silent_since", _without_pauses, "false_flags"),
         (2, "fleetbeat_worker.broker.pulse.Pulse.unheard", lambda *_: [], "false_flags"),
-        (3, "fleetbeat_worker.sweep.stuck.silent_since", lambda *_: LONG_AGO, "missed_stuck"),
-        (3, "fleetbeat_worker.sweep.stuck.silent_since", lambda *_: SOON, "false_stuck"),
-        (3, "simulate_memory.stuck_limit", _one_more, "missed_stuck"),
+        (3, "fleetbeat_worker.sweep.anomalies.silent_since", lambda *_: LONG_AGO, "missed_stuck"),
+        (3, "fleetbeat_worker.sweep.anomalies.silent_since", lambda *_: SOON, "false_stuck"),
+        (3, "simulation.memory_store.stuck_limit", _one_more, "missed_stuck"),
         (3, "fleetbeat_worker.ingest.batch.changed_at", _as_ever, "late_unstuck"),
     ],
 )
@@ -182,7 +182,7 @@ def test_who_is_heard_in_a_time_that_has_not_come_yet_and_goes_unjudged_is_found
     monkeypatch: pytest.MonkeyPatch, without_disk: Engine
 ) -> None:
     """Without what a sweep does once the clock was put right, the oracle misses a flag."""
-    monkeypatch.setattr("fleetbeat_worker.sweep.job.rewind", _never)
+    monkeypatch.setattr("fleetbeat_worker.sweep.transaction.rewind", _never)
     plan = draw_plan(39, agents=12, weeks=0.4, sets_back=True)
     assert judge(plan, Oracle(plan), play(plan, SqlStore(without_disk, plan))).missed_flags
 

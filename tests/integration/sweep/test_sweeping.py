@@ -25,8 +25,9 @@ from fleetbeat_worker.ingest.queries import open_batch, write_batch
 from fleetbeat_worker.ingest.transaction import store_entries
 from fleetbeat_worker.notifications.outbox import take_due
 from fleetbeat_worker.rules.spans import to_milliseconds
-from fleetbeat_worker.sweep.incident_rows import count_told
-from fleetbeat_worker.sweep.job import SweepReport, decide, sweep
+from fleetbeat_worker.sweep.incidents import count_told
+from fleetbeat_worker.sweep.job import sweep
+from fleetbeat_worker.sweep.transaction import SweepReport, decide
 from helpers import (
     LONG_AGO,
     agent,

@@ -8,7 +8,8 @@ from fakeredis import FakeRedis
 from sqlalchemy import Engine, select
 
 from fleetbeat_shared.redis_keys import PULSE, PULSE_GAPS
-from fleetbeat_worker.broker.pulse import GAP_MILLISECONDS, Pulse, PulseWriter, read_pulse, refusal
+from fleetbeat_worker.broker.pulse import GAP_MILLISECONDS, Pulse, PulseWriter, read_pulse
+from fleetbeat_worker.broker.server import refusal
 from fleetbeat_worker.database.engine import reading
 from fleetbeat_worker.database.tables import Liveness
 from fleetbeat_worker.rules.spans import to_milliseconds

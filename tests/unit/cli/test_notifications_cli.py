@@ -17,7 +17,8 @@ from fleetbeat_worker.cli import main
 from fleetbeat_worker.cli.worker import check_notify_urls
 from fleetbeat_worker.database.engine import reading, writing
 from fleetbeat_worker.database.tables import Notification
-from fleetbeat_worker.notifications.outbox import Notice, put
+from fleetbeat_worker.notifications.notice import Notice
+from fleetbeat_worker.notifications.outbox import put
 from fleetbeat_worker.rules.enums import NoticeKind, NoticeState
 from fleetbeat_worker.rules.spans import to_milliseconds
 from receivers import http_receiver

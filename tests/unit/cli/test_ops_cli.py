@@ -25,7 +25,7 @@ from fleetbeat_worker.database import schema
 from fleetbeat_worker.database.engine import open_engine, writing
 from fleetbeat_worker.database.tables import Liveness
 from fleetbeat_worker.fleet import current_state as judging
-from fleetbeat_worker.sweep.incident_rows import begin
+from fleetbeat_worker.sweep.incidents import begin
 
 READERS = [
     *("agents", "backtest", "check", "dashboard", "db", "events", "explain", "maintenance", "notifications", "queue"),

@@ -12,10 +12,9 @@ from fleetbeat_shared.errors import FleetbeatError
 from fleetbeat_shared.settings import Settings
 from fleetbeat_worker.database.engine import writing
 from fleetbeat_worker.database.tables import Event
-from fleetbeat_worker.downtime import maintenance_rows as maintenance, pauses
+from fleetbeat_worker.downtime import maintenance, pauses
 from fleetbeat_worker.explain import backtest as backtesting
-from fleetbeat_worker.explain.backtest import backtest
-from fleetbeat_worker.explain.backtest_report import BacktestReport, Trial
+from fleetbeat_worker.explain.backtest import BacktestReport, Trial, backtest
 from fleetbeat_worker.rules.maintenance_windows import WindowRule
 from simulated import Simulation, at
 

@@ -14,12 +14,12 @@ from fleetbeat_worker.cli.explain import explanation_text
 from fleetbeat_worker.cli.output import console
 from fleetbeat_worker.database.engine import writing
 from fleetbeat_worker.database.tables import Event
-from fleetbeat_worker.downtime import maintenance_rows as maintenance, pauses
+from fleetbeat_worker.downtime import maintenance, pauses
 from fleetbeat_worker.explain import verdict as explaining
 from fleetbeat_worker.explain.explanation import Explanation
 from fleetbeat_worker.explain.verdict import explain
-from fleetbeat_worker.fleet.pipeline import Crew
 from fleetbeat_worker.rules.maintenance_windows import WindowRule
+from fleetbeat_worker.workers.registry import Crew
 from simulated import Simulation, at
 
 PAUSED = "somebody does it (fleetbeat agents resume); its clock starts anew then"

@@ -20,7 +20,7 @@ from fleetbeat_worker.downtime import pauses
 from fleetbeat_worker.explain import verdict as explaining
 from fleetbeat_worker.explain.explanation import Explanation
 from fleetbeat_worker.explain.verdict import explain
-from fleetbeat_worker.fleet.pipeline import Crew
+from fleetbeat_worker.workers.registry import Crew
 from simulated import Simulation, at
 
 

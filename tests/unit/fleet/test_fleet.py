@@ -13,15 +13,16 @@ from sqlalchemy import Engine
 
 from fleetbeat_shared.settings import Settings
 from fleetbeat_worker.broker.inbox import Horizon
-from fleetbeat_worker.cli.dashboard import render
+from fleetbeat_worker.cli.rendering import render
 from fleetbeat_worker.database import schema
 from fleetbeat_worker.database.engine import open_engine, writing
 from fleetbeat_worker.fleet import agents as fleet, current_state as judging
 from fleetbeat_worker.fleet.agents import FleetView, Selection, read_agent, read_fleet
-from fleetbeat_worker.fleet.pipeline import Crew, view_pipeline
+from fleetbeat_worker.fleet.pipeline import view_pipeline
 from fleetbeat_worker.rules.liveness import MISSED_COUNTED, State, missed_intervals
 from fleetbeat_worker.store.pipeline import StoredPipeline
 from fleetbeat_worker.store.tasks import add_task
+from fleetbeat_worker.workers.registry import Crew
 
 AWAY = Settings(redis_url="redis://user:secret@127.0.0.1:1/0")
 

@@ -5,7 +5,7 @@ from uuid import UUID
 import pytest
 from sqlalchemy import Engine, select, update
 
-from fleetbeat_worker.cli.record import percent
+from fleetbeat_worker.cli.agents import percent
 from fleetbeat_worker.database.engine import reading, writing
 from fleetbeat_worker.database.tables import Event
 from fleetbeat_worker.downtime import pauses

@@ -2,7 +2,7 @@
 
 Producers send, workers ingest and die, workers stand still and go on when others have taken over, Redis's clock steps.
 Afterwards each message that Redis acknowledged is in SQL once, or set aside with a reason, and the inbox is empty.
-`pytest tests/unit/test_state_machine.py --hypothesis-profile long` takes tens of thousands of steps.
+`pytest tests/unit/ingest/test_state_machine.py --hypothesis-profile long` takes tens of thousands of steps.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from fleetbeat_worker.notifications.messages import Message, Mood, compose
-from fleetbeat_worker.notifications.notice_facts import Facts
+from fleetbeat_worker.notifications.wording import Facts
 from fleetbeat_worker.rules.enums import NoticeKind
 
 NOON = datetime(2026, 11, 26, 12, 0, tzinfo=UTC)

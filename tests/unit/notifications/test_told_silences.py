@@ -7,9 +7,9 @@ from sqlalchemy import Engine, select
 
 from fleetbeat_worker.database.engine import reading, writing
 from fleetbeat_worker.database.tables import Notification
-from fleetbeat_worker.downtime import maintenance_rows as maintenance, pauses
+from fleetbeat_worker.downtime import maintenance, pauses
 from fleetbeat_worker.notifications.messages import Message, compose
-from fleetbeat_worker.notifications.notice_facts import Facts
+from fleetbeat_worker.notifications.wording import Facts
 from fleetbeat_worker.rules.enums import NoticeKind
 from fleetbeat_worker.rules.maintenance_windows import WindowRule
 from simulated import Simulation, at

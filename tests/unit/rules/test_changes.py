@@ -7,10 +7,8 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from hypothesis import given, strategies as st
 
-from fleetbeat_worker.rules.anomalies import is_flapping, window_start
-from fleetbeat_worker.rules.incidents import is_incident, is_over, joins
+from fleetbeat_worker.rules.anomalies import is_flapping, is_incident, is_over, joins, stuck_limit, window_start
 from fleetbeat_worker.rules.liveness import UNJUDGEABLE, Promise
-from fleetbeat_worker.rules.stuck import stuck_limit
 from helpers import seconds
 
 NOON = datetime(2026, 1, 31, 12, 0, tzinfo=UTC)

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 from hypothesis import given, strategies as st
 
-from fleetbeat_worker.explain.deadline_sum import Start, amount, work_out
+from fleetbeat_shared.time_text import amount
+from fleetbeat_worker.explain.deadline_sum import Start, work_out
 from fleetbeat_worker.rules.deadlines import DeadlineRule, Unwatched
 from fleetbeat_worker.rules.enums import EventType
 from fleetbeat_worker.rules.liveness import Promise, deadline, extend_over_outages

@@ -16,8 +16,10 @@ from fleetbeat_worker.broker.inbox import Inbox
 from fleetbeat_worker.database.engine import reading
 from fleetbeat_worker.database.tables import Pipeline
 from fleetbeat_worker.ingest.transaction import store_entries
+from fleetbeat_worker.rules.sweep_gaps import outage_between
 from fleetbeat_worker.store.pipeline import StoredPipeline
-from fleetbeat_worker.sweep.job import losses, outage_between, sweep
+from fleetbeat_worker.sweep.job import sweep
+from fleetbeat_worker.sweep.transaction import losses
 from helpers import events, heartbeat, let_pass, redis_time, register, seconds, send, state
 
 NOON = datetime(2026, 1, 31, 12, 0, tzinfo=UTC)

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 import pytest
 from pytest import LogCaptureFixture  # noqa: PT013 - a type
 
-from fleetbeat_worker.telemetry.log import SAY_EVERY_SECONDS, Complaint, logger, relay_through
-from fleetbeat_worker.telemetry.troubles import PipeRelay, Troubles
+from fleetbeat_worker.telemetry.log import logger
+from fleetbeat_worker.telemetry.problems import SAY_EVERY_SECONDS, Complaint, PipeRelay, Troubles, relay_through
 
 
 class Stage:

@@ -14,10 +14,10 @@ from threading import Event
 from typing import Any
 
 from redis import Redis
-from redis.exceptions import OutOfMemoryError, ReadOnlyError, RedisError, ResponseError
+from redis.exceptions import RedisError
 
 from fleetbeat_shared.connection import reason
-from fleetbeat_shared.redis_keys import PROBE, PULSE, PULSE_GAPS
+from fleetbeat_shared.redis_keys import PULSE, PULSE_GAPS
 from fleetbeat_worker.rules.spans import Span, to_milliseconds
 from fleetbeat_worker.telemetry.log import logger
 
@@ -44,8 +44,6 @@ redis.call('RPUSH', KEYS[2], string.format('%d:%d', from, now))
 redis.call('LTRIM', KEYS[2], -tonumber(ARGV[4]), -1)
 return now
 """
-
-_PROBE = "redis.call('SET', KEYS[1], 1) redis.call('DEL', KEYS[1])"
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,27 +80,6 @@ def read_pulse(client: Redis) -> Pulse:
         at, gaps = pipe.execute()
     spans = (gap.split(b":") for gap in gaps)
     return Pulse(None if at is None else int(at), tuple((int(start), int(end)) for start, end in spans))
-
-
-def probe(client: Redis) -> None:
-    """Write something, and take it away again. Raises redis-py's errors, also when Redis refuses what is written."""
-    client.eval(_PROBE, 1, PROBE)
-
-
-def refusal(client: Redis) -> str | None:
-    """Return why Redis refuses what agents send, though it answers; None if it takes it.
-
-    Raises redis-py's other errors.
-    """
-    try:
-        probe(client)
-    except (OutOfMemoryError, ReadOnlyError) as error:
-        return str(error)
-    except ResponseError as error:
-        if str(error).startswith(("MISCONF", "NOREPLICAS")):
-            return str(error)
-        raise
-    return None
 
 
 class PulseWriter:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -14,9 +15,12 @@ from rich.text import Text
 from fleetbeat_shared.click_types import WholeNumber
 from fleetbeat_shared.errors import UnknownSession
 from fleetbeat_shared.settings import Settings
-from fleetbeat_shared.time_text import format_duration
-from fleetbeat_worker.cli.asked_names import NameType
-from fleetbeat_worker.cli.dashboard import (
+from fleetbeat_shared.time_text import amount, format_duration
+from fleetbeat_worker.cli.events import event_json, events_table
+from fleetbeat_worker.cli.options import common_options, example, json_option, open_database, open_redis
+from fleetbeat_worker.cli.output import ago, console, facts_table, plain_table, print_json, safe, stamp
+from fleetbeat_worker.cli.pauses import pause, resume
+from fleetbeat_worker.cli.rendering import (
     add_name_column,
     headline,
     heard_text,
@@ -27,12 +31,7 @@ from fleetbeat_worker.cli.dashboard import (
     promise_text,
     state_text,
 )
-from fleetbeat_worker.cli.events import event_json, events_table
-from fleetbeat_worker.cli.options import States, common_options, example, json_option, open_database, open_redis
-from fleetbeat_worker.cli.output import ago, console, facts_table, plain_table, print_json, safe, stamp
-from fleetbeat_worker.cli.pauses import pause, resume
-from fleetbeat_worker.cli.record import record_text, uptime_text
-from fleetbeat_worker.explain.deadline_sum import amount
+from fleetbeat_worker.cli.types import NameType, States
 from fleetbeat_worker.fleet.agents import (
     LIVE_STATES,
     AgentReport,
@@ -43,7 +42,13 @@ from fleetbeat_worker.fleet.agents import (
     read_fleet,
 )
 from fleetbeat_worker.fleet.pipeline import PipelineView
+from fleetbeat_worker.fleet.uptime import Record, SilenceView
 from fleetbeat_worker.rules.liveness import State
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.table import Table
+
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -233,3 +238,43 @@ def _promise_fact(report: AgentReport) -> Text:
 
 def _compact(value: dict[str, Any] | None) -> str:
     return json.dumps(value, ensure_ascii=False) if value else ""
+
+
+def uptime_text(record: Record) -> Text:
+    """Return the uptimes on one line; how much time counts is said where it is less than the period."""
+    parts = []
+    for period, found in record.uptime.items():
+        share = "-" if found.share is None else percent(found.share)
+        parts.append(f"{share} of {period}")
+    counted = next(reversed(record.uptime.values())).counted_seconds
+    return Text(f"{', '.join(parts)} ({format_duration(round(counted))} counted)")
+
+
+def percent(share: float) -> str:
+    """Return a share in percent, never rounded up to 100: `99.99%`."""
+    return f"{int(share * 10_000) / 100:g}%"
+
+
+def record_text(report: AgentReport) -> list[RenderableType]:
+    """Return the silences and what changed, each under a title."""
+    record = report.record
+    parts: list[RenderableType] = []
+    if record.silences:
+        parts += [Text(), Text("Silences", style="bold"), _silences_table(record.silences)]
+    # Where the events above are all of them, they needn't be told twice.
+    if {event.id for event in record.state_changes} - {event.id for event in report.events}:
+        changes = events_table(record.state_changes, report.pipeline.now, with_agent=False)
+        parts += [Text(), Text("Changes of state", style="bold"), changes]
+    return parts
+
+
+def _silences_table(silences: Sequence[SilenceView]) -> Table:
+    table = plain_table()
+    for header in ("From (UTC)", "To", "Length"):
+        table.add_column(header, no_wrap=True)
+    for silence in silences:
+        ended = "still silent" if silence.ended_at is None else stamp(silence.ended_at)
+        if silence.ended_by in {"paused", "ended"}:
+            ended += f", {silence.ended_by}"
+        table.add_row(stamp(silence.silent_since), ended, format_duration(round(silence.seconds)))
+    return table

@@ -18,13 +18,11 @@ from fleetbeat_shared.errors import UnknownSession
 from fleetbeat_shared.messages import MAX_INTERVAL_SECONDS, MIN_INTERVAL_SECONDS
 from fleetbeat_shared.settings import Settings
 from fleetbeat_shared.time_text import format_duration
-from fleetbeat_worker.cli.asked_names import NamesType, is_pattern, unknown_name, warn_of_pattern
 from fleetbeat_worker.cli.options import common_options, example, json_option, open_database
 from fleetbeat_worker.cli.output import console, counted, plain_table, print_json, safe, stamp
-from fleetbeat_worker.cli.types import DurationType
+from fleetbeat_worker.cli.types import DurationType, NamesType, is_pattern, unknown_name, warn_of_pattern
 from fleetbeat_worker.database.engine import reading
-from fleetbeat_worker.explain.backtest import backtest as run_backtest
-from fleetbeat_worker.explain.backtest_report import BacktestReport, Total, Trial
+from fleetbeat_worker.explain.backtest import BacktestReport, Total, Trial, backtest as run_backtest
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

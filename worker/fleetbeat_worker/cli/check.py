@@ -14,15 +14,14 @@ from fleetbeat_shared.errors import FleetbeatError, RedisUnavailable, SettingsEr
 from fleetbeat_shared.sanitize import clean
 from fleetbeat_shared.settings import Settings
 from fleetbeat_shared.time_text import format_duration
-from fleetbeat_worker.broker.eviction import eviction_warning
-from fleetbeat_worker.cli.asked_names import NameType
-from fleetbeat_worker.cli.dashboard import incident_sentence, maintenance_sentence
+from fleetbeat_worker.broker.server import eviction_warning
 from fleetbeat_worker.cli.exit_codes import BEHIND, DONE, REFUSED
 from fleetbeat_worker.cli.options import common_options, example, json_option, open_database, open_redis
 from fleetbeat_worker.cli.output import ago, counted, print_json
+from fleetbeat_worker.cli.rendering import incident_sentence, maintenance_sentence
+from fleetbeat_worker.cli.types import NameType
 from fleetbeat_worker.database.engine import reading
-from fleetbeat_worker.fleet.agents import AgentView, FleetView, Selection, maintenance_json, read_fleet
-from fleetbeat_worker.fleet.incident_view import IncidentView
+from fleetbeat_worker.fleet.agents import AgentView, FleetView, IncidentView, Selection, maintenance_json, read_fleet
 from fleetbeat_worker.notifications.outbox import read_outbox
 from fleetbeat_worker.notifications.targets import parse_targets
 from fleetbeat_worker.rules.liveness import State

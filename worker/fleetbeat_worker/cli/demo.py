@@ -2,13 +2,37 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import click
+from rich.console import Group
+from rich.live import Live
+from rich.text import Text
 
-from fleetbeat_worker.cli.demo_fleet import Demo, temporary_pipeline
+from fleetbeat_shared.connection import connect
+from fleetbeat_shared.errors import FleetbeatError
+from fleetbeat_shared.settings import Settings
+from fleetbeat_worker.broker.embedded_valkey import EmbeddedValkey, find_free_port
+from fleetbeat_worker.cli.events import events_table
 from fleetbeat_worker.cli.options import asked_to_stop, example
+from fleetbeat_worker.cli.output import console
+from fleetbeat_worker.cli.rendering import render
+from fleetbeat_worker.database import schema
+from fleetbeat_worker.database.engine import open_engine, reading
+from fleetbeat_worker.fleet.agents import FleetView, read_fleet
+from fleetbeat_worker.rules.enums import EventType
+from fleetbeat_worker.rules.liveness import State
+from fleetbeat_worker.store.events import latest_events
 from fleetbeat_worker.telemetry.log import set_up
+from fleetbeat_worker.workers.pool import Pool
 
 NEXT_STEPS = """
 What to do next:
@@ -28,3 +52,150 @@ def demo() -> None:
         Demo(settings, pool, asked).run()
     click.echo(NEXT_STEPS)
     click.echo(f"\nThe demonstration took {time.monotonic() - started_at:.0f} s; all that it started has ended.")
+
+
+AGENTS = {
+    "hint": (2.0, "collecting hints"),
+    "torv": (2.0, "reading the forum"),
+    "rams": (3.0, "drawing plans"),
+    "kami": (2.0, "folding letters"),
+}
+"""Name, seconds between heartbeats, and what each says it does."""
+
+
+VICTIM = "kami"
+
+
+STEP_SECONDS = 15.0
+"""How long a step may take before the demonstration is called failed."""
+
+
+REFRESH_SECONDS = 0.25
+
+
+class Demo:
+    """One run; its parts come up and go down with `run`."""
+
+    def __init__(self, settings: Settings, pool: Pool, asked_to_stop: Callable[[], bool]) -> None:
+        """Show what a pool does with some agents, until it is asked to stop."""
+        self._settings = settings
+        self._pool = pool
+        self._asked_to_stop = asked_to_stop
+        self._console = console()
+        self._agents: dict[str, subprocess.Popen[bytes]] = {}
+        self._story: list[Text] = []
+        self._live: Live | None = None
+
+    def run(self) -> None:
+        """Tell the story.
+
+        Raises FleetbeatError when a step doesn't come about in time.
+        """
+        try:
+            if self._console.is_terminal:
+                with Live(console=self._console, auto_refresh=False) as self._live:
+                    self._tell_story()
+            else:
+                self._tell_story()
+            self._show_events()
+        finally:
+            self._end_agents()
+
+    def _tell_story(self) -> None:
+        for name in AGENTS:
+            self._start_agent(name)
+        self._step(f"Four agents started: {', '.join(AGENTS)}.", self._all_beat, dwell_seconds=3)
+        self._agents[VICTIM].kill()
+        self._agents[VICTIM].wait()
+        self._step(
+            f"{VICTIM} was killed with SIGKILL, and said nothing. It promised a beat every 2 s.", self._is(State.LATE)
+        )
+        self._step(f"{VICTIM} has now missed two intervals and its grace.", self._is(State.DEGRADED), dwell_seconds=1)
+        self._start_agent(VICTIM)
+        self._step(f"{VICTIM} was started again.", self._is(State.OK), dwell_seconds=2)
+
+    def _step(self, what: str, seen: Callable[[FleetView], bool], dwell_seconds: float = 0) -> None:
+        """Say what happened and watch until its effect is seen, and a little longer."""
+        self._story.append(Text(f"» {what}", style="bold"))
+        ends_at = time.monotonic() + STEP_SECONDS
+        while not seen(view := self._look()):
+            if time.monotonic() > ends_at:
+                message = f"After {STEP_SECONDS:.0f} s this was not to be seen: {what} Please report it."
+                raise FleetbeatError(message)
+        dwells_until = time.monotonic() + dwell_seconds
+        while time.monotonic() < dwells_until:
+            view = self._look()
+        if self._live is None:
+            self._console.print(self._story[-1], Text(), render(view), Text(), sep="\n")
+
+    def _look(self) -> FleetView:
+        if self._asked_to_stop():  # here, and not at any line: an agent that is just being started must be ended too
+            sys.exit("The demonstration was broken off; all that it started is ended.")
+        self._pool.look_after(REFRESH_SECONDS)
+        engine = open_engine(self._settings.sql_url)  # for each look: the pool may fork between two
+        try:
+            with closing(connect(self._settings.redis_url, timeout_seconds=1)) as client:
+                view = read_fleet(self._settings, engine, client)
+        finally:
+            engine.dispose()
+        if self._live is not None:
+            self._live.update(Group(*self._story, Text(), render(view)), refresh=True)
+        return view
+
+    def _all_beat(self, view: FleetView) -> bool:
+        return sorted(agent.agent_name for agent in view.agents if agent.state is State.OK) == sorted(AGENTS)
+
+    def _is(self, state: State) -> Callable[[FleetView], bool]:
+        return lambda view: any(agent.agent_name == VICTIM and agent.state is state for agent in view.agents)
+
+    def _show_events(self) -> None:
+        types = [kind.value for kind in EventType if kind is not EventType.HEARTBEAT]
+        engine = open_engine(self._settings.sql_url)
+        try:
+            with reading(engine) as connection:
+                found = latest_events(connection, 50, types=types)
+        finally:
+            engine.dispose()
+        self._console.print(Text("\nWhat was recorded (beside each progress report):\n", style="bold"))
+        self._console.print(events_table(found, datetime.now(UTC)))
+
+    def _start_agent(self, name: str) -> None:
+        interval_seconds, work = AGENTS[name]
+        command = [sys.executable, "-m", "fleetbeat_producer.example_agent", "--name", name, "--work", work]
+        command += ["--every", str(interval_seconds)]
+        self._agents[name] = subprocess.Popen(  # noqa: S603 - our own module
+            command, stdin=subprocess.DEVNULL, start_new_session=True
+        )
+
+    def _end_agents(self) -> None:
+        for process in self._agents.values():
+            process.terminate()
+        for process in self._agents.values():
+            process.wait()
+
+
+@contextmanager
+def temporary_pipeline() -> Iterator[tuple[Settings, Pool]]:
+    """Run the whole pipeline in a temporary place: Valkey, SQLite, one worker and a dispatcher."""
+    with TemporaryDirectory(prefix="fleetbeat-demo-") as directory:
+        server = EmbeddedValkey(Path(directory) / "valkey", find_free_port())
+        settings = Settings(
+            data_dir=Path(directory), redis_url=server.url, sweep_seconds=1, linger_seconds=1, log_level="ERROR"
+        )
+        # For the agents and the jobs, which read their settings where they run.
+        for variable in [name for name in os.environ if name.startswith("FLEETBEAT_")]:
+            del os.environ[variable]
+        settings.export(os.environ)
+        server.start()
+        try:
+            engine = open_engine(settings.sql_url)
+            schema.upgrade(engine)
+            engine.dispose()
+            pool = Pool(settings, workers=1)
+            pool.start()
+            try:
+                yield settings, pool
+            finally:
+                pool.stop()
+        finally:
+            server.stop()

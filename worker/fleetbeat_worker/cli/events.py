@@ -13,9 +13,9 @@ from sqlalchemy import Row
 
 from fleetbeat_shared.settings import Settings
 from fleetbeat_shared.time_text import format_duration
-from fleetbeat_worker.cli.asked_names import NameType, unknown_name
-from fleetbeat_worker.cli.options import LIMIT, common_options, example, json_option, open_database
+from fleetbeat_worker.cli.options import common_options, example, json_option, open_database
 from fleetbeat_worker.cli.output import clock, console, plain_table, print_json, safe
+from fleetbeat_worker.cli.types import LIMIT, NameType, unknown_name
 from fleetbeat_worker.database.engine import reading
 from fleetbeat_worker.rules.enums import EventType
 from fleetbeat_worker.store.events import latest_events

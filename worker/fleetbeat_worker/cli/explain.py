@@ -12,13 +12,11 @@ from rich.console import Group
 from rich.text import Text
 
 from fleetbeat_shared.settings import Settings
-from fleetbeat_shared.time_text import format_duration
-from fleetbeat_worker.cli.asked_names import NameType
-from fleetbeat_worker.cli.dashboard import STYLES, missed_text
+from fleetbeat_shared.time_text import amount, exact, format_duration
 from fleetbeat_worker.cli.options import common_options, example, json_option, open_database, open_redis
 from fleetbeat_worker.cli.output import console, counted, facts_table, plain_table, print_json, safe
-from fleetbeat_worker.cli.types import MomentType
-from fleetbeat_worker.explain.deadline_sum import amount, exact
+from fleetbeat_worker.cli.rendering import STYLES, missed_text
+from fleetbeat_worker.cli.types import MomentType, NameType
 from fleetbeat_worker.explain.evidence import Beat
 from fleetbeat_worker.explain.explanation import Explanation
 from fleetbeat_worker.explain.suppressions import Spell

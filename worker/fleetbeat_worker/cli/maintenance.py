@@ -16,12 +16,12 @@ from fleetbeat_shared.schedules import check_schedule, find_time_zone, slots_aft
 from fleetbeat_shared.settings import Settings
 from fleetbeat_shared.time_text import format_duration
 from fleetbeat_worker.broker.inbox import Inbox
-from fleetbeat_worker.cli.options import ROW_ID, common_options, example, json_option, open_database, open_redis
+from fleetbeat_worker.cli.options import common_options, example, json_option, open_database, open_redis
 from fleetbeat_worker.cli.output import console, plain_table, print_json, safe, stamp
 from fleetbeat_worker.cli.pauses import Reason
-from fleetbeat_worker.cli.types import DurationType, MomentType
+from fleetbeat_worker.cli.types import ROW_ID, DurationType, MomentType
 from fleetbeat_worker.database.engine import reading, writing
-from fleetbeat_worker.downtime.maintenance_rows import add, cut, end as end_for_good, window_rules
+from fleetbeat_worker.downtime.maintenance import add, cut, end as end_for_good, window_rules
 from fleetbeat_worker.rules.maintenance_windows import Window, WindowRule, find_fault, next_start, running, windows_of
 
 if TYPE_CHECKING:

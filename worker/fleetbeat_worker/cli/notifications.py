@@ -13,10 +13,10 @@ from sqlalchemy import Row
 from fleetbeat_shared.errors import FleetbeatError
 from fleetbeat_shared.settings import Settings
 from fleetbeat_shared.time_text import format_duration
-from fleetbeat_worker.cli.asked_names import NameType, unknown_name
 from fleetbeat_worker.cli.exit_codes import REFUSED
-from fleetbeat_worker.cli.options import LIMIT, ROW_ID, common_options, example, json_option, open_database, open_redis
+from fleetbeat_worker.cli.options import common_options, example, json_option, open_database, open_redis
 from fleetbeat_worker.cli.output import clock, console, counted, plain_table, print_json, safe
+from fleetbeat_worker.cli.types import LIMIT, ROW_ID, NameType, unknown_name
 from fleetbeat_worker.database.engine import reading, writing
 from fleetbeat_worker.notifications import outbox as store
 from fleetbeat_worker.notifications.delivery import Outcome
@@ -124,7 +124,8 @@ def retry(*, settings: Settings, ids: tuple[int, ...], take_dead: bool, as_json:
         raise click.UsageError(message)
     with open_redis(settings) as client, open_database(settings) as engine:
         from fleetbeat_shared.connection import redis_errors
-        from fleetbeat_worker.notifications.job import announce, redis_now
+        from fleetbeat_worker.broker.server import redis_now
+        from fleetbeat_worker.notifications.due import announce
 
         with redis_errors(settings.redis_url), writing(engine) as connection:
             chosen = list(dict.fromkeys(ids)) if ids else store.ids_of_dead(connection)

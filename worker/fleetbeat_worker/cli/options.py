@@ -17,16 +17,10 @@ from sqlalchemy import Engine
 from fleetbeat_shared.click_types import WholeNumber
 from fleetbeat_shared.errors import FleetbeatError
 from fleetbeat_shared.settings import Settings
-from fleetbeat_worker.rules.liveness import State
+from fleetbeat_worker.cli.types import BoundsType
 from fleetbeat_worker.workers.autoscale import Bounds
 
 T = TypeVar("T")
-
-ROW_ID = WholeNumber(1, 2**63 - 1)
-"""The type of an option or argument that is a row's number."""
-
-LIMIT = WholeNumber(1, 1_000_000)
-"""The type of `--limit`."""
 
 
 def example(*lines: str) -> str:
@@ -120,39 +114,6 @@ def pool_options(command: Callable[..., T]) -> Callable[..., T]:
 def json_option(command: Callable[..., T]) -> Callable[..., T]:
     """Give a command `--json`, as `as_json`."""
     return click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")(command)
-
-
-class States(click.ParamType[frozenset[State]]):
-    """One or more states of agents, with commas between them."""
-
-    name = "STATES"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> frozenset[State]:  # noqa: ANN401
-        """Return the states that a text names."""
-        if isinstance(value, frozenset):
-            return value
-        try:
-            return frozenset(State(word.strip().lower()) for word in str(value).split(","))
-        except ValueError:
-            self.fail(f"{value!r} is no state; there are {', '.join(State)}.", param, ctx)
-
-
-class BoundsType(click.ParamType["Bounds"]):
-    """The least and the most workers of a pool: `1:8`."""
-
-    name = "MIN:MAX"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Bounds:  # noqa: ANN401
-        """Return the bounds that a text names."""
-        from fleetbeat_worker.workers.autoscale import MOST_WORKERS, Bounds
-
-        if isinstance(value, Bounds):
-            return value
-        try:
-            return Bounds.parse(str(value))
-        except ValueError:
-            message = f"{value!r} is no range of workers; write for example 1:8, within 0 and {MOST_WORKERS}."
-            self.fail(message, param, ctx)
 
 
 def asked_to_stop() -> Callable[[], bool]:

@@ -15,10 +15,9 @@ from fleetbeat_shared.errors import FleetbeatError, SessionEnded, UnknownSession
 from fleetbeat_shared.sanitize import clean
 from fleetbeat_shared.settings import Settings
 from fleetbeat_worker.broker.inbox import Inbox
-from fleetbeat_worker.cli.asked_names import NameType
 from fleetbeat_worker.cli.options import common_options, example, json_option, open_database, open_redis
 from fleetbeat_worker.cli.output import counted, print_json, stamp
-from fleetbeat_worker.cli.types import DurationType
+from fleetbeat_worker.cli.types import DurationType, NameType
 from fleetbeat_worker.database.engine import writing
 from fleetbeat_worker.downtime import pauses
 from fleetbeat_worker.downtime.pauses import PausedAgent

@@ -19,10 +19,10 @@ from fleetbeat_shared.errors import FleetbeatError
 from fleetbeat_shared.messages import Reason
 from fleetbeat_shared.settings import Settings
 from fleetbeat_shared.time_text import parse_duration
-from fleetbeat_worker.cli.asked_names import NameType
 from fleetbeat_worker.cli.exit_codes import REFUSED
-from fleetbeat_worker.cli.options import LIMIT, ROW_ID, common_options, example, json_option, open_database, open_redis
+from fleetbeat_worker.cli.options import common_options, example, json_option, open_database, open_redis
 from fleetbeat_worker.cli.output import clock, console, counted, facts_table, plain_table, print_json, safe, stamp
+from fleetbeat_worker.cli.types import LIMIT, ROW_ID, NameType
 from fleetbeat_worker.database.engine import reading
 from fleetbeat_worker.ingest.rejected import PURGED_AT_ONCE, STORED, apply_again, purge as purge_rejected
 from fleetbeat_worker.ingest.rejected_rows import (

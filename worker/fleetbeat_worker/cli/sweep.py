@@ -10,7 +10,8 @@ from fleetbeat_shared.settings import Settings
 from fleetbeat_shared.time_text import format_duration
 from fleetbeat_worker.cli.options import common_options, example, json_option, open_database, open_redis
 from fleetbeat_worker.cli.output import counted, print_json, stamp
-from fleetbeat_worker.sweep.job import SweepReport, sweep as run_sweep
+from fleetbeat_worker.sweep.job import sweep as run_sweep
+from fleetbeat_worker.sweep.transaction import SweepReport
 
 
 @click.command(epilog=example("fleetbeat sweep --dry-run"))

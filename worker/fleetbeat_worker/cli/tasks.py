@@ -14,9 +14,9 @@ from fleetbeat_shared.errors import FleetbeatError
 from fleetbeat_shared.sanitize import clean
 from fleetbeat_shared.settings import Settings
 from fleetbeat_shared.time_text import format_duration
-from fleetbeat_worker.cli.asked_names import NameType
-from fleetbeat_worker.cli.options import ROW_ID, common_options, example, json_option, open_database
+from fleetbeat_worker.cli.options import common_options, example, json_option, open_database
 from fleetbeat_worker.cli.output import ago, console, plain_table, print_json, safe
+from fleetbeat_worker.cli.types import ROW_ID, NameType
 from fleetbeat_worker.database.engine import reading, writing
 from fleetbeat_worker.rules.enums import TaskState
 from fleetbeat_worker.store.sessions import name_is_known

@@ -12,18 +12,20 @@ import click
 from fleetbeat_shared.connection import connect, place, redis_errors
 from fleetbeat_shared.errors import DatabaseUnavailable
 from fleetbeat_shared.settings import Settings
-from fleetbeat_worker import jobs
+from fleetbeat_worker.broker import rq_queue
 from fleetbeat_worker.broker.inbox import Inbox
+from fleetbeat_worker.broker.rq_queue import count_workers
+from fleetbeat_worker.broker.server import redis_now
 from fleetbeat_worker.cli.options import asked_to_stop, common_options, example, metrics_options, pool_options
 from fleetbeat_worker.database import schema
 from fleetbeat_worker.database.engine import open_engine
-from fleetbeat_worker.notifications.job import notify, redis_now
+from fleetbeat_worker.notifications.job import notify
 from fleetbeat_worker.sweep.job import sweep
 from fleetbeat_worker.telemetry.exporter import Exporter
-from fleetbeat_worker.telemetry.log import Complaint, logger, set_up
+from fleetbeat_worker.telemetry.log import logger, set_up
+from fleetbeat_worker.telemetry.problems import Complaint
 from fleetbeat_worker.workers.autoscale import Bounds
 from fleetbeat_worker.workers.pool import Pool
-from fleetbeat_worker.workers.status import count_workers
 
 LOOK_SECONDS = 1.0
 BURST_LOOK_SECONDS = 0.1
@@ -49,7 +51,7 @@ def worker(*, settings: Settings, workers: int, bounds: Bounds, burst: bool) -> 
     """
     set_up(settings.log_level)
     # A URL that is none of Redis's ends us here, with its name; each child would fail at it again and again.
-    connect(settings.redis_url, timeout_seconds=jobs.WORKER_TIMEOUT_SECONDS).close()
+    connect(settings.redis_url, timeout_seconds=rq_queue.WORKER_TIMEOUT_SECONDS).close()
     check_notify_urls(settings)
     settings.export(os.environ)  # for the jobs, which read their settings where they run
     asked = asked_to_stop()
@@ -75,11 +77,12 @@ def open_exporter(settings: Settings) -> Exporter | None:
     """Return the exporter that the settings ask for, if they do. Raises FleetbeatError when it can't have its port."""
     if settings.metrics_port is None:
         return None
+    from fleetbeat_worker.fleet.gauges import Sources
     from fleetbeat_worker.telemetry.exporter import (
         Exporter,  # it brings an HTTP server, which other workers needn't hold
     )
 
-    return Exporter(settings, settings.metrics_port)
+    return Exporter(settings, settings.metrics_port, lambda settings: Sources(settings).read)
 
 
 def prepare_database(settings: Settings, asked: Callable[[], bool]) -> None:
@@ -124,7 +127,7 @@ def _drained(settings: Settings) -> Callable[[], bool]:
 
         try:
             # A client for each look: the pool may fork between two.
-            with closing(connect(settings.redis_url, timeout_seconds=jobs.WORKER_TIMEOUT_SECONDS)) as client:
+            with closing(connect(settings.redis_url, timeout_seconds=rq_queue.WORKER_TIMEOUT_SECONDS)) as client:
                 inbox = Inbox(client)
                 if not last_id:
                     last_id.append(inbox.last_id())
@@ -139,12 +142,12 @@ def _end_burst(settings: Settings) -> None:
     """Sweep, tell people, and leave no job behind that the dispatcher enqueued in its last moments."""
     engine = open_engine(settings.sql_url)
     try:
-        client = connect(settings.redis_url, timeout_seconds=jobs.WORKER_TIMEOUT_SECONDS)
+        client = connect(settings.redis_url, timeout_seconds=rq_queue.WORKER_TIMEOUT_SECONDS)
         with closing(client), redis_errors(settings.redis_url):
             sweep(client, engine, settings)
             while notify(engine, settings.notify_urls, lambda: redis_now(client)).sent:
                 pass  # a portion at a time
             if not count_workers(client):
-                jobs.withdraw(client)
+                rq_queue.withdraw(client)
     finally:
         engine.dispose()

@@ -16,11 +16,12 @@ from fleetbeat_shared.click_types import WholeNumber
 from fleetbeat_shared.connection import redis_errors
 from fleetbeat_shared.errors import FleetbeatError
 from fleetbeat_shared.settings import Settings
-from fleetbeat_worker.cli.options import BoundsType, common_options, example, json_option, open_redis
+from fleetbeat_worker.cli.options import common_options, example, json_option, open_redis
 from fleetbeat_worker.cli.output import ago, console, counted, plain_table, print_json, safe
+from fleetbeat_worker.cli.types import BoundsType
 from fleetbeat_worker.workers.autoscale import MOST_WORKERS, Bounds
 from fleetbeat_worker.workers.registry import PoolState, read_pools, spread, want
-from fleetbeat_worker.workers.workforce import Member, Workforce, read_workforce
+from fleetbeat_worker.workers.status import Member, Workforce, read_workforce
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

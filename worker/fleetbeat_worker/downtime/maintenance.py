@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
+from typing import Any
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, Table, insert, or_, select, update
 
-from fleetbeat_worker.downtime.maintenance_rows import window_rules
+from fleetbeat_worker.database.tables import Liveness, Maintenance
 from fleetbeat_worker.rules.deadlines import Unwatched
 from fleetbeat_worker.rules.enums import EventType
 from fleetbeat_worker.rules.maintenance_windows import (
@@ -24,8 +25,8 @@ from fleetbeat_worker.rules.spans import merge, to_milliseconds
 from fleetbeat_worker.rules.sweep_gaps import last_look
 from fleetbeat_worker.rules.timeline import WINDOWS, changes_of, spans_of
 from fleetbeat_worker.store import history
+from fleetbeat_worker.store.events import record
 from fleetbeat_worker.store.pipeline import StoredPipeline
-from fleetbeat_worker.sweep.queries import record
 from fleetbeat_worker.telemetry.log import logger
 
 
@@ -111,3 +112,36 @@ def _record(connection: Connection, kind: EventType, occurred_at: datetime, wind
         "reason": window.reason,
     }
     record(connection, kind, occurred_at, {name: value for name, value in detail.items() if value is not None})
+
+
+_LIVENESS: Table = Liveness.__table__  # type: ignore[assignment] # a mapped class has a Table
+
+
+_RULE = ("starts_at", "ends_at", "schedule", "time_zone", "duration_seconds", "reason", "ended_at", "cut_at")
+
+
+def window_rules(connection: Connection, since: datetime | None = None) -> dict[int, WindowRule]:
+    """Return maintenance by its number, in the order of numbers; of what is over only what ended after `since`."""
+    query = select(Maintenance.id, *(getattr(Maintenance, name) for name in _RULE)).order_by(Maintenance.id)
+    if since is not None:
+        query = query.where(or_(Maintenance.ended_at.is_(None), Maintenance.ended_at > since))
+        single_over = Maintenance.schedule.is_(None) & (Maintenance.ends_at <= since)
+        query = query.where(or_(Maintenance.ends_at.is_(None), ~single_over))
+    return {key: WindowRule(**dict(zip(_RULE, row, strict=True))) for key, *row in connection.execute(query)}
+
+
+def add(connection: Connection, rule: WindowRule, now: datetime) -> int:
+    """Store maintenance that somebody asks for; return its number."""
+    values: dict[str, Any] = {name: getattr(rule, name) for name in _RULE}
+    key = connection.execute(insert(Maintenance).values(created_at=now, **values)).inserted_primary_key
+    return int((key or (0,))[0])
+
+
+def end(connection: Connection, ids: Collection[int], now: datetime) -> None:
+    """End maintenance for good."""
+    connection.execute(update(Maintenance).where(Maintenance.id.in_(list(ids))).values(ended_at=now))
+
+
+def cut(connection: Connection, ids: Collection[int], now: datetime) -> None:
+    """End the windows of recurring maintenance that run now, and none to come."""
+    connection.execute(update(Maintenance).where(Maintenance.id.in_(list(ids))).values(cut_at=now))

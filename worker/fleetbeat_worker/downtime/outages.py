@@ -11,8 +11,10 @@ from sqlalchemy import Connection, bindparam, insert, select, text
 from fleetbeat_worker.database.column_types import Instant
 from fleetbeat_worker.database.tables import Liveness, OutageRow
 from fleetbeat_worker.rules.enums import EventType
+from fleetbeat_worker.rules.liveness import WATCHED
 from fleetbeat_worker.rules.spans import Span, from_milliseconds, subtract, to_milliseconds
-from fleetbeat_worker.sweep.queries import WATCHED, lock_all, record
+from fleetbeat_worker.store.events import record
+from fleetbeat_worker.store.sessions import lock_all
 
 # Built once, here: building it for each batch took longer than reading.
 _READ_OUTAGES = (

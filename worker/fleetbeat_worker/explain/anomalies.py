@@ -12,9 +12,9 @@ from typing import Any
 
 from sqlalchemy import Row
 
-from fleetbeat_worker.explain.deadline_sum import Arithmetic, Start, exact, work_out
-from fleetbeat_worker.ingest.doing import DOING
-from fleetbeat_worker.rules.anomalies import WINDOW_INTERVALS, window_start
+from fleetbeat_shared.time_text import exact
+from fleetbeat_worker.explain.deadline_sum import Arithmetic, Start, work_out
+from fleetbeat_worker.rules.anomalies import DOING, WINDOW_INTERVALS, window_start
 from fleetbeat_worker.rules.deadlines import Unwatched
 from fleetbeat_worker.rules.enums import EventType
 from fleetbeat_worker.rules.liveness import Promise

@@ -8,7 +8,7 @@ from itertools import islice
 from typing import Any
 
 from fleetbeat_shared.schedules import slots_after
-from fleetbeat_shared.time_text import format_duration, parse_duration
+from fleetbeat_shared.time_text import amount, exact
 from fleetbeat_worker.rules.deadlines import DeadlineRule, Unwatched
 from fleetbeat_worker.rules.liveness import Promise, extend_over_outages
 from fleetbeat_worker.rules.spans import from_milliseconds, subtract, to_milliseconds
@@ -150,14 +150,3 @@ def _slots(promise: Promise, since: datetime, missed_limit: int) -> tuple[dateti
         return ()
     after = since + timedelta(seconds=promise.grace_seconds)
     return tuple(islice(slots_after(promise.schedule, promise.time_zone or "UTC", after), missed_limit))
-
-
-def amount(seconds: float) -> str:
-    """Return a duration without loss: in words if two units are enough, else in seconds: `6m`, `68.25s`."""
-    words = format_duration(seconds)
-    return words if parse_duration(words) == seconds else f"{seconds:.3f}".rstrip("0").rstrip(".") + "s"
-
-
-def exact(moment: datetime) -> str:
-    """Return a moment to the millisecond, so that sums can be checked."""
-    return f"{moment:%Y-%m-%d %H:%M:%S}" + (f".{moment.microsecond // 1000:03}" if moment.microsecond else "")

@@ -11,9 +11,9 @@ from uuid import UUID
 from sqlalchemy import Connection, Row
 
 from fleetbeat_shared.errors import FleetbeatError, UnknownSession
+from fleetbeat_shared.time_text import exact
 from fleetbeat_worker.downtime.maintenance import read_coming, read_maintenance
 from fleetbeat_worker.explain.anomalies import OF_A_STANDING
-from fleetbeat_worker.explain.deadline_sum import exact
 from fleetbeat_worker.rules.enums import EventType
 from fleetbeat_worker.rules.maintenance_windows import Window
 from fleetbeat_worker.rules.spans import Span, from_milliseconds, to_milliseconds

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -23,17 +23,18 @@ from fleetbeat_worker.broker.inbox import Horizon
 from fleetbeat_worker.database.engine import reading
 from fleetbeat_worker.downtime.maintenance import read_maintenance, read_unwatched
 from fleetbeat_worker.fleet.current_state import Judge
-from fleetbeat_worker.fleet.incident_view import IncidentView, read_incident
-from fleetbeat_worker.fleet.pipeline import Crew, PipelineView, view_pipeline
+from fleetbeat_worker.fleet.pipeline import PipelineView, view_pipeline
 from fleetbeat_worker.fleet.uptime import Record, read_record
 from fleetbeat_worker.ingest.rejected_rows import count_rejected
+from fleetbeat_worker.rules.anomalies import stuck_limit
 from fleetbeat_worker.rules.liveness import State
 from fleetbeat_worker.rules.maintenance_windows import Window
-from fleetbeat_worker.rules.stuck import stuck_limit
 from fleetbeat_worker.store.events import latest_events
 from fleetbeat_worker.store.pipeline import stored_pipeline
 from fleetbeat_worker.store.sessions import newest_session, session, sessions
 from fleetbeat_worker.store.tasks import TaskCounts, count_tasks
+from fleetbeat_worker.sweep.incidents import open_incident, silent_of
+from fleetbeat_worker.workers.registry import Crew
 
 LIVE_STATES = frozenset(State) - {State.ENDED}
 
@@ -220,7 +221,7 @@ def read_agent(
 def read_redis(settings: Settings, client: Redis) -> tuple[Horizon | None, Crew | None, str | None]:
     """Return how far SQL can know and who works, or why Redis can't tell."""
     from fleetbeat_worker.broker.inbox import Inbox
-    from fleetbeat_worker.workers.workforce import read_crew
+    from fleetbeat_worker.workers.status import read_crew
 
     try:
         with redis_errors(settings.redis_url):
@@ -307,3 +308,29 @@ def _in_order(judged: Iterable[tuple[State, Row[Any]]], *, newest_first: bool) -
             reverse=True,
         )
     return sorted(judged, key=lambda found: (_URGENCY[found[0]], found[1].agent_name, found[1].registered_at))
+
+
+@dataclass(frozen=True, slots=True)
+class IncidentView:
+    """Many agents that went silent at once, and aren't back."""
+
+    started_at: datetime
+    agents: int
+    """How many it took, those that joined it later too."""
+    live_agents: int
+    """How many there were when it began."""
+    silent: int
+    """How many of its agents are silent still."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the incident as `--json` prints it."""
+        return asdict(self)
+
+
+def read_incident(connection: Connection) -> IncidentView | None:
+    """Return the incident that is open, or None."""
+    found = open_incident(connection)
+    if found is None:
+        return None
+    silent, _ = silent_of(connection, found.id)
+    return IncidentView(found.started_at, found.agents, found.live_agents, silent)

@@ -14,26 +14,10 @@ from fleetbeat_shared.time_text import format_duration
 from fleetbeat_worker.broker.inbox import Horizon
 from fleetbeat_worker.rules.sweep_gaps import longest_gap_seconds
 from fleetbeat_worker.store.pipeline import StoredPipeline
+from fleetbeat_worker.workers.registry import Crew
 
 LATE_SWEEPS = 2
 """Who looks at one agent is told that verdicts are late when they are by more sweeps than this."""
-
-
-@dataclass(frozen=True, slots=True)
-class Crew:
-    """The workers that run, and how many of them do nothing that can be seen."""
-
-    workers: int
-    silent: int = 0
-    silent_seconds: float = 0.0
-    """How long none of the silent ones gave a sign, at least."""
-
-    def advice(self) -> str | None:
-        """Return what to do about those that give no sign, or None if there is none."""
-        if not self.silent:
-            return None
-        who = "The only worker" if self.workers == 1 else f"{self.silent} of {self.workers} workers"
-        return f"{who} gave no sign for {format_duration(round(self.silent_seconds))}. Look: fleetbeat workers"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,9 +10,7 @@ from fleetbeat_shared.messages import MAX_MESSAGE_BYTES, Deregister, Heartbeat, 
 from fleetbeat_shared.replies import Reply
 from fleetbeat_worker.broker.inbox import Entry
 from fleetbeat_worker.ingest.session_state import AgentRecord, Facts, LivenessRecord, Row
-from fleetbeat_worker.notifications.notice import Who, agent_notice, promise_facts
-from fleetbeat_worker.notifications.outbox import Notice
-from fleetbeat_worker.notifications.signs import silence_facts
+from fleetbeat_worker.notifications.notice import Notice, Who, agent_notice, promise_facts, silence_facts
 from fleetbeat_worker.rules.deadlines import deadline_of
 from fleetbeat_worker.rules.enums import EventType, NoticeKind
 from fleetbeat_worker.rules.liveness import Promise, State

@@ -6,10 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fleetbeat_worker.ingest.session_state import AgentRecord
-
-DOING = ("progress", "work_item_id", "status")
-"""An agent for which none of these changes, while it beats, is stuck. Not the summary or the counts of tasks: they may
-count on while it goes in circles."""
+from fleetbeat_worker.rules.anomalies import DOING
 
 
 def changed_at(agent: AgentRecord, order: tuple[int, int], said: Mapping[str, Any]) -> int | None:

@@ -38,7 +38,7 @@ from fleetbeat_worker.broker.inbox import Entry, Inbox, Pending, is_missing
 from fleetbeat_worker.broker.wire import Understood, understand
 from fleetbeat_worker.database.engine import flush, writing
 from fleetbeat_worker.ingest.transaction import follow_up, put_right, set_aside, store_entries
-from fleetbeat_worker.telemetry.log import Complaint, logger
+from fleetbeat_worker.telemetry.log import logger
 from fleetbeat_worker.telemetry.metrics import (
     BATCH_MESSAGES,
     BATCH_SECONDS,
@@ -47,6 +47,7 @@ from fleetbeat_worker.telemetry.metrics import (
     count,
     observe,
 )
+from fleetbeat_worker.telemetry.problems import Complaint
 
 SUSPECTS_TOGETHER = 32
 """How many entries are taken together after a whole batch died."""

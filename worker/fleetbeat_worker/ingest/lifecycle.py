@@ -11,7 +11,7 @@ from fleetbeat_shared.messages import Deregister, Reason, Register
 from fleetbeat_worker.broker.inbox import Entry, place_milliseconds
 from fleetbeat_worker.ingest.changeset import Ledger
 from fleetbeat_worker.ingest.session_state import AgentRecord, LifecycleEvent, Row
-from fleetbeat_worker.notifications.signs import GOODBYE, RESTARTED
+from fleetbeat_worker.notifications.notice import GOODBYE, RESTARTED
 from fleetbeat_worker.rules.enums import LIFECYCLE, EventType, NoticeKind
 from fleetbeat_worker.rules.liveness import UNJUDGEABLE, Promise, State, default_grace_seconds
 

@@ -28,7 +28,6 @@ from fleetbeat_worker.database.tables import (
 )
 from fleetbeat_worker.downtime.outages import read_outages
 from fleetbeat_worker.ingest.batch import Batch, is_plain
-from fleetbeat_worker.ingest.doing import DOING
 from fleetbeat_worker.ingest.session_state import (
     HEARTBEAT_COLUMNS,
     REPORTED,
@@ -39,6 +38,7 @@ from fleetbeat_worker.ingest.session_state import (
     LivenessRecord,
 )
 from fleetbeat_worker.notifications.outbox import put
+from fleetbeat_worker.rules.anomalies import DOING
 from fleetbeat_worker.rules.enums import LIFECYCLE, TaskState
 from fleetbeat_worker.rules.liveness import Promise, State
 from fleetbeat_worker.rules.spans import from_milliseconds, to_milliseconds

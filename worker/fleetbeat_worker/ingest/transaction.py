@@ -35,10 +35,10 @@ from fleetbeat_worker.ingest.queries import (
     write_batch,
 )
 from fleetbeat_worker.ingest.session_state import Facts
-from fleetbeat_worker.notifications.job import expect
-from fleetbeat_worker.rules.enums import EventType
+from fleetbeat_worker.notifications.due import expect
+from fleetbeat_worker.rules.enums import EventType, NoticeKind
 from fleetbeat_worker.rules.spans import from_milliseconds, to_milliseconds
-from fleetbeat_worker.sweep.anomalies import settle_recoveries
+from fleetbeat_worker.store.events import flapping_among
 from fleetbeat_worker.telemetry.log import logger
 from fleetbeat_worker.telemetry.metrics import DATABASE_RETRIES, INGESTED, RECOVERED, REJECTED, count
 
@@ -242,3 +242,17 @@ def send_replies(client: Redis, replies: Collection[tuple[UUID, Reply]]) -> None
             pipe.execute()
     except RedisError as error:
         logger.warning("Answers can't be sent: %s", type(error).__name__, extra={"count": len(replies)})
+
+
+def settle_recoveries(connection: Connection, batch: Batch, settings: Settings) -> None:
+    """Let a batch tell of agents that begin to flap, instead of their recoveries.
+
+    Those that come back from an incident are left out: it was one change for all of them, and is told as one.
+    """
+    ids = {notice.session_id for notice in batch.notices if notice.kind is NoticeKind.RECOVERED}
+    if not ids:
+        return
+    recovered = [agent for agent in batch.agents.values() if agent.session_id in ids and agent.ended_at is None]
+    now = from_milliseconds(batch.facts.now)
+    for session_id in flapping_among(connection, recovered, now, settings.flapping_changes, coming=1):
+        batch.flap(batch.agents[session_id])

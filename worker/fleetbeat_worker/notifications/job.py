@@ -13,20 +13,16 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
-from redis import Redis
-from redis.exceptions import RedisError
 from sqlalchemy import Engine, Row
 
 from fleetbeat_shared.errors import SettingsError
-from fleetbeat_shared.redis_keys import NOTICES_DUE
-from fleetbeat_worker.database.engine import reading, writing
+from fleetbeat_worker.database.engine import writing
 from fleetbeat_worker.notifications import outbox as store
 from fleetbeat_worker.notifications.delivery import Outcome, Round, deliver
 from fleetbeat_worker.notifications.messages import Message, compose
-from fleetbeat_worker.notifications.notice_facts import Facts
 from fleetbeat_worker.notifications.targets import Target, parse_targets, targets_for
+from fleetbeat_worker.notifications.wording import Facts
 from fleetbeat_worker.rules.enums import NoticeKind
-from fleetbeat_worker.rules.spans import from_milliseconds, to_milliseconds
 from fleetbeat_worker.telemetry.log import logger
 from fleetbeat_worker.telemetry.metrics import NOTIFICATIONS, count
 
@@ -205,41 +201,3 @@ def pause_after(attempts: int) -> timedelta:
     """Return how long to wait after so many tries that failed."""
     seconds = min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2 ** min(attempts - 1, 30))
     return timedelta(seconds=seconds * random.uniform(1 - JITTER, 1 + JITTER))  # noqa: S311 - no secret
-
-
-def announce(client: Redis, engine: Engine) -> None:
-    """Tell the dispatcher, which asks no database, when the next notification is due. Raises DatabaseUnavailable.
-
-    Each sweep does, after its own changes, and each job that sent some.
-    """
-    with reading(engine) as connection:
-        due_at = store.next_due(connection)
-    expect(client, None if due_at is None else to_milliseconds(due_at))
-
-
-def expect(client: Redis, due_at: int | None) -> None:
-    """Tell the dispatcher when notifications are due, in milliseconds since 1970; None: none is.
-
-    A batch that wrote some says so, and asks nothing of the database: they are due at once.
-    """
-    try:
-        if due_at is None:
-            client.delete(NOTICES_DUE)
-        else:
-            client.set(NOTICES_DUE, due_at)
-    except RedisError as error:  # away, or full: the next sweep tells it
-        logger.debug("The dispatcher can't be told of notifications: %s", type(error).__name__)
-
-
-def redis_now(client: Redis) -> datetime:
-    """Return Redis's time. Raises redis-py's errors."""
-    seconds, microseconds = client.time()
-    return from_milliseconds(int(seconds) * 1000 + int(microseconds) // 1000)
-
-
-def are_due(client: Redis) -> bool:
-    """Return whether notifications are due, as far as was announced. Raises redis-py's errors."""
-    announced = client.get(NOTICES_DUE)
-    if not isinstance(announced, bytes) or not announced.isdigit():
-        return False
-    return int(announced) <= to_milliseconds(redis_now(client))

@@ -14,8 +14,11 @@ from enum import StrEnum
 
 from fleetbeat_shared.sanitize import clean
 from fleetbeat_shared.time_text import format_duration
-from fleetbeat_worker.notifications.notice_facts import LONGEST_NAME, LONGEST_TEXT, Facts, at_text, told
 from fleetbeat_worker.notifications.wording import (
+    LONGEST_NAME,
+    LONGEST_TEXT,
+    Facts,
+    at_text,
     back,
     ended,
     last_sign,
@@ -24,6 +27,7 @@ from fleetbeat_worker.notifications.wording import (
     signs,
     silent_for,
     silent_since,
+    told,
 )
 from fleetbeat_worker.rules.enums import NoticeKind
 from fleetbeat_worker.rules.liveness import State

@@ -6,33 +6,19 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
-from uuid import UUID
 
 from sqlalchemy import ColumnElement, Connection, Row, Table, and_, func, or_, select, update
 
 from fleetbeat_worker.database import bulk
 from fleetbeat_worker.database.tables import Notification
-from fleetbeat_worker.rules.enums import NoticeKind, NoticeState
-from fleetbeat_worker.sweep.change_rows import work_of
+from fleetbeat_worker.notifications.notice import Notice
+from fleetbeat_worker.rules.enums import NoticeState
+from fleetbeat_worker.store.sessions import work_of
 
 _NOTIFICATIONS: Table = Notification.__table__  # type: ignore[assignment] # a mapped class has a Table
 
 TRIED_FOR = timedelta(days=1)
 """For how long a notification is tried."""
-
-
-@dataclass(frozen=True, slots=True)
-class Notice:
-    """Something to tell."""
-
-    kind: NoticeKind
-    key: str
-    """The same for the same change: found twice it is told once."""
-    detail: dict[str, Any]
-    """The facts that its text is made of."""
-    session_id: UUID | None = None
-    agent_name: str | None = None
-    project: str | None = None
 
 
 def put(connection: Connection, notices: Sequence[Notice], now: int) -> int:

@@ -148,3 +148,7 @@ def missed_intervals(  # noqa: PLR0913 - all that the count depends on
 def shown_state(stored: State, missed: int) -> State:
     """Return the state to show for a stored one: an agent that is `ok` but missed an interval is late."""
     return State.LATE if stored is State.OK and missed > 0 else stored
+
+
+WATCHED = (State.PENDING.value, State.OK.value)
+"""The states whose deadline counts."""

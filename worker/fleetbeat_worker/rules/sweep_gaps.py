@@ -31,3 +31,11 @@ def longest_gap_seconds(sweep_seconds: float) -> float:
 def is_turned_back(before: datetime | None, now: datetime) -> bool:
     """Return whether the clock was turned back since somebody looked: no sweep can take so long."""
     return before is not None and before - now >= timedelta(seconds=OVERTAKEN_SECONDS)
+
+
+def outage_between(last_sweep_at: datetime | None, now: datetime, sweep_seconds: float) -> timedelta | None:
+    """Return the time between two sweeps if it is long enough to be an outage."""
+    if last_sweep_at is None:
+        return None
+    gap = now - last_sweep_at
+    return gap if gap.total_seconds() > longest_gap_seconds(sweep_seconds) else None

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Connection, Row, Select, exists, func, select
+from sqlalchemy import ColumnElement, Connection, Row, Select, Table, exists, func, select
 
+from fleetbeat_worker.database import bulk
 from fleetbeat_worker.database.tables import Agent, Liveness
+from fleetbeat_worker.rules.spans import to_milliseconds
 
 _LIVENESS = [column for column in Liveness.__table__.columns if not column.primary_key]
 _SESSIONS: Select[Any] = select(Agent.__table__, *_LIVENESS).join(Liveness, Liveness.session_id == Agent.session_id)
@@ -51,3 +54,54 @@ def count_states(connection: Connection) -> dict[str, int]:
 def name_is_known(connection: Connection, agent_name: str) -> bool:
     """Return whether an agent of this name was ever registered."""
     return bool(connection.execute(select(exists().where(Agent.agent_name == agent_name))).scalar())
+
+
+def lock_all(connection: Connection, *which: ColumnElement[bool]) -> None:
+    """Lock sessions in the order of their keys, as everybody does, and wait for who holds them: never in a circle.
+
+    Of a large fleet nothing is read. SQLite has one writer, and no such locks.
+    """
+    if connection.dialect.name == "postgresql":
+        lock = select(Liveness.session_id).where(*which).order_by(Liveness.session_id).with_for_update()
+        connection.execute(select(func.count()).select_from(lock.cte())).scalar()
+
+
+_AGENTS: Table = Agent.__table__  # type: ignore[assignment] # a mapped class has a Table
+
+
+IDS_AT_ONCE = 10_000
+"""How many sessions one query names: SQLite takes 32,766 parameters at most."""
+
+
+NAMED_COLUMNS: tuple[Any, ...] = (Agent.session_id, Agent.agent_name, Agent.project)
+
+
+_NAMES = select(*NAMED_COLUMNS)
+
+
+def some_at_once(ids: Collection[UUID]) -> Iterator[list[UUID]]:
+    """Split ids into lists of at most `IDS_AT_ONCE`, as statements take only so many parameters."""
+    listed = list(ids)
+    return (listed[start : start + IDS_AT_ONCE] for start in range(0, len(listed), IDS_AT_ONCE))
+
+
+def work_of(connection: Connection, ids: Collection[UUID]) -> dict[UUID, dict[str, Any]]:
+    """Return what agents last said of their work."""
+    names = ("current_work", "progress", "summary", "error")
+    columns = [_AGENTS.c[name] for name in ("session_id", *names)]
+    return {
+        session_id: dict(zip(names, said, strict=True))
+        for some in some_at_once(ids)
+        for session_id, said in bulk.select(connection, columns, some)
+    }
+
+
+def names_of(connection: Connection, ids: Collection[UUID]) -> list[Row[Any]]:
+    """Return agents' sessions, names and projects."""
+    return [row for some in some_at_once(ids) for row in connection.execute(_NAMES.where(Agent.session_id.in_(some)))]
+
+
+def mark(connection: Connection, column: str, ids: Collection[UUID], moment: datetime | None) -> None:
+    """Write one of the moments of `agents`, or None, for some sessions that are locked."""
+    value = None if moment is None else to_milliseconds(moment)
+    bulk.update(connection, _AGENTS, ("session_id", column), [(session_id, value) for session_id in ids])

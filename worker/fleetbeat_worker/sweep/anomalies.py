@@ -2,69 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
-from datetime import datetime, timedelta
-from typing import Protocol
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+from datetime import datetime
+from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, Row
 
 from fleetbeat_shared.settings import Settings
-from fleetbeat_worker.ingest.batch import Batch
-from fleetbeat_worker.notifications.notice import Who, agent_notice, promise_facts
-from fleetbeat_worker.notifications.outbox import Notice
-from fleetbeat_worker.notifications.signs import silence_facts
-from fleetbeat_worker.rules.anomalies import WINDOW_INTERVALS, is_flapping
+from fleetbeat_worker.downtime.maintenance import MaintenanceState, read_unwatched
+from fleetbeat_worker.notifications.notice import Notice, Who, agent_notice, promise_facts, silence_facts
+from fleetbeat_worker.rules.anomalies import DOING, is_flapping, stuck_limit
+from fleetbeat_worker.rules.deadlines import DeadlineRule, Unwatched
 from fleetbeat_worker.rules.enums import EventType, NoticeKind
-from fleetbeat_worker.rules.liveness import UNJUDGEABLE, Promise
-from fleetbeat_worker.rules.spans import from_milliseconds
-from fleetbeat_worker.sweep import change_rows as store
+from fleetbeat_worker.rules.liveness import UNJUDGEABLE, Promise, silent_since
+from fleetbeat_worker.rules.spans import to_milliseconds
+from fleetbeat_worker.store.events import change_times, earliest_window, flapping_among, record_all
+from fleetbeat_worker.store.sessions import mark, work_of
+from fleetbeat_worker.sweep import queries
 from fleetbeat_worker.sweep.queries import Due
-
-
-class _Changed(Protocol):
-    @property
-    def session_id(self) -> UUID: ...
-    @property
-    def promise(self) -> Promise: ...
-
-
-def flapping_among(
-    connection: Connection, changed: Sequence[_Changed], now: datetime, limit: int, *, coming: int = 0
-) -> set[UUID]:
-    """Return which agents changed their state more often than `limit` allows, `coming` changes of now included.
-
-    `coming` are those that aren't written yet.
-    """
-    since = _earliest_window((agent.promise for agent in changed), now)
-    times = store.change_times(connection, [agent.session_id for agent in changed], since, limit - coming)
-    often = [agent for agent in changed if agent.session_id in times]
-    return {
-        agent.session_id
-        for agent in often
-        if is_flapping([*times[agent.session_id], *[now] * coming], agent.promise, now, limit)
-    }
-
-
-def _earliest_window(promises: Iterable[Promise], now: datetime) -> datetime | None:
-    """Return a moment before which no change of agents with these promises counts; None if a schedule says when."""
-    intervals = [promise.interval_seconds for promise in promises]
-    longest = max((seconds for seconds in intervals if seconds is not None), default=0.0)
-    return None if None in intervals else now - timedelta(seconds=WINDOW_INTERVALS * longest)
-
-
-def settle_recoveries(connection: Connection, batch: Batch, settings: Settings) -> None:
-    """Let a batch tell of agents that begin to flap, instead of their recoveries.
-
-    Those that come back from an incident are left out: it was one change for all of them, and is told as one.
-    """
-    ids = {notice.session_id for notice in batch.notices if notice.kind is NoticeKind.RECOVERED}
-    if not ids:
-        return
-    recovered = [agent for agent in batch.agents.values() if agent.session_id in ids and agent.ended_at is None]
-    now = from_milliseconds(batch.facts.now)
-    for session_id in flapping_among(connection, recovered, now, settings.flapping_changes, coming=1):
-        batch.flap(batch.agents[session_id])
 
 
 def mark_flapping(
@@ -74,12 +31,10 @@ def mark_flapping(
     ids = flapping_among(connection, flagged, now, settings.flapping_changes)
     found = [agent for agent in flagged if agent.session_id in ids]
     detail = {"state": "degraded", "more_changes_than": settings.flapping_changes}
-    store.mark(connection, "flapping_at", ids, now)
-    store.record_all(
-        connection, EventType.FLAPPING, now, [(agent.session_id, agent.agent_name, detail) for agent in found]
-    )
+    mark(connection, "flapping_at", ids, now)
+    record_all(connection, EventType.FLAPPING, now, [(agent.session_id, agent.agent_name, detail) for agent in found])
     notices = []
-    work = store.work_of(connection, ids)
+    work = work_of(connection, ids)
     for agent in found:
         promised = promise_facts(agent.promise, settings.missed_intervals)
         who = Who(agent.session_id, agent.agent_name, agent.project)
@@ -96,12 +51,12 @@ def find_calm(
 
     `changed` are those that were flagged just now.
     """
-    rows = [row for row in store.find_flapping(connection) if row.session_id not in changed]
+    rows = [row for row in queries.find_flapping(connection) if row.session_id not in changed]
     promises = [
         Promise(row.interval_seconds, row.schedule, row.time_zone, row.grace_seconds, row.missed_limit) for row in rows
     ]
-    earliest = _earliest_window(promises, now)
-    times = store.change_times(connection, [row.session_id for row in rows], earliest, settings.flapping_changes)
+    earliest = earliest_window(promises, now)
+    times = change_times(connection, [row.session_id for row in rows], earliest, settings.flapping_changes)
     calm, told, unjudged = [], [], {}
     for row, promise in zip(rows, promises, strict=True):
         try:
@@ -115,8 +70,63 @@ def find_calm(
         silence = silence_facts(row.registered_at, row.last_seen_at, row.resumed_at)
         facts = {**detail, **silence, **promise_facts(promise, settings.missed_intervals)}
         told.append((Who(row.session_id, row.agent_name, row.project), facts))
-    store.mark(connection, "flapping_at", [session_id for session_id, *_ in calm], None)
-    store.record_all(connection, EventType.CALM, now, calm)
-    work = store.work_of(connection, [who.session_id for who, _ in told])
+    mark(connection, "flapping_at", [session_id for session_id, *_ in calm], None)
+    record_all(connection, EventType.CALM, now, calm)
+    work = work_of(connection, [who.session_id for who, _ in told])
     notices = [agent_notice(NoticeKind.CALM, who, now, facts | work.get(who.session_id, {})) for who, facts in told]
     return notices, unjudged
+
+
+def find_stuck(
+    connection: Connection, watermark: datetime, now: datetime, maintenance: MaintenanceState, settings: Settings
+) -> list[Notice]:
+    """Mark the agents that are stuck as of the watermark, and return what is told of them.
+
+    What counts for no silence counts for this neither: nobody had to change anything in maintenance. An agent that is
+    late isn't stuck, even if it may be silent for longer than it may do the same: stuck is who beats.
+    """
+    candidates = queries.find_stuck_candidates(connection, watermark, settings.stuck_after)
+    if not candidates:
+        return []
+    unwatched = read_unwatched(connection, maintenance, now)
+    found, notices = [], []
+    for row in candidates:
+        limit = stuck_limit(row.stuck_after, settings.stuck_after)
+        if limit is None or not is_stuck(row, watermark, limit, unwatched):
+            continue
+        detail = {"changed_at": row.changed_at.isoformat(), **{name: getattr(row, name) for name in DOING}}
+        found.append((row.session_id, row.agent_name, detail))
+        facts = {
+            **detail,
+            "current_work": row.current_work,
+            "summary": row.summary,
+            "watermark": watermark.isoformat(),
+            "stuck_after": limit,
+            **promise_facts(_promise(row), settings.missed_intervals),
+        }
+        who = Who(row.session_id, row.agent_name, row.project)
+        notices.append(agent_notice(NoticeKind.STUCK, who, now, facts))
+    mark(connection, "stuck_at", [session_id for session_id, *_ in found], now)
+    record_all(connection, EventType.STUCK, now, found)
+    return notices
+
+
+def is_stuck(row: Row[Any], watermark: datetime, limit: int, unwatched: Unwatched) -> bool:
+    """Return whether an agent that is ok said nothing new for longer than so many intervals and the grace."""
+    moments = (row.changed_at, row.state_changed_at, row.resumed_at)
+    unchanged_since = max(to_milliseconds(moment) for moment in moments if moment is not None)
+    if not _has_passed(row, unchanged_since, watermark, limit, unwatched):
+        return False
+    # Who beats no more isn't stuck: an agent that is late is left to its silence.
+    silent = to_milliseconds(silent_since(row.registered_at, row.last_seen_at, row.resumed_at))
+    return not _has_passed(row, silent, watermark, 1, unwatched)
+
+
+def _has_passed(row: Row[Any], since: int, watermark: datetime, limit: int, unwatched: Unwatched) -> bool:
+    """Return whether so many intervals and the grace lie between a moment and the watermark."""
+    rule = DeadlineRule(replace(_promise(row), missed_limit=limit), limit, unwatched)
+    return rule(since) < to_milliseconds(watermark)
+
+
+def _promise(row: Row[Any]) -> Promise:
+    return Promise(row.interval_seconds, row.schedule, row.time_zone, row.grace_seconds, row.missed_limit)

@@ -16,9 +16,9 @@ from fleetbeat_worker.database.tables import Agent, Event, Incident, Liveness, N
 from fleetbeat_worker.downtime.outages import read_outages
 from fleetbeat_worker.notifications.outbox import TRIED_FOR
 from fleetbeat_worker.rules.deadlines import deadline_of
-from fleetbeat_worker.rules.liveness import UNJUDGEABLE, Promise, silent_since
+from fleetbeat_worker.rules.liveness import UNJUDGEABLE, WATCHED, Promise, silent_since
 from fleetbeat_worker.rules.spans import to_milliseconds
-from fleetbeat_worker.sweep.queries import WATCHED, lock_all
+from fleetbeat_worker.store.sessions import lock_all
 
 _LIVENESS: Table = Liveness.__table__  # type: ignore[assignment] # a mapped class has a Table
 _MOMENTS: tuple[tuple[Any, tuple[str, ...]], ...] = (

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from datetime import datetime
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
 from uuid import UUID
 
 from sqlalchemy import Connection
@@ -12,15 +12,18 @@ from sqlalchemy.exc import DataError
 
 from fleetbeat_shared.schedules import slots_after
 from fleetbeat_shared.settings import Settings
-from fleetbeat_worker.notifications.notice import Who, agent_notice, promise_facts
-from fleetbeat_worker.notifications.outbox import Notice
-from fleetbeat_worker.notifications.signs import silence_facts
+from fleetbeat_worker.database import bulk
+from fleetbeat_worker.downtime.maintenance import _LIVENESS
+from fleetbeat_worker.notifications.notice import Notice, Who, agent_notice, promise_facts, silence_facts
+from fleetbeat_worker.rules.deadlines import DeadlineRule, Unwatched
 from fleetbeat_worker.rules.enums import NoticeKind
 from fleetbeat_worker.rules.liveness import UNJUDGEABLE, Promise
+from fleetbeat_worker.rules.spans import from_milliseconds, to_milliseconds
+from fleetbeat_worker.store.pipeline import StoredPipeline
+from fleetbeat_worker.store.sessions import work_of
 from fleetbeat_worker.sweep.anomalies import mark_flapping
-from fleetbeat_worker.sweep.change_rows import work_of
 from fleetbeat_worker.sweep.incidents import find_incident
-from fleetbeat_worker.sweep.queries import Due, find_due, find_due_ids, flag
+from fleetbeat_worker.sweep.queries import Due, find_degraded, find_due, find_due_ids, flag
 
 _UNREADABLE = (*UNJUDGEABLE, DataError)
 
@@ -100,4 +103,62 @@ def flag_silent(  # noqa: PLR0913, PLR0917 - what the flags tell
         }
         who = Who(agent.session_id, agent.agent_name, agent.project)
         notices.append(agent_notice(NoticeKind.DEGRADED, who, now, facts))
+    return notices
+
+
+def spare(
+    connection: Connection, due: Sequence[Due], unwatched: Unwatched, watermark: datetime, missed_limit: int
+) -> list[Due]:
+    """Of agents that are due (and locked), return those that are due still when all is counted that isn't watched.
+
+    The deadlines of the others move, so that at the end of a window, or of a gap, only the silent are written.
+    """
+    rules: dict[Promise, DeadlineRule] = {}  # most agents of a fleet promise the same
+    left, moved = [], []
+    for agent in due:
+        since, stored = to_milliseconds(agent.since), to_milliseconds(agent.deadline_at)
+        if agent.promise not in rules:
+            rules[agent.promise] = DeadlineRule(agent.promise, missed_limit, unwatched)
+        start, due_at = rules[agent.promise].clock(since) if unwatched.is_after(since) else (since, stored)
+        deadline = max(stored, due_at)
+        if deadline != stored:
+            moved.append((agent.session_id, deadline))
+        deadline_at = from_milliseconds(deadline)
+        if deadline_at < watermark:
+            cleared_at = from_milliseconds(start) if start != since else None
+            left.append(replace(agent, deadline_at=deadline_at, cleared_at=cleared_at))
+    bulk.update(connection, _LIVENESS, ("session_id", "deadline_at"), moved)
+    return left
+
+
+def find_reminders(
+    connection: Connection, last: StoredPipeline, watermark: datetime, settings: Settings
+) -> list[Notice]:
+    """Return the reminders that came due between the last sweep's watermark and this one's.
+
+    So they begin with what comes due after they are switched on, and one that was pruned isn't sent again. Only the
+    first sweep after maintenance, in which nobody is reminded while watermarks move on, looks at all that came due: the
+    last reminder of each agent is returned once more, and its key tells whether it was laid down before.
+    """
+    if settings.notify_reminder_hours is None or last.watermark is None:
+        return []
+    every = timedelta(hours=settings.notify_reminder_hours)
+    notices = []
+    for row in find_degraded(connection, watermark - every):
+        number = (watermark - row.state_changed_at) // every
+        told = last.maintenance_since is None and row.state_changed_at + number * every <= last.watermark
+        if told:
+            continue
+        promise = Promise(row.interval_seconds, row.schedule, row.time_zone, row.grace_seconds, row.missed_limit)
+        facts = {
+            **silence_facts(row.registered_at, row.last_seen_at, row.resumed_at),
+            "degraded_at": row.state_changed_at.isoformat(),
+            "deadline_at": row.deadline_at.isoformat(),
+            "watermark": watermark.isoformat(),
+            "number": number,
+            **promise_facts(promise, settings.missed_intervals),
+            **{name: getattr(row, name) for name in ("current_work", "progress", "summary", "error")},
+        }
+        who = Who(row.session_id, row.agent_name, row.project)
+        notices.append(agent_notice(NoticeKind.REMINDER, who, row.state_changed_at, facts, number=number))
     return notices

@@ -9,19 +9,18 @@ from functools import lru_cache
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Connection, Select, Table, func, insert, select
+from sqlalchemy import Connection, Row, Select, Table, bindparam, exists, func, select, text
 
 from fleetbeat_worker.database import bulk
+from fleetbeat_worker.database.column_types import Instant
 from fleetbeat_worker.database.tables import Agent, Event, Liveness
 from fleetbeat_worker.rules.enums import EventType
-from fleetbeat_worker.rules.liveness import Promise, State, silent_since
+from fleetbeat_worker.rules.liveness import WATCHED, Promise, State, silent_since
 from fleetbeat_worker.rules.spans import to_milliseconds
+from fleetbeat_worker.store.sessions import NAMED_COLUMNS, some_at_once
 
 _LIVENESS: Table = Liveness.__table__  # type: ignore[assignment] # a mapped class has a Table
 _EVENTS: Table = Event.__table__  # type: ignore[assignment] # as above
-
-WATCHED = (State.PENDING.value, State.OK.value)
-"""The states whose deadline counts."""
 
 
 _DUE: list[Any] = [
@@ -82,21 +81,6 @@ def _due(row: Sequence[Any]) -> Due:
         registered_at=registered_at,
         resumed_at=resumed_at,
     )
-
-
-def record(connection: Connection, kind: EventType, occurred_at: datetime, detail: dict[str, Any]) -> None:
-    """Record an event of the whole fleet."""
-    connection.execute(insert(Event).values(type=kind.value, occurred_at=occurred_at, detail=detail))
-
-
-def lock_all(connection: Connection, *which: ColumnElement[bool]) -> None:
-    """Lock sessions in the order of their keys, as everybody does, and wait for who holds them: never in a circle.
-
-    Of a large fleet nothing is read. SQLite has one writer, and no such locks.
-    """
-    if connection.dialect.name == "postgresql":
-        lock = select(Liveness.session_id).where(*which).order_by(Liveness.session_id).with_for_update()
-        connection.execute(select(func.count()).select_from(lock.cte())).scalar()
 
 
 def find_due(connection: Connection, watermark: datetime, session_id: UUID | None = None) -> list[Due]:
@@ -161,3 +145,95 @@ def flag(  # noqa: PLR0913 - what the events say
         for agent in due
     ]
     bulk.insert(connection, _EVENTS, columns, events)
+
+
+_PROMISE: tuple[Any, ...] = (
+    Liveness.interval_seconds,
+    Liveness.schedule,
+    Liveness.time_zone,
+    Liveness.grace_seconds,
+    Liveness.missed_limit,
+)
+
+
+_SIGNS: tuple[Any, ...] = (Liveness.registered_at, Liveness.last_seen_at, Liveness.resumed_at)
+
+
+def _after(connection: Connection, seconds: str) -> str:
+    """Return SQL for a time to be added to a moment."""
+    return f"make_interval(secs => {seconds})" if connection.dialect.name == "postgresql" else f"1000.0 * {seconds}"
+
+
+def find_flapping(connection: Connection) -> Sequence[Row[Any]]:
+    """Lock and return the agents that are marked as flapping, but for those that a batch holds."""
+    query = select(*[*NAMED_COLUMNS, *_PROMISE, *_SIGNS, Agent.stuck_at, Liveness.state])
+    query = _locked(
+        connection,
+        query.where(Agent.flapping_at.is_not(None), Agent.unjudged_at.is_(None), Liveness.state != State.ENDED.value),
+    )
+    return connection.execute(query).all()
+
+
+def find_stuck_candidates(connection: Connection, watermark: datetime, fleet_limit: int | None) -> Sequence[Row[Any]]:
+    """Lock and return the agents that are ok and have said nothing new for as long as they may, or nearly.
+
+    What moves the moment (an outage, say) is left to the caller. `fleet_limit`: for agents without one of their own.
+    """
+    if fleet_limit is None and not connection.execute(select(exists().where(Agent.stuck_after > 0))).scalar_one():
+        return ()
+    allowed = _after(
+        connection, "(COALESCE(agents.stuck_after, :fleet) * liveness.interval_seconds + liveness.grace_seconds)"
+    )
+    query = select(Agent.session_id).where(
+        Liveness.state == State.OK.value,
+        Liveness.interval_seconds.is_not(None),
+        Agent.stuck_at.is_(None),
+        Agent.unjudged_at.is_(None),
+        func.coalesce(Agent.stuck_after, fleet_limit or 0) > 0,
+        text(f"agents.changed_at + {allowed} < :watermark").bindparams(
+            bindparam("watermark", watermark, type_=Instant), fleet=fleet_limit or 0
+        ),
+    )
+    if fleet_limit is None:
+        query = query.where(Agent.stuck_after.is_not(None))
+    ids = connection.execute(_locked(connection, query)).scalars().all()
+    # Anew, under the locks: a batch may have changed `agents` just before it let go of its rows.
+    doing = (Agent.progress, Agent.work_item_id, Agent.status, Agent.summary, Agent.current_work)
+    times = (Agent.changed_at, Liveness.state_changed_at, *_SIGNS)
+    columns: list[Any] = [*NAMED_COLUMNS, *_PROMISE, Agent.stuck_after, *times, *doing]
+    again = select(*columns).join(Liveness, Liveness.session_id == Agent.session_id)
+    return [
+        row for some in some_at_once(ids) for row in connection.execute(again.where(Agent.session_id.in_(some))).all()
+    ]
+
+
+def find_degraded(connection: Connection, before: datetime) -> Sequence[Row[Any]]:
+    """Return the agents that have been degraded since before a moment and are told of by themselves."""
+    said = (Agent.current_work, Agent.progress, Agent.summary, Agent.error)
+    columns: list[Any] = [*NAMED_COLUMNS, *_PROMISE, *said, *_SIGNS, Liveness.state_changed_at, Liveness.deadline_at]
+    query = (
+        select(*columns)
+        .join(Liveness, Liveness.session_id == Agent.session_id)
+        .where(
+            Liveness.state == State.DEGRADED.value,
+            Liveness.state_changed_at <= before,
+            Agent.flapping_at.is_(None),
+            Liveness.incident_id.is_(None),
+            Agent.unjudged_at.is_(None),
+        )
+    )
+    return connection.execute(query).all()
+
+
+def count_unjudged(connection: Connection) -> int:
+    """Return how many agents are set aside."""
+    query = select(func.count()).select_from(Agent).where(Agent.unjudged_at.is_not(None))
+    return connection.execute(query).scalar_one()
+
+
+def _locked(connection: Connection, query: Select[Any]) -> Select[Any]:
+    """Return a query of `agents` with their liveness, whose rows it locks unless somebody else holds them."""
+    query = query.join_from(Agent, Liveness, Liveness.session_id == Agent.session_id)
+    if connection.dialect.name == "sqlite":
+        return query  # one writer needs no locks, and for the order of the keys it would go through all of `liveness`
+    return query.order_by(Liveness.session_id).with_for_update(of=Liveness, skip_locked=True)

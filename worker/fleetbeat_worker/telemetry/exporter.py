@@ -13,13 +13,18 @@ from collections.abc import Callable
 from contextlib import suppress
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from fleetbeat_shared.errors import FleetbeatError
 from fleetbeat_shared.settings import Settings
 from fleetbeat_worker.telemetry.log import logger
 from fleetbeat_worker.telemetry.metrics import keep_counters
+
+if TYPE_CHECKING:
+    from fleetbeat_worker.telemetry.exposition import Readings  # it brings prometheus_client
+
+ReadGauges = Callable[[], "Readings"]
 
 SCRAPES_AT_ONCE = 8
 SCRAPE_SECONDS = 15.0
@@ -31,11 +36,12 @@ _INDEX = b"<!doctype html><title>Fleetbeat</title><a href='/metrics'>Metrics</a>
 class Exporter:
     """A port that is open, and the counters of the pool that is forked afterwards."""
 
-    def __init__(self, settings: Settings, port: int) -> None:
-        """Open the port, and count from now on.
+    def __init__(self, settings: Settings, port: int, open_gauges: Callable[[Settings], ReadGauges]) -> None:
+        """Open the port, and count from now on. The process that serves it calls `open_gauges` once.
 
         Raises FleetbeatError when the port can't be had.
         """
+        self._open_gauges = open_gauges
         host = settings.metrics_host
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         try:
@@ -58,11 +64,10 @@ class Exporter:
 
     def run(self, settings: Settings) -> None:
         """Serve until the process is ended."""
-        from fleetbeat_worker.fleet.gauges import Sources
         from fleetbeat_worker.telemetry.exposition import expose  # here, for only this process needs the library
 
-        sources = Sources(settings)
-        _Server(self._listener, lambda accept: expose(self._counters.totals(), sources.read(), accept)).serve_forever()
+        read_gauges = self._open_gauges(settings)
+        _Server(self._listener, lambda accept: expose(self._counters.totals(), read_gauges(), accept)).serve_forever()
 
 
 class _Server(ThreadingHTTPServer):

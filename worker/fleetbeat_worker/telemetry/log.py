@@ -6,8 +6,6 @@ import json
 import logging
 import sys
 import time
-from abc import ABC, abstractmethod
-from collections.abc import Callable
 from typing import Any
 
 from fleetbeat_shared.sanitize import clean
@@ -69,66 +67,3 @@ def _is_no_redis_trouble(record: logging.LogRecord) -> bool:
         return False
     text = record.getMessage()
     return not any(words in text for words in _ABOUT_REDIS)
-
-
-SAY_EVERY_SECONDS = 60.0
-
-
-class Relay(logging.NullHandler, ABC):
-    """The way by which a pool's processes tell their parent of trouble, which then speaks for all of them.
-
-    It has its place among the logger's handlers, as all that belongs to a process's logging; it handles no record.
-    """
-
-    @abstractmethod
-    def tell(self, kind: str, role: str, message: str, *, is_over: bool) -> None:
-        """Tell of trouble, or of success."""
-
-
-def relay_through(relay: Relay) -> None:
-    """Let this process, and those that it forks, tell of trouble in this way."""
-    logger.addHandler(relay)
-
-
-class Complaint:
-    """Says the same trouble once, then once a minute, and once that it is over.
-
-    In a process of a pool it tells the parent instead, each time, and of the first success too.
-    """
-
-    def __init__(
-        self,
-        kind: str,
-        role: str,
-        say_every_seconds: float = SAY_EVERY_SECONDS,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        """Complain of one kind of trouble, in a role: for a dead one, only others in its role say that it is over."""
-        self._kind = kind
-        self._role = role
-        self._every = say_every_seconds
-        self._clock = clock
-        self._relay = next((handler for handler in logger.handlers if isinstance(handler, Relay)), None)
-        self._told_of_success = False
-        self._next: float | None = None
-
-    def trouble(self, message: str) -> None:
-        """Say what is wrong, unless it was just said."""
-        if self._relay is not None:
-            self._told_of_success = False
-            self._relay.tell(self._kind, self._role, message, is_over=False)
-            return
-        now = self._clock()
-        if self._next is None or now >= self._next:
-            self._next = now + self._every
-            logger.warning(message)
-
-    def over(self, message: str) -> None:
-        """Say that it is well again, if trouble was told."""
-        if self._relay is not None:
-            if not self._told_of_success:
-                self._told_of_success = True
-                self._relay.tell(self._kind, self._role, message, is_over=True)
-        elif self._next is not None:
-            self._next = None
-            logger.info(message)

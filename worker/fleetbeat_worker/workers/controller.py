@@ -25,15 +25,15 @@ from redis.exceptions import RedisError
 
 from fleetbeat_shared.connection import connect, reason
 from fleetbeat_shared.settings import Settings
-from fleetbeat_worker import jobs
+from fleetbeat_worker.broker import rq_queue
 from fleetbeat_worker.broker.flow import Sample, flow, read_sample
-from fleetbeat_worker.broker.foreign import remove_foreign
 from fleetbeat_worker.broker.inbox import Inbox
 from fleetbeat_worker.broker.pulse import PulseWriter
+from fleetbeat_worker.broker.rq_queue import count_workers
+from fleetbeat_worker.broker.server import remove_foreign
 from fleetbeat_worker.telemetry.log import logger
 from fleetbeat_worker.workers import registry as pools
 from fleetbeat_worker.workers.autoscale import Bounds, Course, Load, decide
-from fleetbeat_worker.workers.status import count_workers
 
 RENEW_SECONDS = 1.0
 CLEAN_SECONDS = 60.0
@@ -136,7 +136,7 @@ class Steward:
             logger.info("The number of workers changes", extra=fields)
 
     def _is_abandoned(self) -> bool:
-        return self._course.count == 0 and bool(jobs.waiting_ids(self._client)) and not count_workers(self._client)
+        return self._course.count == 0 and bool(rq_queue.waiting_ids(self._client)) and not count_workers(self._client)
 
     def _exchange(self, orders: Orders) -> Report | None:
         """Tell the parent, and hear what is there; None if it doesn't answer."""
@@ -166,8 +166,8 @@ class Steward:
 
 def run_steward(settings: Settings, mandate: Mandate, parent: Connection, stop: Callable[[], bool]) -> None:
     """Look after a pool's entry in Redis until asked to stop."""
-    client = connect(settings.redis_url, timeout_seconds=jobs.WORKER_TIMEOUT_SECONDS, name="fleetbeat-steward")
-    pulse = connect(settings.redis_url, timeout_seconds=jobs.WORKER_TIMEOUT_SECONDS, name="fleetbeat-pulse")
+    client = connect(settings.redis_url, timeout_seconds=rq_queue.WORKER_TIMEOUT_SECONDS, name="fleetbeat-steward")
+    pulse = connect(settings.redis_url, timeout_seconds=rq_queue.WORKER_TIMEOUT_SECONDS, name="fleetbeat-pulse")
     enough = threading.Event()
     # Beside the steward, which may wait for its parent or for Redis longer than a pulse may.
     writer = threading.Thread(target=PulseWriter(pulse).run, args=(enough,), daemon=True)

@@ -24,15 +24,16 @@ from fleetbeat_shared.errors import DatabaseUnavailable
 from fleetbeat_shared.redis_keys import DISPATCHER_LOCK, OLD_ROWS, QUEUE
 from fleetbeat_shared.settings import Settings
 from fleetbeat_worker import jobs
-from fleetbeat_worker.broker.eviction import eviction_warning
+from fleetbeat_worker.broker import rq_queue
 from fleetbeat_worker.broker.inbox import Demand, Inbox, is_missing
-from fleetbeat_worker.broker.pulse import probe
+from fleetbeat_worker.broker.rq_queue import read_workers
+from fleetbeat_worker.broker.server import eviction_warning, probe
 from fleetbeat_worker.database.engine import open_engine
 from fleetbeat_worker.ingest.job import DATABASE_IS_BACK, Ingest
-from fleetbeat_worker.notifications.job import are_due
+from fleetbeat_worker.notifications.due import are_due
 from fleetbeat_worker.sweep.job import sweep
-from fleetbeat_worker.telemetry.log import Complaint, logger
-from fleetbeat_worker.workers.status import read_workers
+from fleetbeat_worker.telemetry.log import logger
+from fleetbeat_worker.telemetry.problems import Complaint
 
 LOCK_SECONDS = 5.0
 """How long a dispatcher that died is still believed to be there."""
@@ -150,7 +151,7 @@ class Dispatcher:
         now = time.monotonic()
         if now >= self._look_for_room_at:
             self._look_for_room_at = now + RENEW_SECONDS
-            if jobs.waiting_ids(self._client):
+            if rq_queue.waiting_ids(self._client):
                 probe(self._client)
 
     def _demand(self) -> Demand:
@@ -215,7 +216,7 @@ class Dispatcher:
 
     def _waiting(self, kind: str) -> int:
         """Return how many jobs of a kind wait in the queue."""
-        return sum(job_id.startswith(f"{kind}-".encode()) for job_id in jobs.waiting_ids(self._client))
+        return sum(job_id.startswith(f"{kind}-".encode()) for job_id in rq_queue.waiting_ids(self._client))
 
     def _started(self, kind: str) -> int:
         """Return how many jobs of a kind run, by workers that gave a sign of life lately."""
@@ -275,5 +276,5 @@ def redis_trouble(settings: Settings, error: BaseException) -> str:
 
 def run_dispatcher(settings: Settings, stop: Callable[[], bool]) -> None:
     """Dispatch until asked to stop."""
-    client = connect(settings.redis_url, timeout_seconds=jobs.WORKER_TIMEOUT_SECONDS, name="fleetbeat-dispatcher")
+    client = connect(settings.redis_url, timeout_seconds=rq_queue.WORKER_TIMEOUT_SECONDS, name="fleetbeat-dispatcher")
     Dispatcher(client, settings, stop).run()

@@ -28,11 +28,11 @@ from redis.exceptions import RedisError
 
 from fleetbeat_shared.connection import connect
 from fleetbeat_shared.settings import Settings
-from fleetbeat_worker import jobs
+from fleetbeat_worker.broker import rq_queue
 from fleetbeat_worker.telemetry.exporter import Exporter
-from fleetbeat_worker.telemetry.log import Complaint, logger, relay_through
+from fleetbeat_worker.telemetry.log import logger
 from fleetbeat_worker.telemetry.metrics import RESTARTS, count
-from fleetbeat_worker.telemetry.troubles import PipeRelay, Troubles
+from fleetbeat_worker.telemetry.problems import Complaint, PipeRelay, Troubles, relay_through
 from fleetbeat_worker.workers.autoscale import Bounds
 from fleetbeat_worker.workers.controller import Orders, Report, new_mandate, run_steward
 from fleetbeat_worker.workers.dispatcher import REDIS_IS_BACK, redis_trouble, run_dispatcher
@@ -269,7 +269,7 @@ def _dispatch(settings: Settings) -> None:
 
 def _work(settings: Settings) -> None:
     name = f"{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(2)}"
-    client = connect(settings.redis_url, timeout_seconds=jobs.WORKER_TIMEOUT_SECONDS, name=name)
+    client = connect(settings.redis_url, timeout_seconds=rq_queue.WORKER_TIMEOUT_SECONDS, name=name)
     complaint = Complaint("redis", "worker")
     pause = 0.1
     while True:

@@ -16,6 +16,7 @@ from typing import Any, cast
 from redis import Redis
 
 from fleetbeat_shared.redis_keys import POOLS, STORED, WANTED
+from fleetbeat_shared.time_text import format_duration
 from fleetbeat_worker.broker.flow import Flow, Sample, flow
 from fleetbeat_worker.workers.autoscale import Bounds
 
@@ -173,3 +174,20 @@ def _is_present(state: PoolState, now: datetime) -> bool:
 
 def _text(value: bytes | str) -> str:
     return value.decode(errors="backslashreplace") if isinstance(value, bytes) else value
+
+
+@dataclass(frozen=True, slots=True)
+class Crew:
+    """The workers that run, and how many of them do nothing that can be seen."""
+
+    workers: int
+    silent: int = 0
+    silent_seconds: float = 0.0
+    """How long none of the silent ones gave a sign, at least."""
+
+    def advice(self) -> str | None:
+        """Return what to do about those that give no sign, or None if there is none."""
+        if not self.silent:
+            return None
+        who = "The only worker" if self.workers == 1 else f"{self.silent} of {self.workers} workers"
+        return f"{who} gave no sign for {format_duration(round(self.silent_seconds))}. Look: fleetbeat workers"

@@ -3,44 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 from redis import Redis
 from redis.exceptions import ResponseError
-from rq import Queue, Worker
-from rq.serializers import JSONSerializer
 
-from fleetbeat_shared.redis_keys import GROUP, INBOX, QUEUE
+from fleetbeat_shared.redis_keys import GROUP, INBOX
 from fleetbeat_worker.broker.flow import Flow, read_sample
 from fleetbeat_worker.broker.inbox import Horizon, Inbox
-from fleetbeat_worker.workers.registry import read_pools, recent_flow
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerState:
-    """An RQ worker that takes part."""
-
-    name: str
-    state: str
-    """RQ's word: starting, started, idle, busy, suspended."""
-    hostname: str | None
-    pid: int | None
-    job_id: str | None
-    """The job that it is at."""
-    last_heartbeat_at: datetime | None
-    """By the worker's own clock."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Return what JSON shows of it."""
-        return {
-            "name": self.name,
-            "state": self.state,
-            "hostname": self.hostname,
-            "pid": self.pid,
-            "job_id": self.job_id,
-            "last_heartbeat_at": self.last_heartbeat_at,
-        }
+from fleetbeat_worker.broker.rq_queue import WorkerState, _queue, read_worker_states
+from fleetbeat_worker.workers.registry import Crew, PoolState, read_pools, recent_flow
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,41 +88,6 @@ def read_queue(client: Redis) -> QueueState:
     )
 
 
-def read_worker_states(client: Redis) -> tuple[WorkerState, ...]:
-    """Return the RQ workers of our queue, by name. Raises redis-py's errors."""
-    return tuple(
-        WorkerState(
-            name=worker.name,
-            state=str(worker.get_state()),
-            hostname=worker.hostname,
-            pid=worker.pid,
-            job_id=worker.get_current_job_id(),
-            last_heartbeat_at=worker.last_heartbeat,
-        )
-        for worker in sorted(read_workers(_queue(client)), key=lambda worker: worker.name)
-    )
-
-
-def count_workers(client: Redis) -> int:
-    """Return how many RQ workers listen to our queue. Raises redis-py's errors."""
-    return len(read_workers(_queue(client)))
-
-
-def _queue(client: Redis) -> Queue:
-    return Queue(QUEUE, connection=client, serializer=JSONSerializer)
-
-
-def read_workers(queue: Queue) -> list[Any]:
-    """Return RQ's workers of a queue. Raises redis-py's errors."""
-    options = queue.connection.connection_pool.connection_kwargs
-    patience = options.get("socket_timeout")
-    try:
-        return list(Worker.all(queue=queue, serializer=JSONSerializer))
-    finally:
-        # To look at a worker RQ makes one, and that gives our client the seven minutes of a worker's patience.
-        options["socket_timeout"] = patience
-
-
 def _rounded(number: float | None) -> float | None:
     return None if number is None else round(number, 3)
 
@@ -168,3 +106,72 @@ def _pending(client: Redis) -> dict[str, int]:
 
 def _text(value: bytes | str) -> str:
     return value.decode(errors="backslashreplace") if isinstance(value, bytes) else value
+
+
+SILENT_SECONDS = 16.0
+"""A worker that waits for a job gives a sign every 15 s: it asks RQ for one, with half of its time to live."""
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """An RQ worker, and what it does."""
+
+    worker: WorkerState
+    pool_id: str | None
+    """None when no pool says that it is its own, as with RQ's own command."""
+    rate: float | None
+    """Messages that it stored a second, over the last seconds; None when that isn't known."""
+
+
+@dataclass(frozen=True, slots=True)
+class Workforce:
+    """All that work, at one moment."""
+
+    now: datetime
+    """Redis's time."""
+    pools: tuple[PoolState, ...]
+    members: tuple[Member, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what `fleetbeat workers --json` prints."""
+        return {
+            "now": self.now,
+            "pools": [pool.to_json() for pool in self.pools],
+            "workers": [
+                member.worker.to_json()
+                | {"pool": member.pool_id, "rate": None if member.rate is None else round(member.rate, 1)}
+                for member in self.members
+            ],
+        }
+
+
+def read_crew(client: Redis, now: datetime) -> Crew:
+    """Return how many workers run, and how many of them gave no sign and store nothing. Raises redis-py's errors.
+
+    One that is at a job gives its sign less often, so it counts as silent only if it stores nothing either.
+    """
+    states = read_worker_states(client)
+    ages = {
+        worker.name: (now - worker.last_heartbeat_at).total_seconds() for worker in states if worker.last_heartbeat_at
+    }
+    if not any(age > SILENT_SECONDS for age in ages.values()):
+        return Crew(len(states))
+    rates = recent_flow(read_pools(client), read_sample(client)).worker_rates or {}
+    silent = [age for name, age in ages.items() if age > SILENT_SECONDS and not rates.get(name)]
+    return Crew(len(states), len(silent), min(silent, default=0.0))
+
+
+def read_workforce(client: Redis) -> Workforce:
+    """Return who works now. Raises redis-py's errors."""
+    pools = read_pools(client)
+    states = read_worker_states(client)
+    sample = read_sample(client)
+    pool_of = {(pool.hostname, pid): pool for pool in pools for pid in pool.worker_pids}
+    recent = recent_flow(pools, sample)
+    members = []
+    for worker in states:
+        pool = pool_of.get((worker.hostname or "", worker.pid or 0))
+        # One that stored nothing yet has no count: with a pool that counts, that is a rate of zero.
+        rate = (recent.worker_rates or {}).get(worker.name, 0.0) if pool and recent.worker_rates is not None else None
+        members.append(Member(worker, pool.id if pool else None, rate))
+    return Workforce(datetime.fromtimestamp(sample.at_seconds, UTC), tuple(pools), tuple(members))

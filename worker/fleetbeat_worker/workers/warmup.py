@@ -22,7 +22,7 @@ from fleetbeat_worker.database.engine import open_engine, reading, writing
 from fleetbeat_worker.database.tables import Base, Pipeline
 from fleetbeat_worker.ingest.queries import find_overtaken
 from fleetbeat_worker.ingest.transaction import store_entries
-from fleetbeat_worker.sweep.job import decide
+from fleetbeat_worker.sweep.transaction import decide
 from fleetbeat_worker.telemetry.log import logger
 
 

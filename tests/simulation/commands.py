@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import NamedTuple
 
-from simulate_draw import DAY, HOUR, MINUTE, Span, Troubles, chance, log_uniform, weighted
+from simulation.draw import DAY, HOUR, MINUTE, Span, Troubles, chance, log_uniform, weighted
 
 RECURRING = {"30 2 * * *": 3, "0 */6 * * *": 2, "15 8 * * *": 3}
 """Schedules of maintenance, each with how often it is chosen."""

@@ -7,11 +7,6 @@ from collections import deque
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
-from simulate_commands import Command, Deed, MaintenanceRule, commands
-from simulate_oracle import Change, Said
-from simulate_plan import Arrival, Plan
-from simulate_pulse import Pulses
-
 from fleetbeat_worker.broker.inbox import Entry, Horizon, known_by
 from fleetbeat_worker.broker.pulse import Pulse
 from fleetbeat_worker.ingest.batch import Batch
@@ -20,6 +15,10 @@ from fleetbeat_worker.rules.enums import EventType
 from fleetbeat_worker.rules.liveness import State
 from fleetbeat_worker.rules.maintenance_windows import WindowRule
 from fleetbeat_worker.rules.spans import from_milliseconds
+from simulation.commands import Command, Deed, MaintenanceRule, commands
+from simulation.model import Arrival, Plan
+from simulation.oracle import Change, Said
+from simulation.pulse import Pulses
 
 WATCHED = (State.PENDING, State.OK)
 

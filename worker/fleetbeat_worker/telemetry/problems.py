@@ -1,22 +1,80 @@
-"""What troubles a pool: said once for all its processes, then once a minute, and once when it is over.
-
-Every process meets a Redis or a database that is away by itself, and a work-horse that was just forked knows of no
-other. So they tell their parent, through a pipe that was made before the first of them, and the parent speaks.
-
-It is over when each who told of trouble told the end of it. One that died can't: a later success of another in the same
-role counts for it then.
-"""
+"""TODO."""
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from fleetbeat_worker.telemetry.log import SAY_EVERY_SECONDS, Relay, logger
+from fleetbeat_worker.telemetry.log import logger
+
+SAY_EVERY_SECONDS = 60.0
+
+
+class Relay(logging.NullHandler, ABC):
+    """The way by which a pool's processes tell their parent of trouble, which then speaks for all of them.
+
+    It has its place among the logger's handlers, as all that belongs to a process's logging; it handles no record.
+    """
+
+    @abstractmethod
+    def tell(self, kind: str, role: str, message: str, *, is_over: bool) -> None:
+        """Tell of trouble, or of success."""
+
+
+def relay_through(relay: Relay) -> None:
+    """Let this process, and those that it forks, tell of trouble in this way."""
+    logger.addHandler(relay)
+
+
+class Complaint:
+    """Says the same trouble once, then once a minute, and once that it is over.
+
+    In a process of a pool it tells the parent instead, each time, and of the first success too.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        role: str,
+        say_every_seconds: float = SAY_EVERY_SECONDS,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Complain of one kind of trouble, in a role: for a dead one, only others in its role say that it is over."""
+        self._kind = kind
+        self._role = role
+        self._every = say_every_seconds
+        self._clock = clock
+        self._relay = next((handler for handler in logger.handlers if isinstance(handler, Relay)), None)
+        self._told_of_success = False
+        self._next: float | None = None
+
+    def trouble(self, message: str) -> None:
+        """Say what is wrong, unless it was just said."""
+        if self._relay is not None:
+            self._told_of_success = False
+            self._relay.tell(self._kind, self._role, message, is_over=False)
+            return
+        now = self._clock()
+        if self._next is None or now >= self._next:
+            self._next = now + self._every
+            logger.warning(message)
+
+    def over(self, message: str) -> None:
+        """Say that it is well again, if trouble was told."""
+        if self._relay is not None:
+            if not self._told_of_success:
+                self._told_of_success = True
+                self._relay.tell(self._kind, self._role, message, is_over=True)
+        elif self._next is not None:
+            self._next = None
+            logger.info(message)
+
 
 _MAX_BYTES = 4096
 """A line up to this length (PIPE_BUF) is written to a pipe as a whole or not at all, also by several at once."""

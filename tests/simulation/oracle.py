@@ -18,21 +18,16 @@ from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
-from functools import lru_cache
+from datetime import UTC, datetime
 from heapq import heappop, heappush
 from itertools import accumulate
 from typing import NamedTuple
 from uuid import UUID
-from zoneinfo import ZoneInfo
 
-from simulate_commands import Pause
-from simulate_plan import Arrival, Plan, SimulatedAgent
+from simulation.commands import Pause
+from simulation.model import _DAY, MISSED, Arrival, Plan, SimulatedAgent, slots_between, slots_of
 
-MISSED = 2
 FOREVER = 1 << 62
-_DAY = 86_400_000
-_MINUTE = timedelta(minutes=1)
 _PULSES_APART = 1250
 _CLOCK_STEP = 60_000
 _TURNED_BACK = 600_000
@@ -101,59 +96,6 @@ class Judgement:
     def is_good(self) -> bool:
         """Whether all that was said is true, and was said in time."""
         return not any(self.faults.values())
-
-
-def slots_of(agent: SimulatedAgent, plan: Plan) -> tuple[int, ...]:
-    """Return the times of an agent's schedule, from a day before the plan to long after it."""
-    return slots_between(agent.schedule or "", agent.time_zone or "", plan.start - _DAY, plan.end + 12 * _DAY)
-
-
-@lru_cache(maxsize=512)
-def slots_between(schedule: str, time_zone: str, start: int, end: int) -> tuple[int, ...]:
-    """Return a schedule's times, found by looking at the wall clock of each minute.
-
-    A fixed hour that clocks skip is when they go on; one that comes twice counts the first time.
-    """
-    minute, hour, _, _, weekday = schedule.split(" ")
-    minutes, hours, weekdays = _values(minute, 60), _values(hour, 24), _values(weekday, 7)
-    by_the_wall = not hour.startswith("*")
-    return tuple(
-        at
-        for at, shows, skipped, is_second in _wall_clock(time_zone, start, end)
-        if not (by_the_wall and is_second)
-        and any(
-            wall.minute in minutes and wall.hour in hours and wall.isoweekday() % 7 in weekdays
-            for wall in (shows, *(skipped if by_the_wall else ()))
-        )
-    )
-
-
-@lru_cache(maxsize=32)
-def _wall_clock(time_zone: str, start: int, end: int) -> list[tuple[int, datetime, tuple[datetime, ...], bool]]:
-    """Return each minute: when it is, what a clock on the wall shows, what it skipped, and whether it comes again."""
-    zone, found = ZoneInfo(time_zone), []
-    moment = datetime.fromtimestamp(start / 1000, UTC).replace(second=0, microsecond=0)
-    before = (moment - _MINUTE).astimezone(zone).replace(tzinfo=None)
-    while moment.timestamp() * 1000 <= end:
-        local = moment.astimezone(zone)
-        shows, skipped = local.replace(tzinfo=None), []
-        while before + _MINUTE < shows:
-            before += _MINUTE
-            skipped.append(before)
-        before = shows
-        found.append((round(moment.timestamp() * 1000), shows, tuple(skipped), bool(local.fold)))
-        moment += _MINUTE
-    return found
-
-
-def _values(text: str, count: int) -> set[int]:
-    found: set[int] = set()
-    for part in text.split(","):
-        span, _, step = part.partition("/")
-        first, _, last = span.partition("-")
-        low, high = (0, count - 1) if span == "*" else (int(first), int(last or first))
-        found |= set(range(low, high + 1, int(step or 1)))
-    return found
 
 
 class Oracle:

@@ -7,11 +7,6 @@ from contextlib import contextmanager
 from datetime import datetime
 
 from redis import Redis
-from simulate_commands import MaintenanceRule
-from simulate_incidents import Told
-from simulate_oracle import FOREVER
-from simulate_plan import Arrival, Plan
-from simulate_play import WATCHED, Names, freed, overtaken_for, stuck_from, window_rule
 from sqlalchemy import Connection, Engine, exists, func, select, update
 
 from fleetbeat_shared.settings import Settings
@@ -20,17 +15,21 @@ from fleetbeat_worker.broker.inbox import Entry, Horizon
 from fleetbeat_worker.broker.pulse import Pulse
 from fleetbeat_worker.database.engine import reading, writing
 from fleetbeat_worker.database.tables import Agent, Liveness, Notification, Pipeline
-from fleetbeat_worker.downtime import maintenance_rows as maintenance
+from fleetbeat_worker.downtime import maintenance
 from fleetbeat_worker.downtime.pauses import pause, resume
 from fleetbeat_worker.ingest.transaction import put_right, store_entries
+from fleetbeat_worker.rules.anomalies import GIVEN_UP, stuck_limit
 from fleetbeat_worker.rules.enums import EventType
-from fleetbeat_worker.rules.incidents import GIVEN_UP
 from fleetbeat_worker.rules.liveness import State
 from fleetbeat_worker.rules.maintenance_windows import next_start, windows_of
 from fleetbeat_worker.rules.spans import from_milliseconds, to_milliseconds
-from fleetbeat_worker.rules.stuck import stuck_limit
-from fleetbeat_worker.rules.sweep_gaps import last_look, longest_gap_seconds
-from fleetbeat_worker.sweep.job import decide, outage_between
+from fleetbeat_worker.rules.sweep_gaps import last_look, longest_gap_seconds, outage_between
+from fleetbeat_worker.sweep.transaction import decide
+from simulation.commands import MaintenanceRule
+from simulation.incident_oracle import Told
+from simulation.model import Arrival, Plan
+from simulation.oracle import FOREVER
+from simulation.play import WATCHED, Names, freed, overtaken_for, stuck_from, window_rule
 
 _NO_REDIS: Redis = None  # type: ignore[assignment] # only answers are sent to it, and nobody waits for any
 

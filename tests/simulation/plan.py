@@ -9,21 +9,23 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from operator import attrgetter
 from typing import Any
 from uuid import UUID
 
-from simulate_clock import Clock, draw_steps, number_entries
-from simulate_commands import MaintenanceRule, Pause, draw_maintenance, draw_pauses
-from simulate_draw import (
+from fleetbeat_shared.messages import Deregister, Heartbeat, Register
+from fleetbeat_worker.rules.liveness import default_grace_seconds
+from fleetbeat_worker.rules.spans import from_milliseconds, to_milliseconds
+from simulation.activity import FLEET_LIMITS, OWN_LIMITS, Talk
+from simulation.clock import draw_steps, number_entries
+from simulation.commands import draw_maintenance, draw_pauses
+from simulation.draw import (
     DAY,
     HOUR,
     MINUTE,
     SECOND,
     Span,
-    Spans,
     Troubles,
     chance,
     draw_spans,
@@ -31,16 +33,8 @@ from simulate_draw import (
     pick,
     weighted,
 )
-from simulate_oracle import MISSED, slots_of
-from simulate_pulse import draw_stops
-from simulate_talk import FLEET_LIMITS, OWN_LIMITS, Talk
-
-from fleetbeat_shared.messages import Deregister, Heartbeat, Register
-from fleetbeat_worker.rules.liveness import default_grace_seconds
-from fleetbeat_worker.rules.spans import from_milliseconds, to_milliseconds
-
-LEASE = 30 * SECOND
-LARGEST_BATCH = 200
+from simulation.model import LARGEST_BATCH, LEASE, MISSED, Arrival, Clock, Commit, Look, Plan, SimulatedAgent, slots_of
+from simulation.pulse import draw_stops
 
 STARTS = (
     datetime(2026, 3, 26, tzinfo=UTC),  # clocks in Berlin go forward on the 29th
@@ -67,100 +61,6 @@ RHYTHMS = (300, 900, 1800)
 """On what grid of seconds most of a fleet's agents beat, as programs do that one timer wakes."""
 SKEWS = (0, 0, 0, -3 * DAY, 2 * DAY, 400 * DAY)
 """How wrong agents' clocks are."""
-
-
-@dataclass(frozen=True, slots=True)
-class SimulatedAgent:
-    """An agent: what it promises, and what it is like."""
-
-    number: int
-    session_id: UUID
-    interval_seconds: int | None
-    schedule: str | None
-    time_zone: str | None
-    grace_seconds: float
-    missed_limit: int | None
-    """How many it may miss, if that isn't the fleet's number."""
-    stuck_after: int | None
-    """After how many intervals it is stuck, if that isn't the fleet's number."""
-    skew: int
-    spools: bool
-    """Whether it keeps what it can't send, and sends it later."""
-    in_step: bool
-    """Whether it beats on the fleet's grid."""
-    away: Spans = field(compare=False)
-    """When it reaches no Redis, or Redis isn't there."""
-
-    @property
-    def name(self) -> str:
-        """The name that it is registered under."""
-        return f"agent-{self.number:04}"
-
-
-@dataclass(slots=True)
-class Arrival:
-    """A message that Redis received."""
-
-    agent: int
-    received_at: int
-    seen_at: int
-    message: Register | Heartbeat | Deregister
-    entry_id: str = ""
-    removed_at: int | None = None
-    """When it was acknowledged, and left the inbox."""
-    stored_at: int | None = None
-    """When it was first committed."""
-
-
-@dataclass(frozen=True, slots=True)
-class Commit:
-    """A transaction that stores some entries."""
-
-    at: int
-    arrivals: list[Arrival]
-
-
-@dataclass(frozen=True, slots=True)
-class Look:
-    """A sweep: it looks at Redis, and decides some time after."""
-
-    looked_at: int
-    at: int
-
-
-@dataclass(slots=True)
-class Plan:
-    """All that happens."""
-
-    seed: int
-    start: int
-    end: int
-    sweep_seconds: int
-    rhythm: int
-    """The grid on which agents beat that are in step, in milliseconds."""
-    outage: Span | None
-    """When all agents that are in step are silent, each from a last sign at its start on: a switch that failed."""
-    alike: int | None
-    """The interval that most agents have, in seconds."""
-    stuck_after: int | None
-    """After how many intervals that say nothing new the fleet's agents are stuck."""
-    agents: list[SimulatedAgent] = field(default_factory=list)
-    arrivals: list[Arrival] = field(default_factory=list)
-    """In the order of the stream."""
-    commits: list[Commit] = field(default_factory=list)
-    looks: list[Look] = field(default_factory=list)
-    """In the order in which they decide."""
-    pauses: list[Pause] = field(default_factory=list)
-    maintenance: list[MaintenanceRule] = field(default_factory=list)
-    clock: Clock = field(default_factory=Clock, compare=False)
-    """Redis's. All other times go on."""
-    stops: list[Span] = field(default_factory=list)
-    """Where the pulse stopped: from the last one to the next one."""
-
-    @property
-    def time(self) -> Span:
-        """From its start to its end."""
-        return Span(self.start, self.end)
 
 
 def draw_plan(seed: int, agents: int, weeks: float, *, sets_back: bool = False) -> Plan:

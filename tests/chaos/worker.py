@@ -1,4 +1,4 @@
-"""`fleetbeat`, with what nobody can cause from outside: chaos_place.py starts it instead where a fault needs that.
+"""`fleetbeat`, with what nobody can cause from outside: place.py starts it instead where a fault needs that.
 
 The first argument is a folder, the others are `fleetbeat`'s. All processes of a pool are forked from this one, so that
 what is changed here holds in each of them.
@@ -43,7 +43,7 @@ def _look_and_die(entries: Iterable[Entry]) -> Understood:
 
 
 def _hold_down(folder: Path) -> None:
-    def limit(connection: Any, _record: object, _proxy: object) -> None:  # noqa: ANN401 - the driver's connection
+    def limit(connection: Any, _record: object, _proxy: object) -> None:
         if type(connection).__module__ == "sqlite3":
             try:
                 pages = int((folder / FULL).read_text(encoding="utf-8"))

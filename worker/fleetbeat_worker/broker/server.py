@@ -1,14 +1,12 @@
-"""What others wrote to our keys in Redis: it is removed, as whoever reads it would fail of it again and again.
-
-Agents can't do that, but whoever looks after Redis can mistype a key. What is no stream in the inbox's place goes, too:
-the stream that was there is gone, which is told as any loss of it, and agents can send nothing until there is another.
-"""
+"""Redis server: its clock, whether it takes writes, its eviction policy, and the types of our keys."""
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any
 
 from redis import Redis
+from redis.exceptions import OutOfMemoryError, ReadOnlyError, ResponseError
 
 from fleetbeat_shared.redis_keys import (
     ACCOUNT,
@@ -16,12 +14,66 @@ from fleetbeat_shared.redis_keys import (
     INBOX,
     NOTICES_DUE,
     POOLS,
+    PROBE,
     PULSE,
     PULSE_GAPS,
     STORED,
     WANTED,
 )
+from fleetbeat_shared.sanitize import clean
+from fleetbeat_worker.rules.spans import from_milliseconds
 from fleetbeat_worker.telemetry.log import logger
+
+_PROBE = "redis.call('SET', KEYS[1], 1) redis.call('DEL', KEYS[1])"
+
+
+def probe(client: Redis) -> None:
+    """Write something, and take it away again. Raises redis-py's errors, also when Redis refuses what is written."""
+    client.eval(_PROBE, 1, PROBE)
+
+
+def refusal(client: Redis) -> str | None:
+    """Return why Redis refuses what agents send, though it answers; None if it takes it.
+
+    Raises redis-py's other errors.
+    """
+    try:
+        probe(client)
+    except (OutOfMemoryError, ReadOnlyError) as error:
+        return str(error)
+    except ResponseError as error:
+        if str(error).startswith(("MISCONF", "NOREPLICAS")):
+            return str(error)
+        raise
+    return None
+
+
+def redis_now(client: Redis) -> datetime:
+    """Return Redis's time. Raises redis-py's errors."""
+    seconds, microseconds = client.time()
+    return from_milliseconds(int(seconds) * 1000 + int(microseconds) // 1000)
+
+
+_SAFE = "noeviction"
+
+
+def eviction_warning(client: Redis) -> str | None:
+    """Return what is wrong with Redis's `maxmemory-policy` and what to do, or None if nothing can be evicted.
+
+    Raises redis-py's errors.
+    """
+    try:
+        memory = client.info("memory")  # not CONFIG GET, which a worker's user may not call
+    except ResponseError:
+        return None  # a server, or a user's rights, that tell nothing of it
+    policy = clean(str(memory.get("maxmemory_policy", _SAFE)))
+    if policy == _SAFE or not memory.get("maxmemory"):
+        return None
+    return (
+        f"Redis may throw queued messages away when its memory is full: its maxmemory-policy is {policy}. "
+        f"Set it to {_SAFE}."
+    )
+
 
 _TYPES = {
     PULSE: "string",
@@ -34,6 +86,7 @@ _TYPES = {
     WANTED: "hash",
     INBOX: "stream",
 }
+
 
 # All in one step, so that nothing is removed that somebody puts right meanwhile. In place of gaps that were overwritten
 # comes one that began nobody knows when, and so does one for the time in which there was no inbox. A lock that doesn't

@@ -1,6 +1,6 @@
 """The oracle of who is stuck: who beats, and has said nothing new for as many intervals as it may.
 
-From the truth alone, as `simulate_oracle` is. As of the watermark W of a sweep, an agent that is ok
+From the truth alone, as `simulation.oracle` is. As of the watermark W of a sweep, an agent that is ok
 
   must not be found stuck  if it said something new, or came back from a silence or a pause, less than that before W,
                            by what had reached Redis before W; or if it was late, whatever had reached Redis by then,
@@ -17,8 +17,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from simulate_oracle import FOREVER, Change, Flag, Judgement, Life, Oracle, Said, shown, spans_of
-from simulate_plan import Arrival, Plan, SimulatedAgent
+from simulation.model import Arrival, Plan, SimulatedAgent
+from simulation.oracle import FOREVER, Change, Flag, Judgement, Life, Oracle, Said, shown, spans_of
 
 
 class _Restart(NamedTuple):

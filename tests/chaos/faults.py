@@ -12,7 +12,10 @@ from typing import Any
 from uuid import UUID
 
 import psutil
-from chaos_database import (
+from sqlalchemy import func, select
+from support import TIMEOUT_SECONDS, registration
+
+from chaos.database import (
     UNSTORABLE,
     fill_disk,
     keep_database_away,
@@ -21,11 +24,8 @@ from chaos_database import (
     refuse_unstorable,
     restart_postgresql,
 )
-from chaos_place import BATCH_SIZE, HOLD_SECONDS, LOAD_SECONDS, Place, insist, wait_until
-from chaos_worker import DEADLY
-from sqlalchemy import func, select
-from support import TIMEOUT_SECONDS, registration
-
+from chaos.place import BATCH_SIZE, HOLD_SECONDS, LOAD_SECONDS, Place, insist, wait_until
+from chaos.worker import DEADLY
 from fleetbeat_shared.identifiers import new_message_id
 from fleetbeat_shared.messages import Deregister, Heartbeat, Reason
 from fleetbeat_shared.redis_keys import DISPATCHER_LOCK, GROUP, INBOX
@@ -89,7 +89,7 @@ def _struck_after_commit(here: Place, session_id: UUID) -> bool:
     return True
 
 
-def _pending(client: Any) -> set[str]:  # noqa: ANN401 - redis-py's hints can't tell its sync answers from its async ones
+def _pending(client: Any) -> set[str]:
     return {item["message_id"].decode() for item in client.xpending_range(INBOX, GROUP, "-", "+", 1000)}
 
 
@@ -226,4 +226,4 @@ ONLY_ON = {"postgresql-restarted": "postgresql", "disk-full": "sqlite"}
 """Faults of one kind of database. Only root can make a small disk for PostgreSQL; SQLite can be told to see one."""
 
 BUILT_IN = {send_deadly, keep_database_away, fill_disk}
-"""Faults that need workers which have them built in (chaos_worker.py)."""
+"""Faults that need workers which have them built in (worker.py)."""

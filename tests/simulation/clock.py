@@ -7,35 +7,12 @@ still until the clock has come to them again, or a sweep finds the inbox empty a
 from __future__ import annotations
 
 import random
-from bisect import bisect_right
 from collections.abc import Iterable, Sequence
-from itertools import accumulate
-from typing import NamedTuple
 
-from simulate_draw import HOUR, MINUTE, SECOND, Span, log_uniform
-from simulate_plan import Arrival
+from simulation.draw import HOUR, MINUTE, SECOND, Span, log_uniform
+from simulation.model import Arrival, Clock, Step
 
 _FOREVER = 1 << 62
-
-
-class Step(NamedTuple):
-    """When the clock is set back, and by how much."""
-
-    at: int
-    back: int
-
-
-class Clock:
-    """What Redis's clock shows."""
-
-    def __init__(self, steps: Iterable[Step] = ()) -> None:
-        self.steps = sorted(steps)
-        self._ats = [step.at for step in self.steps]
-        self._backs = [0, *accumulate(step.back for step in self.steps)]
-
-    def at(self, moment: int) -> int:
-        """Return what it shows at a moment."""
-        return moment - self._backs[bisect_right(self._ats, moment)]
 
 
 def draw_steps(draw: random.Random, time: Span) -> list[Step]:

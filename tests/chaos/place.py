@@ -75,7 +75,7 @@ class Place:
         """Return whether the workers have logged some words."""
         return words in self._log.read_text(encoding="utf-8")
 
-    def client(self) -> Any:  # noqa: ANN401 - redis-py's hints can't tell its sync answers from its async ones
+    def client(self) -> Any:
         """Return a client that gives up soon."""
         return connect(self.settings.redis_url, timeout_seconds=2)
 
@@ -85,7 +85,7 @@ class Place:
         self.settings.export(environment)
         program = [Path(sys.executable).parent / "fleetbeat"]
         if self.built_in:
-            program = [Path(sys.executable), Path(__file__).with_name("chaos_worker.py"), self.directory]
+            program = [Path(sys.executable), Path(__file__).with_name("worker.py"), self.directory]
         with self._log.open("ab") as log:
             command = [*program, "worker", "-n", str(workers or self.workers)]
             pool = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
@@ -232,10 +232,10 @@ class Load:
             self._place.send(message)
         pause = LOAD_SECONDS / max(1, messages)
         for _ in range(messages - 2 * SESSIONS):
-            if draw.random() < 0.1:  # noqa: PLR2004 - one in ten is bad
+            if draw.random() < 0.1:
                 self._place.send(draw.choice(_BAD))
             else:
-                self._place.send(heartbeat(draw.choice(sessions), progress=draw.random() < 0.3, draw=draw))  # noqa: PLR2004
+                self._place.send(heartbeat(draw.choice(sessions), progress=draw.random() < 0.3, draw=draw))
             time.sleep(pause)
         for session_id in sessions:  # so that nobody misses them when the round is over
             self._place.send(Deregister(id=new_message_id(), session_id=session_id, sent_at=registrations[0].sent_at))

@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from simulate_oracle import Change, Life, Oracle, Said
-from simulate_plan import Look, Plan
+from simulation.model import Look, Plan
+from simulation.oracle import Change, Life, Oracle, Said
 
 AT_LEAST = 5
 GIVEN_UP = 86_400_000

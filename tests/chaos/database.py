@@ -7,12 +7,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from chaos_place import HOLD_SECONDS, Place, insist
-from chaos_worker import FULL
 from sqlalchemy import text
 from support import TIMEOUT_SECONDS
 
-from fleetbeat_worker.telemetry.log import SAY_EVERY_SECONDS
+from chaos.place import HOLD_SECONDS, Place, insist
+from chaos.worker import FULL
+from fleetbeat_worker.telemetry.problems import SAY_EVERY_SECONDS
 
 UNSTORABLE = "unstorable"
 """The progress of a message that is right, and that the database refuses."""

@@ -10,26 +10,23 @@ from types import SimpleNamespace
 from typing import Any
 from uuid import UUID
 
-from simulate_commands import MaintenanceRule
-from simulate_draw import DAY
-from simulate_oracle import MISSED
-from simulate_plan import Arrival, Plan
-from simulate_play import WATCHED, Names, freed, overtaken_for, stuck_from, window_rule
-
 from fleetbeat_shared.messages import Deregister, Heartbeat, Reason, Register
 from fleetbeat_worker.broker.inbox import Entry, Horizon
 from fleetbeat_worker.broker.pulse import Pulse
 from fleetbeat_worker.ingest.batch import Batch
 from fleetbeat_worker.ingest.session_state import AgentRecord, Facts, LifecycleEvent
+from fleetbeat_worker.rules.anomalies import stuck_limit
 from fleetbeat_worker.rules.deadlines import DeadlineRule, Unwatched, deadline_of
 from fleetbeat_worker.rules.enums import LIFECYCLE
 from fleetbeat_worker.rules.liveness import State
 from fleetbeat_worker.rules.maintenance_windows import Window, WindowRule, running, windows_of
 from fleetbeat_worker.rules.spans import from_milliseconds, subtract, to_milliseconds
-from fleetbeat_worker.rules.stuck import stuck_limit
-from fleetbeat_worker.rules.sweep_gaps import longest_gap_seconds
-from fleetbeat_worker.sweep.job import outage_between
-from fleetbeat_worker.sweep.stuck import is_stuck
+from fleetbeat_worker.rules.sweep_gaps import longest_gap_seconds, outage_between
+from fleetbeat_worker.sweep.anomalies import is_stuck
+from simulation.commands import MaintenanceRule
+from simulation.draw import DAY
+from simulation.model import MISSED, Arrival, Plan
+from simulation.play import WATCHED, Names, freed, overtaken_for, stuck_from, window_rule
 
 
 class MemoryStore:
@@ -202,7 +199,7 @@ class MemoryStore:
         heapify(self._due)
 
 
-def _row(record: AgentRecord) -> Any:  # noqa: ANN401 - a row has no type of its own
+def _row(record: AgentRecord) -> Any:
     """Return a record as the row that SQL has of it."""
     promise, times = record.promise, ("registered_at", "last_seen_at", "resumed_at", "state_changed_at", "changed_at")
     moments = {name: getattr(record, name) for name in times}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from simulate_draw import chance, log_uniform
+from simulation.draw import chance, log_uniform
 
 FLEET_LIMITS = (None, 3, 6)
 """After how many intervals a fleet's agents are stuck."""

@@ -5,10 +5,9 @@ from __future__ import annotations
 import random
 from bisect import bisect_right
 
-from simulate_clock import Clock
-from simulate_draw import HOUR, SECOND, Span, Spans, pick
-
 from fleetbeat_worker.broker.pulse import GAP_MILLISECONDS, PULSE_SECONDS, Pulse
+from simulation.draw import HOUR, SECOND, Span, Spans, pick
+from simulation.model import Clock
 
 _PERIOD = round(PULSE_SECONDS * SECOND)
 _KEPT = 24 * HOUR
