@@ -1,1 +1,1 @@
-"""Chaos rig: servers and workers that are killed, stopped, filled and locked, and the audit of what Redis acknowledged."""
+"""Chaos rig: kills, stops, fills and locks servers and workers, and audits what Redis had acknowledged."""
