@@ -20,6 +20,7 @@ from fleetbeat_worker.cli.options import asked_to_stop, common_options, example,
 from fleetbeat_worker.database import schema
 from fleetbeat_worker.database.engine import open_engine
 from fleetbeat_worker.notifications.job import notify
+from fleetbeat_worker.rules.backoff import backoff
 from fleetbeat_worker.sweep.job import sweep
 from fleetbeat_worker.telemetry.exporter import Exporter
 from fleetbeat_worker.telemetry.log import logger, set_up
@@ -91,15 +92,14 @@ def prepare_database(settings: Settings, asked: Callable[[], bool]) -> None:
     Raises SchemaOutdated, SettingsError.
     """
     complaint = Complaint("database", "parent")
-    pause = 0.1
+    pauses = backoff(0.1, 5.0)
     while not asked():
         engine = open_engine(settings.sql_url)
         try:
             schema.prepare(engine)
         except DatabaseUnavailable as error:
             complaint.trouble(f"{error} Workers wait for it.")
-            time.sleep(pause)
-            pause = min(pause * 2, 5.0)
+            time.sleep(next(pauses))
         else:
             complaint.over("The database is there.")
             return

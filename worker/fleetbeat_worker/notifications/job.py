@@ -22,6 +22,7 @@ from fleetbeat_worker.notifications.delivery import Outcome, Round, deliver
 from fleetbeat_worker.notifications.messages import Message, compose
 from fleetbeat_worker.notifications.targets import Target, parse_targets, targets_for
 from fleetbeat_worker.notifications.wording import Facts
+from fleetbeat_worker.rules.backoff import backoff_seconds
 from fleetbeat_worker.rules.enums import NoticeKind
 from fleetbeat_worker.telemetry.log import logger
 from fleetbeat_worker.telemetry.metrics import NOTIFICATIONS, count
@@ -199,5 +200,5 @@ class _Run:
 
 def pause_after(attempts: int) -> timedelta:
     """Return how long to wait after so many tries that failed."""
-    seconds = min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2 ** min(attempts - 1, 30))
+    seconds = backoff_seconds(attempts, FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS)
     return timedelta(seconds=seconds * random.uniform(1 - JITTER, 1 + JITTER))  # noqa: S311 - no secret

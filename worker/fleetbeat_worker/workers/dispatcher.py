@@ -31,6 +31,7 @@ from fleetbeat_worker.broker.server import eviction_warning, probe
 from fleetbeat_worker.database.engine import open_engine
 from fleetbeat_worker.ingest.job import DATABASE_IS_BACK, Ingest
 from fleetbeat_worker.notifications.due import are_due
+from fleetbeat_worker.rules.backoff import backoff
 from fleetbeat_worker.sweep.job import sweep
 from fleetbeat_worker.telemetry.log import logger
 from fleetbeat_worker.telemetry.problems import Complaint
@@ -38,6 +39,8 @@ from fleetbeat_worker.telemetry.problems import Complaint
 LOCK_SECONDS = 5.0
 """How long a dispatcher that died is still believed to be there."""
 RENEW_SECONDS = 1.0
+LONGEST_PAUSE_SECONDS = 5.0
+"""How long to wait at most between two tries to reach Redis."""
 POLL_SECONDS = 0.1
 """How often the inbox is looked at while somebody reads it; while nobody does, an arrival wakes the dispatcher."""
 SCALE_SECONDS = 1.0
@@ -87,7 +90,7 @@ class Dispatcher:
 
     def run(self) -> None:
         """Dispatch until asked to stop, whatever happens to Redis."""
-        pause = POLL_SECONDS
+        pauses = backoff(POLL_SECONDS, LONGEST_PAUSE_SECONDS)
         while not self._stop():
             try:
                 self._step()
@@ -96,10 +99,9 @@ class Dispatcher:
             except (RedisError, OSError) as error:
                 self._redis_trouble.trouble(redis_trouble(self._settings, error))
                 self._leads = False
-                time.sleep(pause)
-                pause = min(pause * 2, 5.0)
+                time.sleep(next(pauses))
             else:
-                pause = POLL_SECONDS
+                pauses = backoff(POLL_SECONDS, LONGEST_PAUSE_SECONDS)
         self._resign()
 
     def _step(self) -> None:

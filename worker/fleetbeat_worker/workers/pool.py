@@ -29,6 +29,7 @@ from redis.exceptions import RedisError
 from fleetbeat_shared.connection import connect
 from fleetbeat_shared.settings import Settings
 from fleetbeat_worker.broker import rq_queue
+from fleetbeat_worker.rules.backoff import backoff, backoff_seconds
 from fleetbeat_worker.telemetry.exporter import Exporter
 from fleetbeat_worker.telemetry.log import logger
 from fleetbeat_worker.telemetry.metrics import RESTARTS, count
@@ -41,7 +42,9 @@ from fleetbeat_worker.workers.warmup import rehearse
 
 LIVED_LONG_SECONDS = 10.0
 """A child that lived this long is started again at once."""
+FIRST_PAUSE_SECONDS = 0.2
 LONGEST_PAUSE_SECONDS = 5.0
+"""How long to wait before a child that ended early is started again, and between tries to reach Redis."""
 STOP_SECONDS = 30.0
 """How long a child may take to finish its batch when it is asked to end."""
 REDIS_FAILED = 75
@@ -204,13 +207,12 @@ class Pool:
             child.process.join()
             lived = now - child.started_at
             child.quick_ends = 0 if lived > LIVED_LONG_SECONDS else child.quick_ends + 1
-            pause = min(LONGEST_PAUSE_SECONDS, 0.1 * 2**child.quick_ends) if child.quick_ends else 0.0
             fields = {"role": child.role, "pid": child.process.pid, "exit_code": child.process.exitcode}
             level = logging.DEBUG if child.process.exitcode == REDIS_FAILED else logging.WARNING
             logger.log(level, "A process ended and is started again", extra=fields)
             count(RESTARTS)
             child.process = None
-            child.start_again_at = now + pause
+            child.start_again_at = now + backoff_seconds(child.quick_ends, FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS)
         if child.process is None and now >= child.start_again_at:
             self._start(child)
 
@@ -271,13 +273,11 @@ def _work(settings: Settings) -> None:
     name = f"{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(2)}"
     client = connect(settings.redis_url, timeout_seconds=rq_queue.WORKER_TIMEOUT_SECONDS, name=name)
     complaint = Complaint("redis", "worker")
-    pause = 0.1
-    while True:
+    for pause in backoff(FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS):
         with suppress(RedisError, OSError):  # the dispatcher tells about it
             client.ping()
             break
         time.sleep(pause)
-        pause = min(pause * 2, LONGEST_PAUSE_SECONDS)
     complaint.over(REDIS_IS_BACK)
     try:
         run_worker(client, name)
