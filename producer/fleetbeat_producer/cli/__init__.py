@@ -6,13 +6,13 @@ Each command's module is imported when the command is used: a one-shot heartbeat
 from __future__ import annotations
 
 import gc
-from importlib import import_module
 from typing import Any
 
 import click
 
 from fleetbeat_producer.cli.output import print_json
 from fleetbeat_shared.errors import FleetbeatError, InvalidMessage, NotConfirmed, RedisUnavailable, SettingsError
+from fleetbeat_shared.lazy_group import LazyGroup
 
 # Exit codes. 0: done.
 REFUSED = 1  # refused or failed: the session is unknown or has ended, the workers set the message aside
@@ -29,25 +29,8 @@ COMMANDS = {
 """Name to `module:attribute` in this package and a short help text, in the order of `--help`."""
 
 
-class _Script(click.Group):
-    """Imports a command when it is used; tells errors as one sentence on stderr, or with `--json` as an object."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
-        """Return the names in the order of the table."""
-        return list(COMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - click's
-        """Import a command."""
-        if cmd_name not in COMMANDS:
-            return None
-        module, _, attribute = COMMANDS[cmd_name][0].partition(":")
-        command: click.Command = getattr(import_module(f"{__name__}.{module}"), attribute)
-        return command
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - click's
-        """Write the list of commands without importing them."""
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+class _Script(LazyGroup):
+    """Prints an error as one sentence on stderr, or with `--json` as an object."""
 
     def __call__(self, *arguments: Any, **options: Any) -> Any:  # noqa: ANN401 - click's signature
         """Run as the script that a shell starts: a one-shot is over before collecting garbage could pay.
@@ -89,7 +72,7 @@ def _exit_code(error: FleetbeatError) -> int:
     return TRY_AGAIN if isinstance(error, RedisUnavailable | NotConfirmed) else REFUSED
 
 
-@click.group(cls=_Script, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=_Script, package=__name__, table=COMMANDS, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="fleetbeat")
 def main() -> None:
     """Tell Fleetbeat that an agent is alive."""
