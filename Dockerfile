@@ -1,4 +1,4 @@
-# One image for all that Fleetbeat runs on a server: `docker build -t fleetbeat .`, then `docker run fleetbeat --help`.
+# Image with the command `fleetbeat`, for workers and operators: `docker build -t fleetbeat .`, `docker run fleetbeat --help`.
 
 FROM python:3.14-slim AS build
 WORKDIR /src
@@ -14,7 +14,7 @@ RUN /opt/fleetbeat/bin/pip wheel --no-cache-dir --no-deps --build-constraint con
  && /opt/fleetbeat/bin/pip install --no-cache-dir --only-binary :all: --constraint constraints.txt "$wheel[worker,postgres]" \
  && /opt/fleetbeat/bin/pip uninstall --yes pip
 
-# The final image has the same Python and the virtual environment: no pip of ours, no compiler, no source tree.
+# The final image adds only the virtual environment to the same Python: no pip, no compiler, no source tree.
 FROM python:3.14-slim
 RUN useradd --system --uid 10001 --create-home --home-dir /var/lib/fleetbeat fleetbeat
 COPY --from=build /opt/fleetbeat /opt/fleetbeat
