@@ -23,9 +23,9 @@ from fleetbeat_shared.redis_keys import (
 from fleetbeat_shared.settings import Settings
 from fleetbeat_worker.broker.pulse import PulseWriter, read_pulse
 from fleetbeat_worker.database.engine import open_engine
+from fleetbeat_worker.downtime.outages import read_outages
 from fleetbeat_worker.notifications.due import are_due
 from fleetbeat_worker.rules.spans import to_milliseconds
-from fleetbeat_worker.store.history import outages
 from fleetbeat_worker.sweep.job import sweep
 from fleetbeat_worker.workers.autoscale import Bounds
 from fleetbeat_worker.workers.controller import Steward, new_mandate
@@ -155,4 +155,4 @@ def test_a_lock_that_never_runs_out_is_removed_without_a_sweep(redis: Redis, set
 def outages_of(engine: Engine) -> list[tuple[int, int]]:
     """Return what is stored of times in which nobody could be heard."""
     with engine.connect() as connection:
-        return outages(connection)
+        return read_outages(connection)

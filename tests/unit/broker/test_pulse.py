@@ -12,8 +12,8 @@ from fleetbeat_worker.broker.pulse import GAP_MILLISECONDS, Pulse, PulseWriter, 
 from fleetbeat_worker.broker.server import refusal
 from fleetbeat_worker.database.engine import reading
 from fleetbeat_worker.database.tables import Liveness
+from fleetbeat_worker.downtime.outages import read_outages
 from fleetbeat_worker.rules.spans import to_milliseconds
-from fleetbeat_worker.store.history import outages
 from helpers import events
 from simulated import Simulation, at
 
@@ -179,7 +179,7 @@ def test_a_fleet_without_pulses_is_judged_as_before(memory: Engine) -> None:
 
 def outages_of(engine: Engine) -> list[tuple[int, int]]:
     with reading(engine) as connection:
-        return outages(connection)
+        return read_outages(connection)
 
 
 def due(engine: Engine, session: object) -> object:

@@ -18,6 +18,7 @@ from fleetbeat_worker.cli.output import clock, console, plain_table, print_json,
 from fleetbeat_worker.cli.types import LIMIT, NameType, unknown_name
 from fleetbeat_worker.database.engine import reading
 from fleetbeat_worker.rules.enums import EventType
+from fleetbeat_worker.rules.spans import parse_time
 from fleetbeat_worker.store.events import latest_events
 
 if TYPE_CHECKING:
@@ -109,8 +110,5 @@ def _fact(name: str, value: Any, now: datetime) -> str:  # noqa: ANN401 - JSON i
     label = name.removesuffix("_at").replace("_", " ")
     if not isinstance(value, str):
         return f"{label} {json.dumps(value, ensure_ascii=False)}"
-    try:
-        moment = datetime.fromisoformat(value)
-    except ValueError:
-        return f"{label} {value}"
-    return f"{label} {clock(moment, now) if moment.tzinfo else value}"
+    moment = parse_time(value)
+    return f"{label} {clock(moment, now) if moment else value}"

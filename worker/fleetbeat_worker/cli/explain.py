@@ -21,7 +21,7 @@ from fleetbeat_worker.explain.evidence import Beat
 from fleetbeat_worker.explain.explanation import Explanation
 from fleetbeat_worker.explain.suppressions import Spell
 from fleetbeat_worker.explain.verdict import explain as run_explain
-from fleetbeat_worker.rules.spans import Span, from_milliseconds
+from fleetbeat_worker.rules.spans import Span, from_milliseconds, parse_time
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -144,10 +144,8 @@ def _flagged(found: Explanation) -> str:
 
 def _told(value: object) -> str:
     """Return a moment of an event's detail as the rest of the page has it."""
-    try:
-        return exact(datetime.fromisoformat(str(value)).astimezone(UTC))
-    except ValueError:
-        return safe(str(value)).plain
+    moment = parse_time(value)
+    return exact(moment) if moment else safe(str(value)).plain
 
 
 def _spell(spell: Spell, otherwise: str) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 from sqlalchemy import Connection, Table, insert, or_, select, update
 
 from fleetbeat_worker.database.tables import Liveness, Maintenance
+from fleetbeat_worker.downtime.outages import read_outages
 from fleetbeat_worker.rules.deadlines import Unwatched
 from fleetbeat_worker.rules.enums import EventType
 from fleetbeat_worker.rules.maintenance_windows import (
@@ -78,7 +79,7 @@ def read_unwatched(connection: Connection, found: MaintenanceState, now: datetim
     told = spans_of(changes, to_milliseconds(now), *WINDOWS)
     if told and changes[-1].kind is EventType.MAINTENANCE:
         told.pop()  # it runs still, or is among those that no sweep found over yet
-    return Unwatched(history.outages(connection), merge([*told, *new]))
+    return Unwatched(read_outages(connection), merge([*told, *new]))
 
 
 def note_maintenance(

@@ -12,7 +12,7 @@ from fleetbeat_worker.database.column_types import Instant
 from fleetbeat_worker.database.tables import Liveness, OutageRow
 from fleetbeat_worker.rules.enums import EventType
 from fleetbeat_worker.rules.liveness import WATCHED
-from fleetbeat_worker.rules.spans import Span, from_milliseconds, subtract, to_milliseconds
+from fleetbeat_worker.rules.spans import EPOCH, Span, from_milliseconds, subtract, to_milliseconds
 from fleetbeat_worker.store.events import record
 from fleetbeat_worker.store.sessions import lock_all
 
@@ -24,8 +24,8 @@ _READ_OUTAGES = (
 )
 
 
-def read_outages(connection: Connection, since: datetime) -> list[Span]:
-    """Return the outages that ended after a moment, as starts and ends in milliseconds, in their order."""
+def read_outages(connection: Connection, since: datetime = EPOCH) -> list[Span]:
+    """Return the outages that ended after a given time, as starts and ends in milliseconds, in their order."""
     rows = connection.execute(_READ_OUTAGES, {"since": since})
     return [(to_milliseconds(started_at), to_milliseconds(ended_at)) for started_at, ended_at in rows]
 

@@ -15,7 +15,7 @@ from fleetbeat_worker.database.tables import Agent, Event, Liveness
 from fleetbeat_worker.downtime.outages import read_outages
 from fleetbeat_worker.rules.deadlines import deadline_of
 from fleetbeat_worker.rules.enums import EventType
-from fleetbeat_worker.rules.liveness import UNJUDGEABLE, Promise, State, silent_since
+from fleetbeat_worker.rules.liveness import UNJUDGEABLE, State, promise_of, silent_since
 from fleetbeat_worker.rules.spans import to_milliseconds
 
 _LIVENESS: Table = Liveness.__table__  # type: ignore[assignment] # a mapped class has a Table
@@ -106,7 +106,7 @@ def _resume(connection: Connection, rows: Sequence[Row[Any]], now: datetime, mis
     outages = read_outages(connection, min(ends))
     resumed, changed, events = [], [], []
     for row, resumed_at in zip(rows, ends, strict=True):
-        promise = Promise(row.interval_seconds, row.schedule, row.time_zone, row.grace_seconds, row.missed_limit)
+        promise = promise_of(row)
         since = to_milliseconds(silent_since(row.registered_at, row.last_seen_at, resumed_at))
         # What was heard of it before its session was opened anew was of an earlier life.
         heard = row.last_seen_at is not None and row.last_seen_at >= row.registered_at

@@ -18,7 +18,7 @@ from fleetbeat_worker.rules.anomalies import DOING, WINDOW_INTERVALS, window_sta
 from fleetbeat_worker.rules.deadlines import Unwatched
 from fleetbeat_worker.rules.enums import EventType
 from fleetbeat_worker.rules.liveness import Promise
-from fleetbeat_worker.rules.spans import from_milliseconds, to_milliseconds
+from fleetbeat_worker.rules.spans import from_milliseconds, parse_time, to_milliseconds
 from fleetbeat_worker.rules.timeline import Change
 
 OF_A_STANDING = (EventType.STUCK, EventType.UNSTUCK, EventType.FLAPPING, EventType.CALM)
@@ -129,7 +129,7 @@ class Standing:
         told = _open(self.changes, EventType.STUCK)
         since = self._since("stuck_at", told)
         if since is not None and told is not None:
-            changed_at, says = _moment(told.detail.get("changed_at")), told.detail
+            changed_at, says = parse_time(told.detail.get("changed_at")), told.detail
         else:
             changed_at, says = self.agent.changed_at, {name: getattr(self.agent, name) for name in DOING}
         if changed_at is None or changed_at > self.as_of:  # what it said before that isn't kept
@@ -176,10 +176,3 @@ def _open(changes: Sequence[Change], opens: EventType) -> Change | None:
         if change.kind in {_ENDS[opens], EventType.DEREGISTERED}:
             return None
     return None
-
-
-def _moment(value: object) -> datetime | None:
-    try:
-        return datetime.fromisoformat(str(value))
-    except ValueError:
-        return None

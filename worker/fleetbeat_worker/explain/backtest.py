@@ -21,6 +21,7 @@ from sqlalchemy import Connection, Engine, Row
 from fleetbeat_shared.errors import FleetbeatError
 from fleetbeat_shared.settings import Settings
 from fleetbeat_worker.database.engine import reading
+from fleetbeat_worker.downtime.outages import read_outages
 from fleetbeat_worker.rules.deadlines import DeadlineRule, Unwatched
 from fleetbeat_worker.rules.enums import LIFECYCLE, EventType
 from fleetbeat_worker.rules.liveness import UNJUDGEABLE, Promise
@@ -89,7 +90,7 @@ class _Run:
         self._limit = limit
         self._start, self._end = to_milliseconds(report.since), to_milliseconds(report.until)
         windows = spans_of(changes_of(store.fleet_changes(connection, WINDOWS)), self._end, *WINDOWS)
-        self._unwatched = Unwatched(store.outages(connection), windows)
+        self._unwatched = Unwatched(read_outages(connection), windows)
         self._rules: dict[tuple[Promise, int], DeadlineRule] = {}
         self.kept: list[tuple[int, int, Finding]] = []
         self._found = 0

@@ -13,10 +13,11 @@ from sqlalchemy import Connection, Row
 from fleetbeat_shared.errors import FleetbeatError, UnknownSession
 from fleetbeat_shared.time_text import exact
 from fleetbeat_worker.downtime.maintenance import read_coming, read_maintenance
+from fleetbeat_worker.downtime.outages import read_outages
 from fleetbeat_worker.explain.anomalies import OF_A_STANDING
 from fleetbeat_worker.rules.enums import EventType
 from fleetbeat_worker.rules.maintenance_windows import Window
-from fleetbeat_worker.rules.spans import Span, from_milliseconds, to_milliseconds
+from fleetbeat_worker.rules.spans import Span, from_milliseconds, parse_time, to_milliseconds
 from fleetbeat_worker.rules.timeline import WINDOWS, Change, changes_of, is_open, live_spans
 from fleetbeat_worker.store import history as store
 from fleetbeat_worker.store.pipeline import stored_pipeline
@@ -122,8 +123,8 @@ class Case:
         if self.row.last_seen_at is not None and self.row.last_seen_at < until:
             return [self.row.last_seen_at]  # nothing newer is stored
         flags = [change for change in self.changes if change.kind in _FLAGGED and change.at <= to_milliseconds(until)]
-        seen_at = flags[-1].detail.get("last_seen_at") if flags else None
-        return [until] if seen_at is None else [datetime.fromisoformat(seen_at), until]
+        seen_at = parse_time(flags[-1].detail.get("last_seen_at")) if flags else None
+        return [until] if seen_at is None else [seen_at, until]
 
     def _search(self, connection: Connection, until: datetime) -> Sequence[Row[Any]]:
         """Look farther and farther back: the agent's clock is wrong, or it was silent for long."""
@@ -151,7 +152,7 @@ def read_case(connection: Connection, asked: str | UUID, moment: datetime) -> Ca
     for event in store.changes(connection, list(by_session)):
         by_session[event.session_id].append(event)
     windows = changes_of(store.fleet_changes(connection, WINDOWS))
-    outages = store.outages(connection)
+    outages = read_outages(connection)
     cases = [Case(row, changes_of(by_session[row.session_id]), windows, outages) for row in rows]
     at = to_milliseconds(moment)
     lives = [(life[1] >= at, life[0], number) for number, case in enumerate(cases) if (life := case.life(at))]

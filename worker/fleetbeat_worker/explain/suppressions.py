@@ -14,7 +14,7 @@ from sqlalchemy import Row
 
 from fleetbeat_worker.rules.enums import EventType
 from fleetbeat_worker.rules.maintenance_windows import Window
-from fleetbeat_worker.rules.spans import Span, from_milliseconds, to_milliseconds
+from fleetbeat_worker.rules.spans import Span, from_milliseconds, parse_time, to_milliseconds
 from fleetbeat_worker.rules.timeline import PAUSES, WINDOWS, Change, is_open, paused_spans, spans_of
 
 
@@ -100,7 +100,7 @@ def ended(agent: Row[Any] | None, past: Sequence[Change]) -> Ended | None:
 def paused_until(past: Sequence[Change]) -> datetime | None:
     """Return until when a pause was to last that lasts at a moment, as the one who last set it said."""
     told = [change.detail for change in past if change.kind is EventType.PAUSED]
-    return _moment(told[-1].get("until")) if told else None
+    return parse_time(told[-1].get("until")) if told else None
 
 
 def _spell(span: Span, told: Sequence[Change], now: int, *, lasts: bool) -> Spell:
@@ -109,17 +109,10 @@ def _spell(span: Span, told: Sequence[Change], now: int, *, lasts: bool) -> Spel
     reason = said.get("reason")
     if not lasts:
         return Spell(from_milliseconds(start), from_milliseconds(end), (end - start) / 1000, reason=reason)
-    until = _moment(said.get("until") or said.get("ends_at"))
+    until = parse_time(said.get("until") or said.get("ends_at"))
     return Spell(from_milliseconds(start), None, max(0, now - start) / 1000, until, reason)
 
 
 def ended_since(spells: Sequence[Spell], moment: int) -> tuple[Spell, ...]:
     """Return those that last, or ended no earlier than a moment."""
     return tuple(one for one in spells if one.ended_at is None or to_milliseconds(one.ended_at) >= moment)
-
-
-def _moment(value: object) -> datetime | None:
-    try:
-        return datetime.fromisoformat(value) if isinstance(value, str) else None
-    except ValueError:
-        return None

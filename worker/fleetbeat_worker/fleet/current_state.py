@@ -16,6 +16,7 @@ from fleetbeat_worker.rules.liveness import (
     Promise,
     State,
     missed_intervals,
+    promise_of,
     shown_state,
     silent_since,
 )
@@ -56,7 +57,7 @@ class Judge:
         since = silent_since(row.registered_at, row.last_seen_at, row.resumed_at)
         if row.state not in WATCHED or not self.unwatched.is_after(to_milliseconds(since)):
             return since, row.deadline_at
-        promise = _promise(row)
+        promise = promise_of(row)
         if promise not in self._rules:
             self._rules[promise] = DeadlineRule(promise, self.missed_limit, self.unwatched)
         start, deadline = self._rules[promise].clock(to_milliseconds(since))
@@ -68,7 +69,7 @@ class Judge:
         as_of, window = self.as_of, self.maintenance.running
         if window is not None and row.state in WATCHED:
             as_of = min(as_of, window.starts_at)  # in maintenance the clocks stand still
-        promise, since = _promise(row), silent_since(row.registered_at, row.last_seen_at, row.resumed_at)
+        promise, since = promise_of(row), silent_since(row.registered_at, row.last_seen_at, row.resumed_at)
         try:
             missed = missed_intervals(promise, since, row.deadline_at, as_of, self.missed_limit, count_to=count_to)
             clock = self.clock(row) if missed else (since, row.deadline_at)
@@ -78,7 +79,3 @@ class Judge:
             return missed_intervals(promise, since, deadline_at, as_of, self.missed_limit, count_to=count_to)
         except UNJUDGEABLE:
             return None  # the next sweep sets it aside, or has done so: no reason to show nobody
-
-
-def _promise(row: Row[Any]) -> Promise:
-    return Promise(row.interval_seconds, row.schedule, row.time_zone, row.grace_seconds, row.missed_limit)

@@ -10,6 +10,7 @@ from uuid import UUID
 
 from sqlalchemy import Connection, Row
 
+from fleetbeat_worker.downtime.outages import read_outages
 from fleetbeat_worker.rules.enums import LIFECYCLE, EventType
 from fleetbeat_worker.rules.replay import Silence
 from fleetbeat_worker.rules.spans import Span, clip, from_milliseconds, length, merge, subtract, to_milliseconds, uptime
@@ -100,7 +101,7 @@ def read_record(connection: Connection, asked: str | UUID, as_of: datetime) -> R
         events[event.session_id].append(event)
     changes = {key: changes_of(rows) for key, rows in events.items()}
     windows = spans_of(changes_of(store.fleet_changes(connection, WINDOWS)), now, *WINDOWS)
-    unwatched = merge([*store.outages(connection), *windows])
+    unwatched = merge([*read_outages(connection), *windows])
     silences = [
         (silence, row.session_id) for row in sessions for silence in told_silences(row, changes[row.session_id])
     ]

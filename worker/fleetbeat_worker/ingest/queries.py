@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from datetime import datetime, timedelta
-from functools import lru_cache
 from operator import attrgetter
 from typing import Any
 from uuid import UUID
@@ -40,7 +39,7 @@ from fleetbeat_worker.ingest.session_state import (
 from fleetbeat_worker.notifications.outbox import put
 from fleetbeat_worker.rules.anomalies import DOING
 from fleetbeat_worker.rules.enums import LIFECYCLE, TaskState
-from fleetbeat_worker.rules.liveness import Promise, State
+from fleetbeat_worker.rules.liveness import PROMISE_COLUMNS, State, cached_promise
 from fleetbeat_worker.rules.spans import from_milliseconds, to_milliseconds
 from fleetbeat_worker.store.tasks import TaskCounts, count_tasks_of
 
@@ -55,13 +54,12 @@ _REJECTED: Table = RejectedMessage.__table__  # type: ignore[assignment]
 
 _REPORT_COLUMNS = ("session_id", "reported_at", "reported_entry", "current_work", "changed_at", *REPORTED)
 _SEEN_COLUMNS = ("session_id", "state", "state_changed_at", "last_seen_at", "deadline_at")
-_PROMISE_COLUMNS = ("interval_seconds", "schedule", "time_zone", "grace_seconds", "missed_limit")
-_LIVENESS_COLUMNS = (*_SEEN_COLUMNS, "registered_at", "resumed_at", *_PROMISE_COLUMNS)
+_LIVENESS_COLUMNS = (*_SEEN_COLUMNS, "registered_at", "resumed_at", *PROMISE_COLUMNS)
 _STANDING = ("project", "changed_at", "stuck_at", "flapping_at", "unjudged_at")
 _key_of = attrgetter("session_id.int")
 _seen_of = attrgetter(*_SEEN_COLUMNS)
 _liveness_of = attrgetter(
-    *_SEEN_COLUMNS, "registered_at", "resumed_at", *(f"promise.{name}" for name in _PROMISE_COLUMNS)
+    *_SEEN_COLUMNS, "registered_at", "resumed_at", *(f"promise.{name}" for name in PROMISE_COLUMNS)
 )
 
 _OF_LIVENESS = [_LIVENESS.c[name] for name in _LIVENESS_COLUMNS]
@@ -203,7 +201,7 @@ def _lock_liveness(connection: Connection, ids: Sequence[UUID]) -> dict[UUID, Li
     for session_id, row in bulk.select(connection, _OF_LIVENESS, ids, lock=True):
         state, changed_at, seen_at, due_at, registered_at, resumed_at, *promise = row
         records[session_id] = LivenessRecord(
-            session_id, _promise(*promise), registered_at, _STATES[state], changed_at, seen_at, due_at, resumed_at
+            session_id, cached_promise(*promise), registered_at, _STATES[state], changed_at, seen_at, due_at, resumed_at
         )
     return records
 
@@ -239,10 +237,6 @@ def _read_agents(
     for session_id, (incident_id,) in bulk.select(connection, _OF_THE_SILENT, silent):
         agents[session_id].incident_id = incident_id
     return agents
-
-
-# Most agents of a fleet promise the same.
-_promise = lru_cache(maxsize=1024)(Promise)
 
 
 def write_batch(connection: Connection, batch: Batch) -> None:

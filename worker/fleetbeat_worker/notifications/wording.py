@@ -8,13 +8,14 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 from fleetbeat_shared.sanitize import clean
 from fleetbeat_shared.time_text import amount, exact, format_duration
 from fleetbeat_worker.notifications.notice import GOODBYE, MAINTENANCE, PAUSE, REGISTRATION, RESTARTED
 from fleetbeat_worker.rules.enums import NoticeKind
+from fleetbeat_worker.rules.spans import parse_time
 
 MOVED_SECONDS = 0.001
 """By less than this a deadline wasn't moved: moments are stored to the millisecond."""
@@ -182,11 +183,7 @@ class Facts:
 
     def moment(self, name: str) -> datetime | None:
         """Return a moment of the detail."""
-        try:
-            moment = datetime.fromisoformat(str(self.detail.get(name)))
-            return moment.astimezone(UTC) if moment.tzinfo else None
-        except (ValueError, OverflowError):
-            return None
+        return parse_time(self.detail.get(name))
 
     def number(self, name: str) -> float | None:
         """Return a number of the detail."""

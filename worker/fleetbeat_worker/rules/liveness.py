@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime, timedelta
 from enum import StrEnum
+from functools import lru_cache
 from itertools import islice, takewhile
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from fleetbeat_shared.schedules import slots_after
 
@@ -65,6 +66,28 @@ class Promise:
     def limit(self, of_the_fleet: int) -> int:
         """Return how many intervals it may miss: its own number before the fleet's."""
         return self.missed_limit or of_the_fleet
+
+
+class PromiseRow(Protocol):
+    """A row with the columns of `liveness` that hold what its agent promised."""
+
+    interval_seconds: float | None
+    schedule: str | None
+    time_zone: str | None
+    grace_seconds: float
+    missed_limit: int | None
+
+
+PROMISE_COLUMNS = tuple(field.name for field in fields(Promise))
+"""The columns of `liveness` that hold a promise, in the order of `Promise`'s fields."""
+
+cached_promise = lru_cache(maxsize=1024)(Promise)
+"""`Promise`, one object for equal promises: most agents of a fleet promise the same."""
+
+
+def promise_of(row: PromiseRow) -> Promise:
+    """Read the promise of a row of `liveness`."""
+    return cached_promise(row.interval_seconds, row.schedule, row.time_zone, row.grace_seconds, row.missed_limit)
 
 
 def silent_since(registered_at: Moment, last_seen_at: Moment | None, resumed_at: Moment | None) -> Moment:

@@ -28,6 +28,15 @@ def from_milliseconds(milliseconds: int) -> datetime:
     return EPOCH + timedelta(0, seconds, rest * 1000)  # four times faster than timedelta(milliseconds=…)
 
 
+def parse_time(text: object) -> datetime | None:
+    """Parse an ISO 8601 time with an offset, as JSON details have it, to UTC; None for anything else."""
+    try:
+        moment = datetime.fromisoformat(text) if isinstance(text, str) else None
+        return moment.astimezone(UTC) if moment is not None and moment.tzinfo else None
+    except (ValueError, OverflowError):
+        return None
+
+
 Span = tuple[int, int]
 """From a moment to a later one, which is not part of it any more."""
 

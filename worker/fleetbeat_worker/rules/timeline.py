@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -16,7 +15,7 @@ if TYPE_CHECKING:
 from fleetbeat_worker.rules.enums import LIFECYCLE, EventType
 from fleetbeat_worker.rules.liveness import Promise, State, default_grace_seconds
 from fleetbeat_worker.rules.replay import Silence
-from fleetbeat_worker.rules.spans import Span, to_milliseconds
+from fleetbeat_worker.rules.spans import Span, parse_time, to_milliseconds
 
 WINDOWS = (EventType.MAINTENANCE, EventType.MAINTENANCE_OVER)
 """How maintenance begins and ends."""
@@ -148,7 +147,5 @@ def paused_spans(session: Row[Any], changes: Sequence[Change], until: int) -> li
 
 def _moment(detail: dict[str, Any], name: str, otherwise: int) -> int:
     """Return a moment that an event tells, or another if it doesn't."""
-    try:
-        return to_milliseconds(datetime.fromisoformat(detail[name]))
-    except (KeyError, TypeError, ValueError):
-        return otherwise
+    moment = parse_time(detail.get(name))
+    return otherwise if moment is None else to_milliseconds(moment)

@@ -16,9 +16,9 @@ from sqlalchemy import Connection, Row, func, select
 
 from fleetbeat_worker.database.column_types import Identifier, Instant
 from fleetbeat_worker.database.partitions import id_at
-from fleetbeat_worker.database.tables import Agent, Event, Liveness, OutageRow, StoredHeartbeat, StrayHeartbeat
+from fleetbeat_worker.database.tables import Agent, Event, Liveness, StoredHeartbeat, StrayHeartbeat
 from fleetbeat_worker.rules.enums import EventType
-from fleetbeat_worker.rules.spans import Span, from_milliseconds, to_milliseconds
+from fleetbeat_worker.rules.spans import from_milliseconds
 
 Sign = tuple[bytes, int, int]
 """A heartbeat: the session's 16 bytes, when it was received and when it was seen (milliseconds since 1970)."""
@@ -79,12 +79,6 @@ def fleet_changes(connection: Connection, types: Collection[EventType]) -> Seque
     query = select(Event.__table__)
     query = query.where(Event.session_id.is_(None), Event.type.in_([kind.value for kind in types]))
     return connection.execute(query.order_by(Event.id)).all()
-
-
-def outages(connection: Connection) -> list[Span]:
-    """Return all spans in which nobody watched, in their order."""
-    rows = connection.execute(select(OutageRow.started_at, OutageRow.ended_at).order_by(OutageRow.started_at))
-    return [(to_milliseconds(started_at), to_milliseconds(ended_at)) for started_at, ended_at in rows]
 
 
 def oldest(connection: Connection, since: datetime) -> datetime | None:

@@ -16,7 +16,7 @@ from fleetbeat_worker.notifications.notice import Notice, Who, agent_notice, pro
 from fleetbeat_worker.rules.anomalies import DOING, is_flapping, stuck_limit
 from fleetbeat_worker.rules.deadlines import DeadlineRule, Unwatched
 from fleetbeat_worker.rules.enums import EventType, NoticeKind
-from fleetbeat_worker.rules.liveness import UNJUDGEABLE, Promise, silent_since
+from fleetbeat_worker.rules.liveness import UNJUDGEABLE, promise_of, silent_since
 from fleetbeat_worker.rules.spans import to_milliseconds
 from fleetbeat_worker.store.events import change_times, earliest_window, flapping_among, record_all
 from fleetbeat_worker.store.sessions import mark, work_of
@@ -52,9 +52,7 @@ def find_calm(
     `changed` are those that were flagged just now.
     """
     rows = [row for row in queries.find_flapping(connection) if row.session_id not in changed]
-    promises = [
-        Promise(row.interval_seconds, row.schedule, row.time_zone, row.grace_seconds, row.missed_limit) for row in rows
-    ]
+    promises = [promise_of(row) for row in rows]
     earliest = earliest_window(promises, now)
     times = change_times(connection, [row.session_id for row in rows], earliest, settings.flapping_changes)
     calm, told, unjudged = [], [], {}
@@ -102,7 +100,7 @@ def find_stuck(
             "summary": row.summary,
             "watermark": watermark.isoformat(),
             "stuck_after": limit,
-            **promise_facts(_promise(row), settings.missed_intervals),
+            **promise_facts(promise_of(row), settings.missed_intervals),
         }
         who = Who(row.session_id, row.agent_name, row.project)
         notices.append(agent_notice(NoticeKind.STUCK, who, now, facts))
@@ -124,9 +122,5 @@ def is_stuck(row: Row[Any], watermark: datetime, limit: int, unwatched: Unwatche
 
 def _has_passed(row: Row[Any], since: int, watermark: datetime, limit: int, unwatched: Unwatched) -> bool:
     """Return whether so many intervals and the grace lie between a moment and the watermark."""
-    rule = DeadlineRule(replace(_promise(row), missed_limit=limit), limit, unwatched)
+    rule = DeadlineRule(replace(promise_of(row), missed_limit=limit), limit, unwatched)
     return rule(since) < to_milliseconds(watermark)
-
-
-def _promise(row: Row[Any]) -> Promise:
-    return Promise(row.interval_seconds, row.schedule, row.time_zone, row.grace_seconds, row.missed_limit)

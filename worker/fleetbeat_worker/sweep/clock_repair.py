@@ -16,7 +16,7 @@ from fleetbeat_worker.database.tables import Agent, Event, Incident, Liveness, N
 from fleetbeat_worker.downtime.outages import read_outages
 from fleetbeat_worker.notifications.outbox import TRIED_FOR
 from fleetbeat_worker.rules.deadlines import deadline_of
-from fleetbeat_worker.rules.liveness import UNJUDGEABLE, WATCHED, Promise, silent_since
+from fleetbeat_worker.rules.liveness import UNJUDGEABLE, WATCHED, promise_of, silent_since
 from fleetbeat_worker.rules.spans import to_milliseconds
 from fleetbeat_worker.store.sessions import lock_all
 
@@ -65,9 +65,8 @@ def _reckon_schedules(connection: Connection, now: datetime, missed_limit: int) 
     outages = read_outages(connection, min(starts))
     earlier: list[tuple[Any, int]] = []
     for row, since in zip(rows, starts, strict=True):
-        promised = Promise(None, row.schedule, row.time_zone, row.grace_seconds, row.missed_limit)
         try:
-            due = deadline_of(promised, to_milliseconds(since), missed_limit, outages)
+            due = deadline_of(promise_of(row), to_milliseconds(since), missed_limit, outages)
         except UNJUDGEABLE:
             continue  # the sweep that finds it passed sets the agent aside
         if due < to_milliseconds(row.deadline_at):

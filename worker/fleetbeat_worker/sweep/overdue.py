@@ -17,7 +17,7 @@ from fleetbeat_worker.downtime.maintenance import _LIVENESS
 from fleetbeat_worker.notifications.notice import Notice, Who, agent_notice, promise_facts, silence_facts
 from fleetbeat_worker.rules.deadlines import DeadlineRule, Unwatched
 from fleetbeat_worker.rules.enums import NoticeKind
-from fleetbeat_worker.rules.liveness import UNJUDGEABLE, Promise
+from fleetbeat_worker.rules.liveness import UNJUDGEABLE, Promise, promise_of
 from fleetbeat_worker.rules.spans import from_milliseconds, to_milliseconds
 from fleetbeat_worker.store.pipeline import StoredPipeline
 from fleetbeat_worker.store.sessions import work_of
@@ -149,7 +149,7 @@ def find_reminders(
         told = last.maintenance_since is None and row.state_changed_at + number * every <= last.watermark
         if told:
             continue
-        promise = Promise(row.interval_seconds, row.schedule, row.time_zone, row.grace_seconds, row.missed_limit)
+        promise = promise_of(row)
         facts = {
             **silence_facts(row.registered_at, row.last_seen_at, row.resumed_at),
             "degraded_at": row.state_changed_at.isoformat(),

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from functools import lru_cache
 from typing import Any
 from uuid import UUID
 
@@ -15,14 +14,13 @@ from fleetbeat_worker.database import bulk
 from fleetbeat_worker.database.column_types import Instant
 from fleetbeat_worker.database.tables import Agent, Event, Liveness
 from fleetbeat_worker.rules.enums import EventType
-from fleetbeat_worker.rules.liveness import WATCHED, Promise, State, silent_since
+from fleetbeat_worker.rules.liveness import PROMISE_COLUMNS, WATCHED, Promise, State, cached_promise, silent_since
 from fleetbeat_worker.rules.spans import to_milliseconds
 from fleetbeat_worker.store.sessions import NAMED_COLUMNS, some_at_once
 
 _LIVENESS: Table = Liveness.__table__  # type: ignore[assignment] # a mapped class has a Table
 _EVENTS: Table = Event.__table__  # type: ignore[assignment] # as above
-
-
+_PROMISE: list[Any] = [getattr(Liveness, name) for name in PROMISE_COLUMNS]
 _DUE: list[Any] = [
     Agent.session_id,
     Agent.agent_name,
@@ -33,10 +31,7 @@ _DUE: list[Any] = [
     Liveness.registered_at,
     Liveness.resumed_at,
     Liveness.incident_id,
-    *(
-        getattr(Liveness, name)
-        for name in ("interval_seconds", "schedule", "time_zone", "grace_seconds", "missed_limit")
-    ),
+    *_PROMISE,
 ]
 
 
@@ -61,10 +56,6 @@ class Due:
     """When the maintenance ended that started its clock anew since then."""
 
 
-# Most agents of a fleet promise the same.
-_promise = lru_cache(maxsize=1024)(Promise)
-
-
 def _due(row: Sequence[Any]) -> Due:
     session_id, name, project, flapping_at, seen_at, deadline_at, registered_at, resumed_at, *more = row
     incident_id, *promise = more
@@ -77,7 +68,7 @@ def _due(row: Sequence[Any]) -> Due:
         last_seen_at=seen_at,
         deadline_at=deadline_at,
         since=silent_since(registered_at, seen_at, resumed_at),
-        promise=_promise(*promise),
+        promise=cached_promise(*promise),
         registered_at=registered_at,
         resumed_at=resumed_at,
     )
@@ -145,15 +136,6 @@ def flag(  # noqa: PLR0913 - what the events say
         for agent in due
     ]
     bulk.insert(connection, _EVENTS, columns, events)
-
-
-_PROMISE: tuple[Any, ...] = (
-    Liveness.interval_seconds,
-    Liveness.schedule,
-    Liveness.time_zone,
-    Liveness.grace_seconds,
-    Liveness.missed_limit,
-)
 
 
 _SIGNS: tuple[Any, ...] = (Liveness.registered_at, Liveness.last_seen_at, Liveness.resumed_at)
