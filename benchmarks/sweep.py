@@ -59,8 +59,8 @@ from fleetbeat_worker.database.tables import Liveness
 from fleetbeat_worker.ingest.transaction import store_entries
 from fleetbeat_worker.rules.spans import from_milliseconds, to_milliseconds
 from fleetbeat_worker.store.pipeline import StoredPipeline, stored_pipeline, write_pipeline
-from fleetbeat_worker.sweep.queries import find_due, flag
-from fleetbeat_worker.sweep.transaction import decide
+from fleetbeat_worker.sweep.queries import find_overdue, flag
+from fleetbeat_worker.sweep.transaction import judge_fleet
 
 NOTHING_MILLISECONDS, SOME_MILLISECONDS, LOSS_PERCENT = 150, 1500, 10
 """What is needed of `shipped` at a million agents."""
@@ -179,12 +179,12 @@ def find_by_recheck(connection: Connection, watermark: datetime) -> list[Any]:
     )
     left = text("SELECT count(*) FROM rechecks WHERE recheck_at < :watermark")
     # Who is left is due; the shipped query reads their names.
-    return list(find_due(connection, watermark)) if connection.execute(left, bound).scalar() else []
+    return list(find_overdue(connection, watermark)) if connection.execute(left, bound).scalar() else []
 
 
 WAYS: dict[str, tuple[Callable[[Connection], None], Callable[[Connection, datetime], Sequence[Any]] | None]] = {
     "shipped": (no_preparation, None),
-    "deadline": (index_deadlines, find_due),
+    "deadline": (index_deadlines, find_overdue),
     "re-check": (make_rechecks, find_by_recheck),
 }
 
@@ -198,7 +198,7 @@ def sweep_once(engine: Engine, way: str, now: datetime) -> tuple[float, int]:
     with writing(engine) as connection:
         if find is None:
             settings = Settings(sweep_seconds=SWEEP_SECONDS)
-            report = decide(connection, Horizon(now, now, 0), Account(now, None, 0), settings, periodic=True)
+            report = judge_fleet(connection, Horizon(now, now, 0), Account(now, None, 0), settings, periodic=True)
             flagged = len(report.degraded)
         else:
             stored_pipeline(connection, lock=True)

@@ -16,7 +16,7 @@ from fleetbeat_worker.broker.pulse import Pulse
 from fleetbeat_worker.database.engine import writing
 from fleetbeat_worker.ingest.transaction import store_entries
 from fleetbeat_worker.rules.spans import to_milliseconds
-from fleetbeat_worker.sweep.transaction import NO_PULSE, SweepReport, decide
+from fleetbeat_worker.sweep.transaction import NO_PULSE, SweepReport, judge_fleet
 
 NOON = datetime(2026, 1, 31, 12, 0, tzinfo=UTC)
 
@@ -62,7 +62,7 @@ class Simulation:
         horizon = Horizon(at(when), at(when if watermark is None else watermark), backlog)
         with writing(self.engine) as connection:
             account = Account(at(when), None, 0)
-            return decide(connection, horizon, account, self.settings, periodic=True, pulse=pulse)
+            return judge_fleet(connection, horizon, account, self.settings, periodic=True, pulse=pulse)
 
     def _store(self, message: Register | Heartbeat | Deregister, when: float) -> None:
         entry = Entry(f"{to_milliseconds(at(when))}-{self._messages}", message.to_wire())

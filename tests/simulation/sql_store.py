@@ -24,7 +24,7 @@ from fleetbeat_worker.rules.liveness import State
 from fleetbeat_worker.rules.maintenance_windows import next_start, windows_of
 from fleetbeat_worker.rules.spans import from_milliseconds, to_milliseconds
 from fleetbeat_worker.rules.sweep_gaps import last_look, longest_gap_seconds, outage_between
-from fleetbeat_worker.sweep.transaction import decide
+from fleetbeat_worker.sweep.transaction import judge_fleet
 from simulation.commands import MaintenanceRule
 from simulation.incident_oracle import Told
 from simulation.model import Arrival, Plan
@@ -108,7 +108,7 @@ class SqlStore:
             return Names()
         account = Account(seen.now, life=None, lost=0)
         with writing(self._engine) as connection:
-            report = decide(connection, seen, account, self._settings, periodic=True, pulse=pulse)
+            report = judge_fleet(connection, seen, account, self._settings, periodic=True, pulse=pulse)
             # After a gap an incident ends a sweep later.
             self._nothing_until = self._first_due(connection) if report.outage_seconds is None else 0
             self._nothing_before = self._first_end(connection, seen.now)

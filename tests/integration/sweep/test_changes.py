@@ -149,9 +149,9 @@ def test_an_end_of_who_was_degraded_or_stuck_is_told(fleet: Fleet) -> None:
     assert fleet.told()[3:] == [("recovered", "restarts"), ("recovered", "leaves"), ("unstuck", "loops")]
     restart, goodbye = (row.detail for row in notices(fleet.engine, "recovered"))
     assert (restart["end"], restart["exit_status"], restart["progress"]) == ("restarted", None, "page 1")
-    assert (goodbye["end"], goodbye["exit_status"], goodbye["error"]) == ("goodbye", 3, "no disk")
+    assert (goodbye["end"], goodbye["exit_status"], goodbye["error"]) == ("deregistered", 3, "no disk")
     assert restart["silent_seconds"] == pytest.approx(30, abs=10)
-    assert notices(fleet.engine, "unstuck")[0].detail["end"] == "goodbye"
+    assert notices(fleet.engine, "unstuck")[0].detail["end"] == "deregistered"
 
 
 def test_who_was_never_heard_is_told_of(fleet: Fleet) -> None:
@@ -233,7 +233,7 @@ def test_a_fleet_that_is_found_sweep_after_sweep_is_an_incident(database: Engine
     told = notices(database)
     assert [notice.kind for notice in told] == ["degraded"] * 4 + ["incident"] * 2
     incident = told[4].detail
-    assert (incident["agents"], incident["live_agents"], incident["told_before"]) == (6, 8, 4)
+    assert (incident["agents"], incident["live_agents"], incident["notified_before"]) == (6, 8, 4)
     assert (incident["first_silent_at"], incident["last_silent_at"]) == (at(18).isoformat(), at(20.5).isoformat())
     assert incident["names"] == [f"agent {number}" for number in range(6)]
     assert (told[5].detail["agents"], told[5].detail["agents_before"]) == (2, 6)

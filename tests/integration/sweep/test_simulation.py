@@ -182,7 +182,7 @@ def test_who_is_heard_in_a_time_that_has_not_come_yet_and_goes_unjudged_is_found
     monkeypatch: pytest.MonkeyPatch, without_disk: Engine
 ) -> None:
     """Without what a sweep does once the clock was put right, the oracle misses a flag."""
-    monkeypatch.setattr("fleetbeat_worker.sweep.transaction.rewind", _never)
+    monkeypatch.setattr("fleetbeat_worker.sweep.transaction.correct_future_times", _never)
     plan = draw_plan(39, agents=12, weeks=0.4, sets_back=True)
     assert judge(plan, Oracle(plan), play(plan, SqlStore(without_disk, plan))).missed_flags
 

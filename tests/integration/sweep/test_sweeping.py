@@ -25,9 +25,9 @@ from fleetbeat_worker.ingest.queries import open_batch, write_batch
 from fleetbeat_worker.ingest.transaction import store_entries
 from fleetbeat_worker.notifications.outbox import take_due
 from fleetbeat_worker.rules.spans import to_milliseconds
-from fleetbeat_worker.sweep.incidents import count_told
+from fleetbeat_worker.sweep.incidents import count_notified
 from fleetbeat_worker.sweep.job import sweep
-from fleetbeat_worker.sweep.transaction import SweepReport, decide
+from fleetbeat_worker.sweep.transaction import SweepReport, judge_fleet
 from helpers import (
     LONG_AGO,
     agent,
@@ -410,7 +410,7 @@ def test_what_was_told_by_a_clock_that_was_ahead(
         now = redis_time(redis)
         assert len(take_due(connection, now, seconds(60), 20)) == 4
         assert all(event.occurred_at <= now for event in events(database, "degraded"))
-        assert count_told(connection, now + seconds(1)) == 0
+        assert count_notified(connection, now + seconds(1)) == 0
 
 
 def test_an_agent_that_begins_after_the_clock_was_turned_back(
@@ -430,7 +430,7 @@ def decide_as_of(database: Engine, settings: Settings, now: datetime) -> SweepRe
     """Decide by an empty inbox that was looked at then."""
     horizon = Horizon(now, now, 0)
     with writing(database) as connection:
-        return decide(connection, horizon, Account(now, None, 0), settings, periodic=True)
+        return judge_fleet(connection, horizon, Account(now, None, 0), settings, periodic=True)
 
 
 def test_a_registration_that_is_stored_while_a_sweep_begins(

@@ -25,7 +25,7 @@ from fleetbeat_worker.database import schema
 from fleetbeat_worker.database.engine import open_engine, writing
 from fleetbeat_worker.database.tables import Liveness
 from fleetbeat_worker.fleet import current_state as judging
-from fleetbeat_worker.sweep.incidents import begin
+from fleetbeat_worker.sweep.incidents import begin_incident
 
 READERS = [
     *("agents", "backtest", "check", "dashboard", "db", "events", "explain", "maintenance", "notifications", "queue"),
@@ -346,7 +346,7 @@ def test_an_open_incident_is_shown(engine: Engine, now: datetime) -> None:
     assert "incident" not in run("dashboard").output
     then = now - seconds(90)
     with writing(engine) as connection:
-        number = begin(connection, then, 16, 28, (then, then))
+        number = begin_incident(connection, then, 16, 28, (then, then))
     put_agent(engine, "rams", at=now - seconds(300), state="degraded")
     with writing(engine) as connection:
         connection.execute(update(Liveness).where(Liveness.state == "degraded").values(incident_id=number))

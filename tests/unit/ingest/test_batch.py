@@ -912,7 +912,7 @@ def test_a_session_that_is_opened_anew_begins_anew() -> None:
     assert (only(batch).stuck_at, only(batch).changed_at) == (None, None)
     apply(batch, heartbeat(agent.session_id, progress="page 1"), 202)
     assert only(batch).changed_at == NOON + seconds(202)
-    assert [(notice.kind, notice.detail["end"]) for notice in batch.notices] == [("unstuck", "goodbye")]
+    assert [(notice.kind, notice.detail["end"]) for notice in batch.notices] == [("unstuck", "deregistered")]
 
 
 @pytest.mark.parametrize(

@@ -238,13 +238,13 @@ def test_a_return_says_when_the_agent_was_heard_before(facts: dict[str, Any], ti
             Mood.GOOD,
         ),
         (
-            AGENT | {"end": "goodbye", "exit_status": 0},
+            AGENT | {"end": "deregistered", "exit_status": 0},
             "torv has ended after 2m 5s of silence",
             "It said goodbye at 2026-11-26 12:00:00.123 UTC; before that at 2026-11-26 11:57:55.123 UTC.",
             Mood.GOOD,
         ),
         (
-            NEVER_HEARD | {"end": "goodbye", "exit_status": 3},
+            NEVER_HEARD | {"end": "deregistered", "exit_status": 3},
             "torv has ended with exit status 3 after 2m 5s of silence",
             "It said goodbye at 2026-11-26 12:00:00.123 UTC; it was registered at 2026-11-26 11:00:00 UTC.",
             Mood.PLAIN,
@@ -306,7 +306,7 @@ def test_an_incident_that_grows() -> None:
     assert told.title == "15 of 800 agents went silent between 12:00:05 and 12:00:20, 412 before them"
     assert "This belongs to the incident of 412 agents that you were told of.\nAgents: torv, and 14 more\n" in told.body
     assert "many" not in told.body
-    some = message(NoticeKind.INCIDENT, INCIDENT | {"told_before": 8}, None)
+    some = message(NoticeKind.INCIDENT, INCIDENT | {"notified_before": 8}, None)
     assert some.title == "412 of 800 agents went silent between 12:00:05 and 12:00:20"
     assert "Of 8 you were told before.\n" in some.body
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import asdict
 from datetime import UTC, datetime
 from uuid import UUID
 
@@ -19,7 +20,7 @@ from fleetbeat_worker.ingest.transaction import store_entries
 from fleetbeat_worker.rules.sweep_gaps import outage_between
 from fleetbeat_worker.store.pipeline import StoredPipeline
 from fleetbeat_worker.sweep.job import sweep
-from fleetbeat_worker.sweep.transaction import losses
+from fleetbeat_worker.sweep.transaction import count_losses
 from helpers import events, heartbeat, let_pass, redis_time, register, seconds, send, state
 
 NOON = datetime(2026, 1, 31, 12, 0, tzinfo=UTC)
@@ -79,7 +80,7 @@ def test_the_report_is_json(redis: FakeRedis, memory: Engine) -> None:
     enrol(redis, memory, "torv")
     sweep(redis, memory, SETTINGS)
     let_pass(memory, 20)
-    report = json.loads(json.dumps(sweep(redis, memory, SETTINGS).to_json(), default=datetime.isoformat))
+    report = json.loads(json.dumps(asdict(sweep(redis, memory, SETTINGS)), default=datetime.isoformat))
     assert report["degraded"] == ["torv"]
     assert datetime.fromisoformat(report["watermark"]).tzinfo is not None
 
@@ -120,7 +121,7 @@ def test_nobody_is_flagged_whose_heartbeat_waits_when_the_clock_was_set_back(red
 
 def test_a_sweep_keeps_house(redis: FakeRedis, memory: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     """Consumers that dead workers left behind are removed, as far as they hold nothing."""
-    monkeypatch.setattr("fleetbeat_worker.sweep.job.FORGOTTEN_CONSUMER_SECONDS", -1.0)
+    monkeypatch.setattr("fleetbeat_worker.sweep.job.IDLE_CONSUMER_SECONDS", -1.0)
     inbox = Inbox(redis)
     inbox.create_group()
     send(redis, b"x")
@@ -162,7 +163,7 @@ BEFORE = StoredPipeline(inbox_life="one", inbox_lost=3, inbox_backlog=7)
 )
 def test_what_an_account_says(last: StoredPipeline, life: str, lost: int, found: tuple[int, int | None]) -> None:
     """What is lost more than before was trimmed; another life, or less than before, means that all was lost."""
-    assert losses(last, Account(NOON, life, lost)) == found
+    assert count_losses(last, Account(NOON, life, lost)) == found
 
 
 def test_losses_are_told_once(redis: FakeRedis, memory: Engine, caplog: pytest.LogCaptureFixture) -> None:

@@ -54,7 +54,7 @@ def test_a_rehearsal_that_fails_stops_nobody(monkeypatch: pytest.MonkeyPatch, ca
         message = "near RETURNING: syntax error"
         raise DatabaseUnavailable(message)
 
-    monkeypatch.setattr(rehearsal, "decide", refuse)
+    monkeypatch.setattr(rehearsal, "judge_fleet", refuse)
     with caplog.at_level("DEBUG"):
         rehearse()
     assert [(record.levelname, record.getMessage()) for record in caplog.records] == [

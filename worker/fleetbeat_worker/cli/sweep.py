@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import click
 
 from fleetbeat_shared.connection import redis_errors
@@ -23,7 +25,7 @@ def sweep(*, settings: Settings, dry_run: bool, as_json: bool) -> None:
     with open_database(settings) as engine, open_redis(settings) as client, redis_errors(settings.redis_url):
         report = run_sweep(client, engine, settings, periodic=False, dry_run=dry_run)
     if as_json:
-        print_json({**report.to_json(), "dry_run": dry_run})
+        print_json({**asdict(report), "dry_run": dry_run})
         return
     if report.refused is not None:
         click.echo(f"Nobody can be judged, as Redis refuses what agents send: {clean(report.refused)}")

@@ -26,7 +26,7 @@ from fleetbeat_worker.rules.spans import merge, to_milliseconds
 from fleetbeat_worker.rules.sweep_gaps import last_look
 from fleetbeat_worker.rules.timeline import WINDOWS, changes_of, spans_of
 from fleetbeat_worker.store import history
-from fleetbeat_worker.store.events import record
+from fleetbeat_worker.store.events import record_fleet_event
 from fleetbeat_worker.store.pipeline import StoredPipeline
 from fleetbeat_worker.telemetry.log import logger
 
@@ -102,7 +102,7 @@ def note_maintenance(
             _record(connection, EventType.MAINTENANCE_OVER, window.ends_at, window)
     if since is not None and found.running is None:  # its row is gone, or was changed to end before it was found
         since, found = None, replace(found, cleared_at=now)
-        record(connection, EventType.MAINTENANCE_OVER, now, {})
+        record_fleet_event(connection, EventType.MAINTENANCE_OVER, now, {})
     return found, replace(last, maintenance_since=since, cleared_at=found.cleared_at)
 
 
@@ -112,7 +112,9 @@ def _record(connection: Connection, kind: EventType, occurred_at: datetime, wind
         "ends_at": window.ends_at.isoformat() if window.ends_at else None,
         "reason": window.reason,
     }
-    record(connection, kind, occurred_at, {name: value for name, value in detail.items() if value is not None})
+    record_fleet_event(
+        connection, kind, occurred_at, {name: value for name, value in detail.items() if value is not None}
+    )
 
 
 _LIVENESS: Table = Liveness.__table__  # type: ignore[assignment] # a mapped class has a Table

@@ -13,7 +13,7 @@ from fleetbeat_worker.database.tables import Liveness, OutageRow
 from fleetbeat_worker.rules.enums import EventType
 from fleetbeat_worker.rules.liveness import WATCHED
 from fleetbeat_worker.rules.spans import EPOCH, Span, from_milliseconds, subtract, to_milliseconds
-from fleetbeat_worker.store.events import record
+from fleetbeat_worker.store.events import record_fleet_event
 from fleetbeat_worker.store.sessions import lock_all
 
 # Built once, here: building it for each batch took longer than reading.
@@ -54,7 +54,7 @@ def record_outage(connection: Connection, started_at: datetime, ended_at: dateti
         "seconds": round((ended_at - started_at).total_seconds(), 3),
         "deadlines_moved": moved,
     }
-    record(connection, EventType.OUTAGE, ended_at, detail)
+    record_fleet_event(connection, EventType.OUTAGE, ended_at, detail)
     return detail
 
 

@@ -11,15 +11,15 @@ from uuid import UUID
 from sqlalchemy import ColumnElement, Connection, Row, Select, Table, exists, select, update
 
 from fleetbeat_worker.database import bulk
-from fleetbeat_worker.database.tables import Agent, Event, Liveness
+from fleetbeat_worker.database.tables import Agent, Liveness
 from fleetbeat_worker.downtime.outages import read_outages
 from fleetbeat_worker.rules.deadlines import deadline_of
 from fleetbeat_worker.rules.enums import EventType
 from fleetbeat_worker.rules.liveness import UNJUDGEABLE, State, promise_of, silent_since
 from fleetbeat_worker.rules.spans import to_milliseconds
+from fleetbeat_worker.store.events import record_agent_events
 
 _LIVENESS: Table = Liveness.__table__  # type: ignore[assignment] # a mapped class has a Table
-_EVENTS: Table = Event.__table__  # type: ignore[assignment] # as above
 _SESSIONS: Select[Any] = select(
     Agent.__table__, *(column for column in _LIVENESS.columns if not column.primary_key)
 ).join(Liveness, Liveness.session_id == Agent.session_id)
@@ -76,8 +76,8 @@ def pause(
     paused = {"state": State.PAUSED.value, "state_changed_at": now}
     connection.execute(update(Liveness).where(Liveness.session_id.in_(fresh)).values(paused))
     detail = {"until": until.isoformat() if until else None, "reason": reason}
-    events = [_event(EventType.PAUSED, row, to_milliseconds(now), detail | {"was": row.state}) for row in rows]
-    bulk.insert_rows(connection, _EVENTS, events)
+    events = [_event(row, to_milliseconds(now), detail | {"was": row.state}) for row in rows]
+    record_agent_events(connection, EventType.PAUSED, events)
     return [PausedAgent(row.session_id, row.agent_name, State.PAUSED) for row in rows]
 
 
@@ -118,21 +118,16 @@ def _resume(connection: Connection, rows: Sequence[Row[Any]], now: datetime, mis
             due = since  # the sweep that finds it passed sets the agent aside, and goes on with the others
         changed.append((row.session_id, state.value, at, due, at))
         detail = {"paused_at": row.paused_at.isoformat() if row.paused_at else None, "reason": row.pause_reason}
-        events.append(_event(EventType.RESUMED, row, at, detail))
+        events.append(_event(row, at, detail))
         resumed.append(PausedAgent(row.session_id, row.agent_name, state))
     columns = ("session_id", "state", "state_changed_at", "deadline_at", "resumed_at")
     bulk.update(connection, _LIVENESS, columns, changed)
     nothing = {"paused_at": None, "paused_until": None, "pause_reason": None}
     connection.execute(update(Agent).where(Agent.session_id.in_([row.session_id for row in rows])).values(nothing))
-    bulk.insert_rows(connection, _EVENTS, events)
+    record_agent_events(connection, EventType.RESUMED, events)
     return resumed
 
 
-def _event(kind: EventType, row: Row[Any], occurred_at: int, detail: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "type": kind.value,
-        "occurred_at": occurred_at,
-        "session_id": row.session_id,
-        "agent_name": row.agent_name,
-        "detail": {name: value for name, value in detail.items() if value is not None},
-    }
+def _event(row: Row[Any], occurred_at: int, detail: dict[str, Any]) -> tuple[int, UUID, str, dict[str, Any]]:
+    known = {name: value for name, value in detail.items() if value is not None}
+    return occurred_at, row.session_id, row.agent_name, known

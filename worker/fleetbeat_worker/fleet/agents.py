@@ -33,7 +33,7 @@ from fleetbeat_worker.store.events import latest_events
 from fleetbeat_worker.store.pipeline import stored_pipeline
 from fleetbeat_worker.store.sessions import newest_session, session, sessions
 from fleetbeat_worker.store.tasks import TaskCounts, count_tasks
-from fleetbeat_worker.sweep.incidents import open_incident, silent_of
+from fleetbeat_worker.sweep.incidents import open_incident, silent_members
 from fleetbeat_worker.workers.registry import Crew
 
 LIVE_STATES = frozenset(State) - {State.ENDED}
@@ -332,5 +332,5 @@ def read_incident(connection: Connection) -> IncidentView | None:
     found = open_incident(connection)
     if found is None:
         return None
-    silent, _ = silent_of(connection, found.id)
+    silent, _ = silent_members(connection, found.id)
     return IncidentView(found.started_at, found.agents, found.live_agents, silent)

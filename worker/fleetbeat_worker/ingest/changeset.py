@@ -10,7 +10,7 @@ from fleetbeat_shared.messages import MAX_MESSAGE_BYTES, Deregister, Heartbeat, 
 from fleetbeat_shared.replies import Reply
 from fleetbeat_worker.broker.inbox import Entry
 from fleetbeat_worker.ingest.session_state import AgentRecord, Facts, LivenessRecord, Row
-from fleetbeat_worker.notifications.notice import Notice, Who, agent_notice, promise_facts, silence_facts
+from fleetbeat_worker.notifications.notice import Notice, agent_notice, promise_facts, silence_facts
 from fleetbeat_worker.rules.deadlines import deadline_of
 from fleetbeat_worker.rules.enums import EventType, NoticeKind
 from fleetbeat_worker.rules.liveness import Promise, State
@@ -66,8 +66,7 @@ class Ledger:
 
     def _tell(self, kind: NoticeKind, at: int, agent: AgentRecord, detail: Row) -> None:
         facts = {**detail, **promise_facts(agent.promise, self.facts.missed_limit)}
-        who = Who(agent.session_id, agent.agent_name, agent.project)
-        self.notices.append(agent_notice(kind, who, from_milliseconds(at), facts))
+        self.notices.append(agent_notice(kind, agent, from_milliseconds(at), facts))
 
     def _silence(self, agent: AgentRecord, heard_at: int | None, until: int) -> Row:
         """Return the facts of a silence that is over.

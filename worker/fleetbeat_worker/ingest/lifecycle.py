@@ -11,7 +11,7 @@ from fleetbeat_shared.messages import Deregister, Reason, Register
 from fleetbeat_worker.broker.inbox import Entry, place_milliseconds
 from fleetbeat_worker.ingest.changeset import Ledger
 from fleetbeat_worker.ingest.session_state import AgentRecord, LifecycleEvent, Row
-from fleetbeat_worker.notifications.notice import GOODBYE, RESTARTED
+from fleetbeat_worker.notifications.notice import DEREGISTERED, RESTARTED
 from fleetbeat_worker.rules.enums import LIFECYCLE, EventType, NoticeKind
 from fleetbeat_worker.rules.liveness import UNJUDGEABLE, Promise, State, default_grace_seconds
 
@@ -213,7 +213,7 @@ class Lifecycle(Ledger):
 
         An agent that is restarted mostly has another session, and of this one they would hear nothing more.
         """
-        end = RESTARTED if "superseded_by" in detail else GOODBYE
+        end = RESTARTED if "superseded_by" in detail else DEREGISTERED
         how: Row = {"end": end, "exit_status": detail.get("exit_status")}
         if agent.state is State.DEGRADED and agent.incident_id is None:
             self._tell(NoticeKind.RECOVERED, ended_at, agent, how | self._silence(agent, agent.last_seen_at, ended_at))

@@ -197,7 +197,7 @@ def _incident(facts: Facts) -> _Told:
     if (earlier := facts.number("agents_before")) is not None:  # alone, so few would look like something else
         title += f", {int(earlier):,} before them"
         why = f"This belongs to the incident of {int(earlier):,} agents that you were told of."
-    if (before := facts.number("told_before")) is not None:
+    if (before := facts.number("notified_before")) is not None:
         why += f" Of {int(before):,} you were told before."
     return title, Mood.BAD, [f"{day}{why}", _names(facts, "Agents", "agents")]
 

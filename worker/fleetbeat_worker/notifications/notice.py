@@ -1,6 +1,6 @@
-"""What is told of a change: its key, and the facts that its text is made of.
+"""Notices: what a change is notified with, before it is in the outbox: a key, and the facts that its text is made of.
 
-A key names the change itself, by its session and its moment, so that a change that is found twice is told once.
+A key names the change by its session and its time, so that a change that is found twice is notified once.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import Any, Protocol
 from uuid import UUID
 
 from fleetbeat_worker.rules.enums import NoticeKind
@@ -16,35 +16,67 @@ from fleetbeat_worker.rules.liveness import Promise, silent_since
 from fleetbeat_worker.rules.spans import to_milliseconds
 
 NAMED = 20
-"""How many agents a notice of many names."""
+"""How many agents a notice about many names."""
+
+HEARTBEAT = "last heartbeat"
+REGISTRATION = "registration"
+PAUSE = "end of the pause"
+MAINTENANCE = "end of maintenance"
+"""What silence counts from, in the words of `fleetbeat explain`."""
+
+RESTARTED = "restarted"
+DEREGISTERED = "deregistered"
+"""How a degraded or stuck session ended: another session took its name, or it was deregistered."""
 
 
-class Who(NamedTuple):
-    """Of which agent something is told."""
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """A change that people are notified of."""
 
-    session_id: UUID
-    agent_name: str
-    project: str | None
+    kind: NoticeKind
+    key: str
+    """The same for the same change."""
+    detail: dict[str, Any]
+    """The facts that its text is made of."""
+    session_id: UUID | None = None
+    agent_name: str | None = None
+    project: str | None = None
+
+
+class _NamedSession(Protocol):
+    """A session that a notice is about."""
+
+    @property
+    def session_id(self) -> UUID: ...
+    @property
+    def agent_name(self) -> str: ...
+    @property
+    def project(self) -> str | None: ...
 
 
 def agent_notice(
-    kind: NoticeKind, who: Who, changed_at: datetime, detail: Mapping[str, Any], *, number: int | None = None
+    kind: NoticeKind,
+    agent: _NamedSession,
+    changed_at: datetime,
+    detail: Mapping[str, Any],
+    *,
+    number: int | None = None,
 ) -> Notice:
-    """Return the notice of an agent's change; `number` counts the reminders of one."""
-    key = f"{kind.value}:{who.session_id}:{to_milliseconds(changed_at)}"
+    """Make the notice of one agent's change; `number` counts its reminders."""
+    key = f"{kind.value}:{agent.session_id}:{to_milliseconds(changed_at)}"
     if number is not None:
         key += f":{number}"
-    return Notice(kind, key, dict(detail), *who)
+    return Notice(kind, key, dict(detail), agent.session_id, agent.agent_name, agent.project)
 
 
 def fleet_notice(kind: NoticeKind, changed_at: datetime, detail: Mapping[str, Any], *, number: int = 0) -> Notice:
-    """Return the notice of a change of the whole fleet, or of many agents at once; `number`: of those of a moment."""
+    """Make the notice of a change of many agents or the whole fleet; `number` counts those of the same time."""
     key = f"{kind.value}:{to_milliseconds(changed_at)}"
     return Notice(kind, f"{key}:{number}" if number else key, dict(detail))
 
 
 def promise_facts(promise: Promise, missed_limit: int) -> dict[str, Any]:
-    """Return what an agent had promised, as facts; `missed_limit` is the fleet's."""
+    """Derive the facts of what an agent promised; `missed_limit` is the fleet's."""
     return {
         "interval_seconds": promise.interval_seconds,
         "schedule": promise.schedule,
@@ -54,49 +86,15 @@ def promise_facts(promise: Promise, missed_limit: int) -> dict[str, Any]:
     }
 
 
-@dataclass(frozen=True, slots=True)
-class Notice:
-    """Something to tell."""
-
-    kind: NoticeKind
-    key: str
-    """The same for the same change: found twice it is told once."""
-    detail: dict[str, Any]
-    """The facts that its text is made of."""
-    session_id: UUID | None = None
-    agent_name: str | None = None
-    project: str | None = None
-
-
-HEARTBEAT = "last heartbeat"
-
-
-REGISTRATION = "registration"
-
-
-PAUSE = "end of the pause"
-
-
-MAINTENANCE = "end of maintenance"
-"""Why silence counts from a moment: the words of `fleetbeat explain`."""
-
-
-RESTARTED = "restarted"
-
-
-GOODBYE = "goodbye"
-"""How a session ended of which people were told: another one took its name, or it said so."""
-
-
 def silence_facts(
     registered_at: datetime,
     last_seen_at: datetime | None,
     resumed_at: datetime | None,
     cleared_at: datetime | None = None,
 ) -> dict[str, Any]:
-    """Return from when on an agent's silence counts and why, and its last sign of life, as facts that can be told.
+    """Derive the facts of an agent's silence: from when it counts and why, and the last heartbeat.
 
-    `cleared_at`: the end of the maintenance that started its clock anew since then, if one did.
+    `cleared_at`: the end of the maintenance window from which it counts, if it does.
     """
     since, why = silent_since(registered_at, last_seen_at, resumed_at), REGISTRATION
     if cleared_at is not None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from fleetbeat_shared.sanitize import clean
 from fleetbeat_shared.time_text import amount, exact, format_duration
-from fleetbeat_worker.notifications.notice import GOODBYE, MAINTENANCE, PAUSE, REGISTRATION, RESTARTED
+from fleetbeat_worker.notifications.notice import DEREGISTERED, MAINTENANCE, PAUSE, REGISTRATION, RESTARTED
 from fleetbeat_worker.rules.enums import NoticeKind
 from fleetbeat_worker.rules.spans import parse_time
 
@@ -69,7 +69,7 @@ def ended(facts: Facts) -> str:
     """Return how a session ended that people were told of; empty if it goes on."""
     if facts.detail.get("end") == RESTARTED:
         return "was started anew"
-    if facts.detail.get("end") != GOODBYE:
+    if facts.detail.get("end") != DEREGISTERED:
         return ""
     status = facts.number("exit_status")
     return "has ended" + (f" with exit status {int(status)}" if status else "")
@@ -85,7 +85,9 @@ def signs(facts: Facts) -> str:
         before = f"it was registered at {exact(registered_at)} UTC"
     else:
         before = f"before that at {exact(heard_at)} UTC" if heard_at else ""
-    sign = {RESTARTED: "was registered anew", GOODBYE: "said goodbye"}.get(str(facts.detail.get("end")), "was heard")
+    sign = {RESTARTED: "was registered anew", DEREGISTERED: "said goodbye"}.get(
+        str(facts.detail.get("end")), "was heard"
+    )
     return f"It {sign} at {exact(seen_at)} UTC; {before}." + _clock(facts, "had started")
 
 

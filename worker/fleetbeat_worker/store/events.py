@@ -15,7 +15,6 @@ from fleetbeat_worker.database.tables import Event
 from fleetbeat_worker.rules.anomalies import WINDOW_INTERVALS, is_flapping
 from fleetbeat_worker.rules.enums import EventType
 from fleetbeat_worker.rules.liveness import Promise
-from fleetbeat_worker.rules.spans import to_milliseconds
 from fleetbeat_worker.store.sessions import some_at_once
 
 
@@ -41,7 +40,7 @@ def latest_events(
     return connection.execute(query).all()[::-1]
 
 
-def record(connection: Connection, kind: EventType, occurred_at: datetime, detail: dict[str, Any]) -> None:
+def record_fleet_event(connection: Connection, kind: EventType, occurred_at: datetime, detail: dict[str, Any]) -> None:
     """Record an event of the whole fleet."""
     connection.execute(insert(Event).values(type=kind.value, occurred_at=occurred_at, detail=detail))
 
@@ -76,21 +75,12 @@ def change_times(
     return times
 
 
-def record_all(
-    connection: Connection, kind: EventType, now: datetime, found: Sequence[tuple[UUID, str, Mapping[str, Any]]]
+def record_agent_events(
+    connection: Connection, kind: EventType, events: Sequence[tuple[int, UUID, str, Mapping[str, Any]]]
 ) -> None:
-    """Record one event for each of some agents: session, name and detail."""
-    rows = [
-        {
-            "type": kind.value,
-            "occurred_at": to_milliseconds(now),
-            "session_id": session_id,
-            "agent_name": name,
-            "detail": dict(detail),
-        }
-        for session_id, name, detail in found
-    ]
-    bulk.insert_rows(connection, _EVENTS, rows)
+    """Record one event for each of some agents: its time in milliseconds since 1970, session, name and detail."""
+    columns = ("type", "occurred_at", "session_id", "agent_name", "detail")
+    bulk.insert(connection, _EVENTS, columns, [(kind.value, *event) for event in events])
 
 
 class _Changed(Protocol):

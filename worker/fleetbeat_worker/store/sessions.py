@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from sqlalchemy import ColumnElement, Connection, Row, Select, Table, exists, func, select
@@ -73,10 +73,7 @@ IDS_AT_ONCE = 10_000
 """How many sessions one query names: SQLite takes 32,766 parameters at most."""
 
 
-NAMED_COLUMNS: tuple[Any, ...] = (Agent.session_id, Agent.agent_name, Agent.project)
-
-
-_NAMES = select(*NAMED_COLUMNS)
+_NAMES = select(Agent.session_id, Agent.agent_name, Agent.project)
 
 
 def some_at_once(ids: Collection[UUID]) -> Iterator[list[UUID]]:
@@ -96,9 +93,18 @@ def work_of(connection: Connection, ids: Collection[UUID]) -> dict[UUID, dict[st
     }
 
 
-def names_of(connection: Connection, ids: Collection[UUID]) -> list[Row[Any]]:
+class SessionName(NamedTuple):
+    """A session, with what names it."""
+
+    session_id: UUID
+    agent_name: str
+    project: str | None
+
+
+def names_of(connection: Connection, ids: Collection[UUID]) -> list[SessionName]:
     """Return agents' sessions, names and projects."""
-    return [row for some in some_at_once(ids) for row in connection.execute(_NAMES.where(Agent.session_id.in_(some)))]
+    queries = (_NAMES.where(Agent.session_id.in_(some)) for some in some_at_once(ids))
+    return [SessionName(*row) for query in queries for row in connection.execute(query)]
 
 
 def mark(connection: Connection, column: str, ids: Collection[UUID], moment: datetime | None) -> None:

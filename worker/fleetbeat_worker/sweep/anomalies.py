@@ -1,4 +1,4 @@
-"""Who changes state too often to be told of each time, and who is calm again."""
+"""Flapping and stuck agents: those that change their state too often, and those whose reported work doesn't change."""
 
 from __future__ import annotations
 
@@ -8,119 +8,105 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Connection, Row
+from sqlalchemy import Connection
 
 from fleetbeat_shared.settings import Settings
 from fleetbeat_worker.downtime.maintenance import MaintenanceState, read_unwatched
-from fleetbeat_worker.notifications.notice import Notice, Who, agent_notice, promise_facts, silence_facts
+from fleetbeat_worker.notifications.notice import Notice, agent_notice
 from fleetbeat_worker.rules.anomalies import DOING, is_flapping, stuck_limit
 from fleetbeat_worker.rules.deadlines import DeadlineRule, Unwatched
 from fleetbeat_worker.rules.enums import EventType, NoticeKind
-from fleetbeat_worker.rules.liveness import UNJUDGEABLE, promise_of, silent_since
+from fleetbeat_worker.rules.liveness import UNJUDGEABLE
 from fleetbeat_worker.rules.spans import to_milliseconds
-from fleetbeat_worker.store.events import change_times, earliest_window, flapping_among, record_all
-from fleetbeat_worker.store.sessions import mark, work_of
-from fleetbeat_worker.sweep import queries
-from fleetbeat_worker.sweep.queries import Due
+from fleetbeat_worker.store.events import change_times, earliest_window, flapping_among, record_agent_events
+from fleetbeat_worker.store.sessions import mark
+from fleetbeat_worker.sweep.queries import SweptAgent, find_flapping_agents, find_stuck_candidates
+
+_Found = list[tuple[SweptAgent, dict[str, Any]]]
+"""Agents of one kind, each with the detail of its event."""
 
 
 def mark_flapping(
-    connection: Connection, flagged: Sequence[Due], now: datetime, settings: Settings
+    connection: Connection, flagged: Sequence[SweptAgent], now: datetime, settings: Settings
 ) -> tuple[list[Notice], set[UUID]]:
-    """Mark those of some agents that begin to flap, as they were just flagged; return what is told of them."""
+    """Mark those agents that start to flap with the flag that they just got; return the notices and the sessions."""
     ids = flapping_among(connection, flagged, now, settings.flapping_changes)
-    found = [agent for agent in flagged if agent.session_id in ids]
     detail = {"state": "degraded", "more_changes_than": settings.flapping_changes}
+    found: _Found = [(agent, detail) for agent in flagged if agent.session_id in ids]
     mark(connection, "flapping_at", ids, now)
-    record_all(connection, EventType.FLAPPING, now, [(agent.session_id, agent.agent_name, detail) for agent in found])
-    notices = []
-    work = work_of(connection, ids)
-    for agent in found:
-        promised = promise_facts(agent.promise, settings.missed_intervals)
-        who = Who(agent.session_id, agent.agent_name, agent.project)
-        silence = silence_facts(agent.registered_at, agent.last_seen_at, agent.resumed_at, agent.cleared_at)
-        facts = {**detail, **silence, **promised, **work.get(agent.session_id, {})}
-        notices.append(agent_notice(NoticeKind.FLAPPING, who, now, facts))
-    return notices, ids
+    return _record(connection, EventType.FLAPPING, now, found, settings), ids
 
 
-def find_calm(
-    connection: Connection, now: datetime, settings: Settings, changed: Collection[UUID]
+def end_flapping(
+    connection: Connection, now: datetime, settings: Settings, flagged: Collection[UUID]
 ) -> tuple[list[Notice], dict[UUID, str]]:
-    """Mark flapping agents as calm that have kept their state; return what is told of them, and who can't be judged.
+    """Unmark the flapping agents that have become calm; return the notices, and why others can't be judged.
 
-    `changed` are those that were flagged just now.
+    `flagged`: the sessions that this sweep flagged, which are left out.
     """
-    rows = [row for row in queries.find_flapping(connection) if row.session_id not in changed]
-    promises = [promise_of(row) for row in rows]
-    earliest = earliest_window(promises, now)
-    times = change_times(connection, [row.session_id for row in rows], earliest, settings.flapping_changes)
-    calm, told, unjudged = [], [], {}
-    for row, promise in zip(rows, promises, strict=True):
+    agents = [agent for agent in find_flapping_agents(connection) if agent.session_id not in flagged]
+    earliest = earliest_window([agent.promise for agent in agents], now)
+    times = change_times(connection, [agent.session_id for agent in agents], earliest, settings.flapping_changes)
+    calm: _Found = []
+    unjudged = {}
+    for agent in agents:
         try:
-            if is_flapping(times.get(row.session_id, ()), promise, now, settings.flapping_changes):
-                continue
+            if not is_flapping(times.get(agent.session_id, ()), agent.promise, now, settings.flapping_changes):
+                calm.append((agent, {"state": agent.state, "stuck": agent.stuck_at is not None}))
         except UNJUDGEABLE as error:
-            unjudged[row.session_id] = str(error)
-            continue
-        detail = {"state": row.state, "stuck": row.stuck_at is not None}
-        calm.append((row.session_id, row.agent_name, detail))
-        silence = silence_facts(row.registered_at, row.last_seen_at, row.resumed_at)
-        facts = {**detail, **silence, **promise_facts(promise, settings.missed_intervals)}
-        told.append((Who(row.session_id, row.agent_name, row.project), facts))
-    mark(connection, "flapping_at", [session_id for session_id, *_ in calm], None)
-    record_all(connection, EventType.CALM, now, calm)
-    work = work_of(connection, [who.session_id for who, _ in told])
-    notices = [agent_notice(NoticeKind.CALM, who, now, facts | work.get(who.session_id, {})) for who, facts in told]
-    return notices, unjudged
+            unjudged[agent.session_id] = str(error)
+    mark(connection, "flapping_at", [agent.session_id for agent, _ in calm], None)
+    return _record(connection, EventType.CALM, now, calm, settings), unjudged
 
 
-def find_stuck(
+def mark_stuck(
     connection: Connection, watermark: datetime, now: datetime, maintenance: MaintenanceState, settings: Settings
 ) -> list[Notice]:
-    """Mark the agents that are stuck as of the watermark, and return what is told of them.
+    """Mark the agents that are stuck as of the watermark, and return the notices.
 
-    What counts for no silence counts for this neither: nobody had to change anything in maintenance. An agent that is
-    late isn't stuck, even if it may be silent for longer than it may do the same: stuck is who beats.
+    Outages and maintenance are excluded, as they are from silence. An agent that is late isn't stuck, even if its limit
+    for missed intervals is the higher one: a stuck agent sends heartbeats.
     """
-    candidates = queries.find_stuck_candidates(connection, watermark, settings.stuck_after)
+    candidates = find_stuck_candidates(connection, watermark, settings.stuck_after)
     if not candidates:
         return []
     unwatched = read_unwatched(connection, maintenance, now)
-    found, notices = [], []
-    for row in candidates:
-        limit = stuck_limit(row.stuck_after, settings.stuck_after)
-        if limit is None or not is_stuck(row, watermark, limit, unwatched):
-            continue
-        detail = {"changed_at": row.changed_at.isoformat(), **{name: getattr(row, name) for name in DOING}}
-        found.append((row.session_id, row.agent_name, detail))
-        facts = {
-            **detail,
-            "current_work": row.current_work,
-            "summary": row.summary,
-            "watermark": watermark.isoformat(),
-            "stuck_after": limit,
-            **promise_facts(promise_of(row), settings.missed_intervals),
-        }
-        who = Who(row.session_id, row.agent_name, row.project)
-        notices.append(agent_notice(NoticeKind.STUCK, who, now, facts))
-    mark(connection, "stuck_at", [session_id for session_id, *_ in found], now)
-    record_all(connection, EventType.STUCK, now, found)
-    return notices
+    stuck: _Found = []
+    for agent in candidates:
+        limit = stuck_limit(agent.stuck_after, settings.stuck_after)
+        if limit is not None and agent.changed_at is not None and _is_stuck(agent, watermark, limit, unwatched):
+            detail = {
+                "changed_at": agent.changed_at.isoformat(),
+                "watermark": watermark.isoformat(),
+                "stuck_after": limit,
+            }
+            stuck.append((agent, detail | {name: getattr(agent, name) for name in DOING}))
+    mark(connection, "stuck_at", [agent.session_id for agent, _ in stuck], now)
+    return _record(connection, EventType.STUCK, now, stuck, settings)
 
 
-def is_stuck(row: Row[Any], watermark: datetime, limit: int, unwatched: Unwatched) -> bool:
-    """Return whether an agent that is ok said nothing new for longer than so many intervals and the grace."""
-    moments = (row.changed_at, row.state_changed_at, row.resumed_at)
-    unchanged_since = max(to_milliseconds(moment) for moment in moments if moment is not None)
-    if not _has_passed(row, unchanged_since, watermark, limit, unwatched):
+def _record(connection: Connection, kind: EventType, now: datetime, found: _Found, settings: Settings) -> list[Notice]:
+    """Record an event for each agent, and return a notice for each."""
+    moment, limit = to_milliseconds(now), settings.missed_intervals
+    record_agent_events(
+        connection, kind, [(moment, agent.session_id, agent.agent_name, detail) for agent, detail in found]
+    )
+    return [
+        agent_notice(NoticeKind(kind.value), agent, now, agent.notice_facts(limit) | detail) for agent, detail in found
+    ]
+
+
+def _is_stuck(agent: SweptAgent, watermark: datetime, limit: int, unwatched: Unwatched) -> bool:
+    """Whether an agent that is ok has reported no change for longer than its limit of intervals and the grace."""
+    moments = (agent.changed_at, agent.state_changed_at, agent.resumed_at)
+    unchanged_since = max(moment for moment in moments if moment is not None)
+    if not _has_passed(agent, unchanged_since, watermark, limit, unwatched):
         return False
-    # Who beats no more isn't stuck: an agent that is late is left to its silence.
-    silent = to_milliseconds(silent_since(row.registered_at, row.last_seen_at, row.resumed_at))
-    return not _has_passed(row, silent, watermark, 1, unwatched)
+    # An agent that is late isn't stuck: it may become degraded.
+    return not _has_passed(agent, agent.since, watermark, 1, unwatched)
 
 
-def _has_passed(row: Row[Any], since: int, watermark: datetime, limit: int, unwatched: Unwatched) -> bool:
-    """Return whether so many intervals and the grace lie between a moment and the watermark."""
-    rule = DeadlineRule(replace(promise_of(row), missed_limit=limit), limit, unwatched)
-    return rule(since) < to_milliseconds(watermark)
+def _has_passed(agent: SweptAgent, since: datetime, watermark: datetime, intervals: int, unwatched: Unwatched) -> bool:
+    """Whether a number of intervals and the grace have passed from a given time to the watermark."""
+    rule = DeadlineRule(replace(agent.promise, missed_limit=intervals), intervals, unwatched)
+    return rule(to_milliseconds(since)) < to_milliseconds(watermark)

@@ -1,6 +1,6 @@
-"""What is stored of a time that hasn't come yet, after Redis's clock was ahead for a while and was put right.
+"""Clock repair: corrects stored times that are in the future after Redis's clock was set back.
 
-An agent that was heard in that time would be fine until the clock is there again, however long it is silent.
+An agent that was seen at such a time would stay ok until the clock reaches it again, however long it is silent.
 """
 
 from __future__ import annotations
@@ -21,54 +21,54 @@ from fleetbeat_worker.rules.spans import to_milliseconds
 from fleetbeat_worker.store.sessions import lock_all
 
 _LIVENESS: Table = Liveness.__table__  # type: ignore[assignment] # a mapped class has a Table
-_MOMENTS: tuple[tuple[Any, tuple[str, ...]], ...] = (
+_TIMES: tuple[tuple[Any, tuple[str, ...]], ...] = (
     (_LIVENESS, ("registered_at", "last_seen_at", "resumed_at", "state_changed_at")),
     (Agent.__table__, ("reported_at", "changed_at", "stuck_at", "flapping_at", "paused_at")),
     (Event.__table__, ("occurred_at",)),
     (Incident.__table__, ("started_at", "first_silent_at", "last_silent_at")),
 )
 
-_ALLOWED = {
+_LATEST_DEADLINE = {
     "sqlite": ":now + CAST(1000 * (interval_seconds * COALESCE(missed_limit, :limit) + grace_seconds) AS INTEGER)",
     "postgresql": ":now + make_interval(secs => interval_seconds * COALESCE(missed_limit, :limit) + grace_seconds)",
 }
-"""The latest deadline that an agent with an interval can have now: nobody was heard after now."""
+"""The latest deadline that an agent with an interval can have: that of one seen now."""
 
 
-def rewind(connection: Connection, now: datetime, missed_limit: int) -> None:
-    """Let nothing be of later than `now`, and no deadline be later than it can be."""
+def correct_future_times(connection: Connection, now: datetime, missed_limit: int) -> None:
+    """Set all times after `now` to `now`, and bring deadlines forward to the latest that they can be."""
     lock_all(connection)
     connection.execute(delete(OutageRow).where(OutageRow.started_at >= now))
     connection.execute(update(OutageRow).where(OutageRow.ended_at > now).values(ended_at=now))
-    for table, names in _MOMENTS:
+    for table, names in _TIMES:
         columns = [table.c[name] for name in names]
         values = {column: case((column > now, literal(now, Instant)), else_=column) for column in columns}
         connection.execute(update(table).where(or_(*(column > now for column in columns))).values(values))
-    # Else they would wait until the clock is there again.
-    told = {"created_at": now, "due_at": now, "expires_at": now + TRIED_FOR}
-    connection.execute(update(Notification).where(Notification.created_at > now).values(told))
-    latest = _ALLOWED[connection.dialect.name]
+    # Otherwise they would not be sent until the clock reaches their time again.
+    due = {"created_at": now, "due_at": now, "expires_at": now + TRIED_FOR}
+    connection.execute(update(Notification).where(Notification.created_at > now).values(due))
+    latest = _LATEST_DEADLINE[connection.dialect.name]
     statement = text(
         f"UPDATE liveness SET deadline_at = {latest} "  # noqa: S608 - our own text
         f"WHERE state IN {WATCHED} AND interval_seconds IS NOT NULL AND deadline_at > {latest}"
     ).bindparams(bindparam("now", type_=Instant))
     connection.execute(statement, {"now": now, "limit": missed_limit})
-    _reckon_schedules(connection, now, missed_limit)
+    _correct_schedules(connection, now, missed_limit)
 
 
-def _reckon_schedules(connection: Connection, now: datetime, missed_limit: int) -> None:
+def _correct_schedules(connection: Connection, now: datetime, missed_limit: int) -> None:
     query = select(_LIVENESS).where(Liveness.state.in_(WATCHED), Liveness.schedule.is_not(None))
     rows = connection.execute(query.where(Liveness.deadline_at > now)).all()
-    starts = [silent_since(row.registered_at, row.last_seen_at, row.resumed_at) for row in rows]
     if not rows:
         return
+    starts = [silent_since(row.registered_at, row.last_seen_at, row.resumed_at) for row in rows]
     outages = read_outages(connection, min(starts))
     earlier: list[tuple[Any, int]] = []
     for row, since in zip(rows, starts, strict=True):
         try:
-            due = deadline_of(promise_of(row), to_milliseconds(since), missed_limit, outages)
+            deadline = deadline_of(promise_of(row), to_milliseconds(since), missed_limit, outages)
         except UNJUDGEABLE:
-            continue  # the sweep that finds it passed sets the agent aside
-        if due < to_milliseconds(row.deadline_at):
-            earlier.append((row.session_id, due))
+            continue  # the sweep that finds its deadline passed marks it as unjudged
+        if deadline < to_milliseconds(row.deadline_at):
+            earlier.append((row.session_id, deadline))
     bulk.update(connection, _LIVENESS, ("session_id", "deadline_at"), earlier)

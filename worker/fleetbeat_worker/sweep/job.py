@@ -1,8 +1,7 @@
-"""The job that finds the silent agents.
+"""The sweep job: judges the fleet every few seconds.
 
-Every verdict is taken as of the watermark: what was received before it is in SQL, so an agent whose deadline lies
-before it can have no heartbeat that somebody merely hasn't read yet. Workers that are behind delay verdicts and invent
-none.
+Verdicts are as of the watermark: everything received before it is in SQL. So an agent whose deadline is before the
+watermark has no heartbeat that only waits to be stored. Ingest that is behind delays verdicts, and makes none false.
 """
 
 from __future__ import annotations
@@ -26,22 +25,24 @@ from fleetbeat_worker.database.engine import writing
 from fleetbeat_worker.database.partitions import make_partitions
 from fleetbeat_worker.ingest.transaction import put_right, put_right_within
 from fleetbeat_worker.store.pipeline import stored_pipeline
-from fleetbeat_worker.sweep.transaction import SweepReport, decide
+from fleetbeat_worker.sweep.transaction import SweepReport, judge_fleet
 from fleetbeat_worker.telemetry.log import logger
 from fleetbeat_worker.telemetry.metrics import DEGRADED, SWEEP_SECONDS, SWEEPS, count, observe
 from fleetbeat_worker.telemetry.problems import Complaint
 
-FORGOTTEN_CONSUMER_SECONDS = 600.0
+IDLE_CONSUMER_SECONDS = 600.0
 """After this time, a consumer that a dead worker left behind is removed."""
+LOGGED_NAMES = 20
+"""How many agents one line of the log names."""
 
 
 def sweep(
     client: Redis, engine: Engine, settings: Settings, *, periodic: bool = True, dry_run: bool = False
 ) -> SweepReport:
-    """Put right what was overtaken, then flag every agent whose deadline lies before the watermark.
+    """Apply overtaken messages, then flag every agent whose deadline is before the watermark.
 
-    `periodic` is one of the workers' own, which write down their interval; others may have been started with another.
-    With `dry_run` nothing is changed: the report says what would be.
+    `periodic`: a sweep by the workers, whose interval is stored; other sweeps may have another setting. With `dry_run`
+    nothing is changed: the report has what would be.
 
     Raises redis-py's errors and DatabaseUnavailable.
     """
@@ -65,13 +66,13 @@ def _sweep(client: Redis, engine: Engine, settings: Settings, *, periodic: bool,
     inbox = Inbox(client)
     complaint, refused = Complaint("refused", "sweep"), refusal(client)
     if refused is not None:
-        # As if this sweep hadn't been: the time in which nobody can be heard is an outage to the first one afterwards.
+        # Nothing is stored of this sweep, so that the first one afterwards finds an outage.
         complaint.trouble(f"Verdicts wait, as Redis refuses what agents send: {refused}")
         now = inbox.horizon().now
         if not dry_run:
             _make_partitions(engine, now)
         return SweepReport(now, watermark=None, outage_seconds=None, degraded=[], refused=refused)
-    complaint.over("Redis takes again what agents send; verdicts go on.")
+    complaint.over("Redis accepts what agents send again; verdicts go on.")
     remove_foreign(client)
     # Redis first, SQL afterwards: whatever is committed in between can only make agents look more alive.
     pulse = read_pulse(client)
@@ -87,23 +88,23 @@ def _sweep(client: Redis, engine: Engine, settings: Settings, *, periodic: bool,
         if dry_run:
             stored_pipeline(connection, lock=True)  # first, as sweeps do: else one could wait for this one in a circle
             put_right_within(connection, horizon.now, settings)
-        report = decide(connection, horizon, account, settings, periodic=periodic, pulse=pulse)
+        report = judge_fleet(connection, horizon, account, settings, periodic=periodic, pulse=pulse)
         if dry_run:
             connection.rollback()
     if not dry_run:
         count(DEGRADED, len(report.degraded))
-        _tell(report)
-        _keep_house(inbox, engine, horizon.now)
+        _log(report)
+        _clean_up(inbox, engine, horizon.now)
     return report
 
 
-def _keep_house(inbox: Inbox, engine: Engine, now: datetime) -> None:
-    """Do what has time: it comes after the verdicts, and what fails is tried again by the next sweep."""
-    with suppress(OutOfMemoryError):  # then it has time until there is room
+def _clean_up(inbox: Inbox, engine: Engine, now: datetime) -> None:
+    """Maintain the inbox and the partitions, after the verdicts; what fails is tried again by the next sweep."""
+    with suppress(OutOfMemoryError):  # a later sweep does it when there is room
         inbox.create_group()  # with the account, if there was none
     if inbox.rebuild_if_in_future():
-        logger.warning("The inbox's ids lay in the future, where some agent's explicit id put them; it was made anew")
-    inbox.remove_idle_consumers(FORGOTTEN_CONSUMER_SECONDS)
+        logger.warning("The inbox was rebuilt: an agent had added an explicit id, and all later ids were in the future")
+    inbox.remove_idle_consumers(IDLE_CONSUMER_SECONDS)
     _make_partitions(engine, now)
 
 
@@ -114,27 +115,28 @@ def _make_partitions(engine: Engine, now: datetime) -> None:
         with writing(engine) as connection:
             make_partitions(connection, now)
     except DatabaseUnavailable as error:
-        # A backup that reads the default partition is in the way, say. There are some days' partitions in reserve.
-        # If the database is gone, whoever meets that next shall not tell it once more.
+        # For example, a backup reads the default partition. Partitions are made some days ahead, so there is time.
+        # If the database is away, the next job that needs it reports that under the same name, once.
         Complaint("database", "sweep").trouble(f"Partitions can't be made now: {error}")
 
 
-def _tell(report: SweepReport) -> None:
+def _log(report: SweepReport) -> None:
     if report.outage_seconds is not None:
-        logger.warning("Nobody watched for a time; the deadlines were moved", extra={"seconds": report.outage_seconds})
+        fields = {"seconds": report.outage_seconds}
+        logger.warning("Monitoring was interrupted; deadlines were moved by that time", extra=fields)
     if report.lost_backlog is not None:
         logger.warning(
-            "Redis came back without the inbox, or with an older one; what waited in it may be lost",
+            "Redis came back without the inbox, or with an older one; messages that waited in it may be lost",
             extra={"waited_at_last_sweep": report.lost_backlog},
         )
     if report.trimmed:
         logger.warning(
-            "Messages were removed from the inbox before they were in SQL; some agent trims it with its XADD",
+            "Messages were removed from the inbox before they were stored; some agent trims it with its XADD",
             extra={"count": report.trimmed},
         )
-    if report.degraded:
-        shown = report.degraded[:20]
-        logger.warning("Agents are degraded", extra={"count": len(report.degraded), "agents": shown})
-    if report.unjudged:
-        shown = report.unjudged[:20]
-        logger.warning("Agents can't be judged", extra={"count": len(report.unjudged), "agents": shown})
+    for names, message in (
+        (report.degraded, "Agents are degraded"),
+        (report.unjudged, "Agents can't be judged"),
+    ):
+        if names:
+            logger.warning(message, extra={"count": len(names), "agents": names[:LOGGED_NAMES]})

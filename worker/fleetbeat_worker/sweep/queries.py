@@ -1,9 +1,9 @@
-"""Reading and writing what a sweep decides."""
+"""Queries of the sweep: overdue, flapping, perhaps stuck, and degraded agents, and the flags of the overdue ones."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -12,161 +12,145 @@ from sqlalchemy import Connection, Row, Select, Table, bindparam, exists, func, 
 
 from fleetbeat_worker.database import bulk
 from fleetbeat_worker.database.column_types import Instant
-from fleetbeat_worker.database.tables import Agent, Event, Liveness
+from fleetbeat_worker.database.tables import Agent, Liveness
+from fleetbeat_worker.notifications.notice import promise_facts, silence_facts
 from fleetbeat_worker.rules.enums import EventType
 from fleetbeat_worker.rules.liveness import PROMISE_COLUMNS, WATCHED, Promise, State, cached_promise, silent_since
 from fleetbeat_worker.rules.spans import to_milliseconds
-from fleetbeat_worker.store.sessions import NAMED_COLUMNS, some_at_once
+from fleetbeat_worker.store.events import record_agent_events
+from fleetbeat_worker.store.sessions import some_at_once
 
 _LIVENESS: Table = Liveness.__table__  # type: ignore[assignment] # a mapped class has a Table
-_EVENTS: Table = Event.__table__  # type: ignore[assignment] # as above
-_PROMISE: list[Any] = [getattr(Liveness, name) for name in PROMISE_COLUMNS]
-_DUE: list[Any] = [
-    Agent.session_id,
-    Agent.agent_name,
-    Agent.project,
-    Agent.flapping_at,
-    Liveness.last_seen_at,
-    Liveness.deadline_at,
-    Liveness.registered_at,
-    Liveness.resumed_at,
-    Liveness.incident_id,
-    *_PROMISE,
-]
 
 
 @dataclass(frozen=True, slots=True)
-class Due:
-    """An agent whose deadline lies before the watermark."""
+class SweptAgent:
+    """A live session as sweeps read it: columns of `agents` and `liveness`, and two values that are derived."""
 
     session_id: UUID
     agent_name: str
     project: str | None
     flapping_at: datetime | None
-    incident_id: int | None
-    """Of the open incident that it was silent in before."""
-    last_seen_at: datetime | None
-    deadline_at: datetime
-    since: datetime
-    """From when on it is silent."""
-    promise: Promise
+    stuck_at: datetime | None
+    stuck_after: int | None
+    changed_at: datetime | None
+    progress: str | None
+    work_item_id: str | None
+    status: str | None
+    state: str
+    state_changed_at: datetime
     registered_at: datetime
+    last_seen_at: datetime | None
     resumed_at: datetime | None
+    deadline_at: datetime
+    incident_id: int | None
+    promise: Promise
     cleared_at: datetime | None = None
-    """When the maintenance ended that started its clock anew since then."""
+    """The end of the maintenance window from which its silence counts, if it does; not read from the database."""
+
+    @property
+    def since(self) -> datetime:
+        """From when its silence counts, without maintenance."""
+        return silent_since(self.registered_at, self.last_seen_at, self.resumed_at)
+
+    def notice_facts(self, missed_limit: int) -> dict[str, Any]:
+        """Derive the facts of its notices about silence and promise; `missed_limit` is the fleet's."""
+        silence = silence_facts(self.registered_at, self.last_seen_at, self.resumed_at, self.cleared_at)
+        return silence | promise_facts(self.promise, missed_limit)
 
 
-def _due(row: Sequence[Any]) -> Due:
-    session_id, name, project, flapping_at, seen_at, deadline_at, registered_at, resumed_at, *more = row
-    incident_id, *promise = more
-    return Due(
-        session_id=session_id,
-        agent_name=name,
-        project=project,
-        flapping_at=flapping_at,
-        incident_id=incident_id,
-        last_seen_at=seen_at,
-        deadline_at=deadline_at,
-        since=silent_since(registered_at, seen_at, resumed_at),
-        promise=cached_promise(*promise),
-        registered_at=registered_at,
-        resumed_at=resumed_at,
-    )
+_DERIVED = ("promise", "cleared_at")
+_NAMES = [field.name for field in fields(SweptAgent) if field.name not in _DERIVED]
+_COLUMNS: list[Any] = [
+    getattr(Liveness if name in _LIVENESS.c and name != "session_id" else Agent, name)
+    for name in (*_NAMES, *PROMISE_COLUMNS)
+]
+_AGENTS = select(*_COLUMNS).join_from(Agent, Liveness, Liveness.session_id == Agent.session_id)
 
 
-def find_due(connection: Connection, watermark: datetime, session_id: UUID | None = None) -> list[Due]:
-    """Lock and return the agents whose deadline passed before the watermark; `session_id`: only this one, if it is.
+def _swept_agent(row: Row[Any]) -> SweptAgent:
+    return SweptAgent(*(*row[: len(_NAMES)], cached_promise(*row[len(_NAMES) :])))
 
-    A row that a batch holds is left out: that batch brings a heartbeat, and the next sweep looks again. So is one that
-    was set aside.
+
+def find_overdue(connection: Connection, watermark: datetime, session_id: UUID | None = None) -> list[SweptAgent]:
+    """Lock and read the agents whose deadline is before the watermark; with `session_id`, only that one.
+
+    A row that a batch has locked is skipped: the batch brings a heartbeat, and the next sweep reads the row again. An
+    agent that can't be judged is skipped, too.
     """
-    query = _when_due(select(*_DUE), watermark)
+    query = _overdue(_AGENTS, watermark)
     if session_id is not None:
         query = query.where(Liveness.session_id == session_id)
-    return [_due(row) for row in connection.execute(query)]
+    return [_swept_agent(row) for row in connection.execute(query)]
 
 
-def find_due_ids(connection: Connection, watermark: datetime) -> list[UUID]:
-    """Lock the agents that `find_due` returns, and return nothing of them but their sessions."""
-    return list(connection.execute(_when_due(select(Agent.session_id), watermark)).scalars())
+def find_overdue_ids(connection: Connection, watermark: datetime) -> list[UUID]:
+    """Lock the agents that `find_overdue` reads, and read only their session ids."""
+    return list(connection.execute(_overdue(_AGENTS.with_only_columns(Agent.session_id), watermark)).scalars())
 
 
-def _when_due(query: Select[Any], watermark: datetime) -> Select[Any]:
-    query = query.join_from(Agent, Liveness, Liveness.session_id == Agent.session_id).order_by(Liveness.session_id)
-    # The deadline first: it is the cheaper to compare, and of few rows is the state looked at then. The other way round
-    # a scan of a million rows takes half as long again.
+def _overdue(query: Select[Any], watermark: datetime) -> Select[Any]:
+    # The deadline first: it is cheaper to compare, so that the state is looked at in few rows. In the other order a
+    # scan of a million rows takes half as long again.
     query = query.where(Liveness.deadline_at < watermark, Liveness.state.in_(WATCHED), Agent.unjudged_at.is_(None))
-    return query.with_for_update(of=Liveness, skip_locked=True)  # SQLite, which has one writer, leaves that away
+    # SQLite has one writer, and SQLAlchemy omits the lock there.
+    return query.order_by(Liveness.session_id).with_for_update(of=Liveness, skip_locked=True)
 
 
-def flag(  # noqa: PLR0913 - what the events say
+def flag(  # noqa: PLR0913 - the columns of the events
     connection: Connection,
-    due: Sequence[Due],
+    overdue: Sequence[SweptAgent],
     watermark: datetime,
     now: datetime,
     *,
     backlog: int,
     incident_id: int | None = None,
 ) -> None:
-    """Mark agents as degraded, each with one event. They are locked, so nobody else can have done it.
+    """Mark locked agents as degraded, and record one event for each.
 
-    `backlog`: how many messages waited in the inbox, for who asks later how the pipeline was. `incident_id` is the
-    incident that they went silent in; with None each is told by itself.
+    `backlog`: how many messages waited in the inbox, which `fleetbeat explain` shows. `incident_id`: the incident that
+    the agents belong to; None if each has a notification of its own.
     """
     moment = to_milliseconds(now)
     values = {"state": State.DEGRADED.value, "state_changed_at": moment, "incident_id": incident_id}
-    bulk.update_all(connection, _LIVENESS, [agent.session_id for agent in due], values)
-    of_all = {"watermark": watermark.isoformat(), "swept_at": now.isoformat(), "backlog": backlog}
+    bulk.update_all(connection, _LIVENESS, [agent.session_id for agent in overdue], values)
+    common = {"watermark": watermark.isoformat(), "swept_at": now.isoformat(), "backlog": backlog}
     if incident_id is not None:
-        of_all["incident_id"] = incident_id
-    kind, columns = EventType.DEGRADED.value, ("type", "occurred_at", "session_id", "agent_name", "detail")
-    events = [
-        (
-            kind,
-            moment,
-            agent.session_id,
-            agent.agent_name,
-            {
-                "deadline_at": agent.deadline_at.isoformat(),
-                "last_seen_at": agent.last_seen_at.isoformat() if agent.last_seen_at else None,
-                "since": agent.since.isoformat(),
-                **of_all,
-            },
-        )
-        for agent in due
-    ]
-    bulk.insert(connection, _EVENTS, columns, events)
-
-
-_SIGNS: tuple[Any, ...] = (Liveness.registered_at, Liveness.last_seen_at, Liveness.resumed_at)
-
-
-def _after(connection: Connection, seconds: str) -> str:
-    """Return SQL for a time to be added to a moment."""
-    return f"make_interval(secs => {seconds})" if connection.dialect.name == "postgresql" else f"1000.0 * {seconds}"
-
-
-def find_flapping(connection: Connection) -> Sequence[Row[Any]]:
-    """Lock and return the agents that are marked as flapping, but for those that a batch holds."""
-    query = select(*[*NAMED_COLUMNS, *_PROMISE, *_SIGNS, Agent.stuck_at, Liveness.state])
-    query = _locked(
-        connection,
-        query.where(Agent.flapping_at.is_not(None), Agent.unjudged_at.is_(None), Liveness.state != State.ENDED.value),
+        common["incident_id"] = incident_id
+    details = (
+        {
+            "deadline_at": agent.deadline_at.isoformat(),
+            "last_seen_at": agent.last_seen_at.isoformat() if agent.last_seen_at else None,
+            "since": agent.since.isoformat(),
+            **common,
+        }
+        for agent in overdue
     )
-    return connection.execute(query).all()
+    events = [
+        (moment, agent.session_id, agent.agent_name, detail) for agent, detail in zip(overdue, details, strict=True)
+    ]
+    record_agent_events(connection, EventType.DEGRADED, events)
 
 
-def find_stuck_candidates(connection: Connection, watermark: datetime, fleet_limit: int | None) -> Sequence[Row[Any]]:
-    """Lock and return the agents that are ok and have said nothing new for as long as they may, or nearly.
+def find_flapping_agents(connection: Connection) -> list[SweptAgent]:
+    """Lock and read the agents that are marked as flapping, except those that a batch has locked."""
+    query = _AGENTS.where(
+        Agent.flapping_at.is_not(None), Agent.unjudged_at.is_(None), Liveness.state != State.ENDED.value
+    )
+    return [_swept_agent(row) for row in connection.execute(_locked(connection, query))]
 
-    What moves the moment (an outage, say) is left to the caller. `fleet_limit`: for agents without one of their own.
+
+def find_stuck_candidates(connection: Connection, watermark: datetime, fleet_limit: int | None) -> list[SweptAgent]:
+    """Lock and read the agents that are ok and have reported no change for their limit of intervals and the grace.
+
+    Outages and maintenance are not excluded yet. `fleet_limit` is for agents without a limit of their own.
     """
     if fleet_limit is None and not connection.execute(select(exists().where(Agent.stuck_after > 0))).scalar_one():
-        return ()
-    allowed = _after(
-        connection, "(COALESCE(agents.stuck_after, :fleet) * liveness.interval_seconds + liveness.grace_seconds)"
-    )
-    query = select(Agent.session_id).where(
+        return []
+    seconds = "(COALESCE(agents.stuck_after, :fleet) * liveness.interval_seconds + liveness.grace_seconds)"
+    on_postgresql = connection.dialect.name == "postgresql"
+    allowed = f"make_interval(secs => {seconds})" if on_postgresql else f"1000.0 * {seconds}"
+    query = _AGENTS.with_only_columns(Agent.session_id).where(
         Liveness.state == State.OK.value,
         Liveness.interval_seconds.is_not(None),
         Agent.stuck_at.is_(None),
@@ -179,43 +163,34 @@ def find_stuck_candidates(connection: Connection, watermark: datetime, fleet_lim
     if fleet_limit is None:
         query = query.where(Agent.stuck_after.is_not(None))
     ids = connection.execute(_locked(connection, query)).scalars().all()
-    # Anew, under the locks: a batch may have changed `agents` just before it let go of its rows.
-    doing = (Agent.progress, Agent.work_item_id, Agent.status, Agent.summary, Agent.current_work)
-    times = (Agent.changed_at, Liveness.state_changed_at, *_SIGNS)
-    columns: list[Any] = [*NAMED_COLUMNS, *_PROMISE, Agent.stuck_after, *times, *doing]
-    again = select(*columns).join(Liveness, Liveness.session_id == Agent.session_id)
+    # Read under the locks: a batch may have changed `agents` just before it released its rows.
     return [
-        row for some in some_at_once(ids) for row in connection.execute(again.where(Agent.session_id.in_(some))).all()
+        _swept_agent(row)
+        for some in some_at_once(ids)
+        for row in connection.execute(_AGENTS.where(Agent.session_id.in_(some)))
     ]
 
 
-def find_degraded(connection: Connection, before: datetime) -> Sequence[Row[Any]]:
-    """Return the agents that have been degraded since before a moment and are told of by themselves."""
-    said = (Agent.current_work, Agent.progress, Agent.summary, Agent.error)
-    columns: list[Any] = [*NAMED_COLUMNS, *_PROMISE, *said, *_SIGNS, Liveness.state_changed_at, Liveness.deadline_at]
-    query = (
-        select(*columns)
-        .join(Liveness, Liveness.session_id == Agent.session_id)
-        .where(
-            Liveness.state == State.DEGRADED.value,
-            Liveness.state_changed_at <= before,
-            Agent.flapping_at.is_(None),
-            Liveness.incident_id.is_(None),
-            Agent.unjudged_at.is_(None),
-        )
+def find_degraded(connection: Connection, before: datetime) -> list[SweptAgent]:
+    """Read the agents degraded since before a given time, except flapping ones and members of an incident."""
+    query = _AGENTS.where(
+        Liveness.state == State.DEGRADED.value,
+        Liveness.state_changed_at <= before,
+        Agent.flapping_at.is_(None),
+        Liveness.incident_id.is_(None),
+        Agent.unjudged_at.is_(None),
     )
-    return connection.execute(query).all()
+    return [_swept_agent(row) for row in connection.execute(query)]
 
 
 def count_unjudged(connection: Connection) -> int:
-    """Return how many agents are set aside."""
+    """Count the agents that can't be judged."""
     query = select(func.count()).select_from(Agent).where(Agent.unjudged_at.is_not(None))
     return connection.execute(query).scalar_one()
 
 
 def _locked(connection: Connection, query: Select[Any]) -> Select[Any]:
-    """Return a query of `agents` with their liveness, whose rows it locks unless somebody else holds them."""
-    query = query.join_from(Agent, Liveness, Liveness.session_id == Agent.session_id)
+    """Add a lock on the rows of `liveness`; rows that another transaction has locked are skipped."""
     if connection.dialect.name == "sqlite":
-        return query  # one writer needs no locks, and for the order of the keys it would go through all of `liveness`
+        return query  # one writer needs no locks, and ordering by key would scan all of `liveness`
     return query.order_by(Liveness.session_id).with_for_update(of=Liveness, skip_locked=True)

@@ -1,12 +1,11 @@
-"""TODO."""
+"""The sweep's transaction: judges the fleet as of the watermark, and records every change with its notices."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
-from typing import Any
 from uuid import UUID
 
 from sqlalchemy import Connection
@@ -16,10 +15,10 @@ from fleetbeat_shared.settings import Settings
 from fleetbeat_worker.broker.accounting import Account
 from fleetbeat_worker.broker.inbox import Horizon
 from fleetbeat_worker.broker.pulse import Pulse
-from fleetbeat_worker.downtime.maintenance import MaintenanceState, note_maintenance, read_unwatched
-from fleetbeat_worker.downtime.outages import read_outages, record_gaps, record_outage
+from fleetbeat_worker.downtime.maintenance import note_maintenance
+from fleetbeat_worker.downtime.outages import record_gaps, record_outage
 from fleetbeat_worker.downtime.pauses import resume_due
-from fleetbeat_worker.notifications.notice import NAMED, Notice, Who, agent_notice, fleet_notice
+from fleetbeat_worker.notifications.notice import NAMED, Notice, agent_notice, fleet_notice
 from fleetbeat_worker.notifications.outbox import put
 from fleetbeat_worker.rules.enums import EventType, NoticeKind
 from fleetbeat_worker.rules.spans import Span, from_milliseconds, to_milliseconds
@@ -30,52 +29,61 @@ from fleetbeat_worker.rules.sweep_gaps import (
     longest_gap_seconds,
     outage_between,
 )
-from fleetbeat_worker.store.events import record, record_all
+from fleetbeat_worker.store.events import record_agent_events, record_fleet_event
 from fleetbeat_worker.store.pipeline import StoredPipeline, stored_pipeline, write_pipeline
-from fleetbeat_worker.store.sessions import mark, names_of
-from fleetbeat_worker.sweep.anomalies import find_calm, find_stuck
-from fleetbeat_worker.sweep.clock_repair import rewind
+from fleetbeat_worker.store.sessions import SessionName, mark, names_of
+from fleetbeat_worker.sweep.anomalies import end_flapping, mark_stuck
+from fleetbeat_worker.sweep.clock_repair import correct_future_times
 from fleetbeat_worker.sweep.incidents import end_incident
-from fleetbeat_worker.sweep.overdue import find_reminders, flag_silent, judge_due, spare
-from fleetbeat_worker.sweep.queries import Due, count_unjudged
+from fleetbeat_worker.sweep.overdue import exclude_downtime, find_reminders, flag_overdue, judge_overdue
+from fleetbeat_worker.sweep.queries import count_unjudged
 from fleetbeat_worker.telemetry.log import logger
 
 NO_PULSE = Pulse()
+WHY_CHARACTERS = 500
+"""How much is kept of the reason for which an agent can't be judged."""
 
 
 @dataclass(frozen=True, slots=True)
 class SweepReport:
-    """What a sweep did."""
+    """The result of a sweep."""
 
     swept_at: datetime
     """Redis's time."""
     watermark: datetime | None
-    """As of when the verdicts are; None when nothing has ever been known."""
+    """The time that the verdicts are as of; None before anything is known."""
     outage_seconds: float | None
-    """How long nobody had watched, if it was long enough to matter."""
+    """How long monitoring was interrupted, if that was long enough to be an outage."""
     degraded: list[str]
-    """Names of the agents that were flagged."""
+    """Names of the agents that were flagged as degraded."""
     stuck: list[str] = field(default_factory=list)
-    """Names of those that were found stuck."""
+    """Names of the agents that were found stuck."""
     unjudged: list[str] = field(default_factory=list)
-    """Names of those that were set aside, as they can't be judged."""
+    """Names of the agents that were found impossible to judge."""
     trimmed: int = 0
-    """How many messages were removed from the inbox by others than the workers, since the last sweep."""
+    """How many messages left the inbox unprocessed since the last sweep: something other than a worker removed them."""
     lost_backlog: int | None = None
     """If Redis came back without the inbox: how many messages waited in it at the last sweep."""
     resumed: list[str] = field(default_factory=list)
-    """Names of the agents whose pause was over."""
+    """Names of the agents whose pause ended."""
     maintenance_since: datetime | None = None
-    """Since when there is maintenance, in which nobody is flagged."""
+    """The start of the current maintenance window, during which no agent is flagged."""
     refused: str | None = None
-    """Why Redis refuses what agents send, so that nobody can be judged."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the report as `--json` prints it."""
-        return asdict(self)
+    """Why Redis refuses what agents send, so that no agent can be judged."""
 
 
-def decide(  # noqa: PLR0913 - what was seen of Redis, and by whom
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What a sweep changed; `SweepReport` describes the fields."""
+
+    notices: list[Notice]
+    degraded: list[str]
+    unjudged: list[str]
+    resumed: list[str]
+    maintenance_since: datetime | None
+
+
+def judge_fleet(  # noqa: PLR0913 - what was read from Redis, and by whom
     connection: Connection,
     horizon: Horizon,
     account: Account,
@@ -84,45 +92,44 @@ def decide(  # noqa: PLR0913 - what was seen of Redis, and by whom
     periodic: bool,
     pulse: Pulse = NO_PULSE,
 ) -> SweepReport:
-    """Flag who is silent as of the watermark, by what was seen of Redis; all of it in one transaction."""
+    """Judge all agents as of the watermark by what was read from Redis; all in the caller's transaction.
+
+    `periodic`: a sweep by the workers, whose interval is stored; other sweeps may have another setting.
+    """
     last = stored_pipeline(connection, lock=True)
     if is_turned_back(last.last_sweep_at, horizon.now):
-        logger.warning("Redis's clock was turned back; what it says is later than now counts as of now")
-        rewind(connection, horizon.now, settings.missed_intervals)
-        last = replace(last, watermark=None)  # else verdicts would be of a time that hasn't come
-    known = [moment for moment in (horizon.watermark, last.watermark) if moment is not None]
-    watermark = max(known, default=None)
+        logger.warning("Redis's clock was set back; stored times after its present time are set to it")
+        correct_future_times(connection, horizon.now, settings.missed_intervals)
+        last = replace(last, watermark=None)  # otherwise verdicts would be as of a time in the future
+    watermark = max((time for time in (horizon.watermark, last.watermark) if time is not None), default=None)
     interval = settings.sweep_seconds if periodic else max(settings.sweep_seconds, last.sweep_seconds or 0)
     gap = outage_between(last.last_sweep_at, horizon.now, interval)
     outage = (last.last_sweep_at, horizon.now) if gap is not None and last.last_sweep_at is not None else None
-    gaps: list[Span] = []
     pulse = pulse.known_by(last.pulse_at)
-    if last.last_sweep_at is not None:
-        longest = round(longest_gap_seconds(interval) * 1000)
-        since = last.last_sweep_at
-        if since > horizon.now:  # a sweep overtook this one, or the clock was set back: what is known counts once
-            since = horizon.now - timedelta(seconds=OVERTAKEN_SECONDS)
-        gaps = pulse.unheard(to_milliseconds(since), to_milliseconds(horizon.now), longest)
-    # As of what this sweep saw: how far one before it knew says nothing of what waits, once the clock was turned back.
-    changes, stored = make_changes(connection, last, outage, gaps, horizon, settings)
-    now = replace(stored, watermark=watermark, last_sweep_at=last_look(last.last_sweep_at, horizon.now))
+    gaps = _redis_gaps(last, pulse, horizon.now, interval)
+    # As of this sweep's own watermark: after the clock was set back, an earlier one says nothing of what waits now.
+    changes, current = _apply_changes(connection, last, outage, gaps, horizon, settings)
+    current = replace(current, watermark=watermark, last_sweep_at=last_look(last.last_sweep_at, horizon.now))
     if pulse.at is not None:
-        now = replace(now, pulse_at=from_milliseconds(pulse.at))
+        current = replace(current, pulse_at=from_milliseconds(pulse.at))
     if periodic:
-        now = replace(now, sweep_seconds=settings.sweep_seconds)
+        current = replace(current, sweep_seconds=settings.sweep_seconds)
     trimmed, lost_backlog = 0, None
-    # Another sweep may have got here first, with an account that was read later.
+    # Another sweep may have been first, with an account that was read later.
     if account.life is not None and (last.last_sweep_at is None or account.read_at > last.last_sweep_at):
-        now = replace(now, inbox_life=account.life, inbox_lost=account.lost, inbox_backlog=horizon.backlog)
-        trimmed, lost_backlog = losses(last, account)
-        _record_losses(connection, trimmed, lost_backlog, horizon.now)
-    write_pipeline(connection, now)
+        current = replace(current, inbox_life=account.life, inbox_lost=account.lost, inbox_backlog=horizon.backlog)
+        trimmed, lost_backlog = count_losses(last, account)
+        if lost_backlog is not None:
+            record_fleet_event(connection, EventType.INBOX_LOST, horizon.now, {"messages_waited": lost_backlog})
+        if trimmed:
+            record_fleet_event(connection, EventType.INBOX_TRIMMED, horizon.now, {"messages_lost": trimmed})
+    write_pipeline(connection, current)
     return SweepReport(
         swept_at=horizon.now,
         watermark=watermark,
         outage_seconds=gap.total_seconds() if gap else None,
         degraded=changes.degraded,
-        stuck=changes.named(NoticeKind.STUCK),
+        stuck=[notice.agent_name or "" for notice in changes.notices if notice.kind is NoticeKind.STUCK],
         unjudged=changes.unjudged,
         trimmed=trimmed,
         lost_backlog=lost_backlog,
@@ -131,48 +138,29 @@ def decide(  # noqa: PLR0913 - what was seen of Redis, and by whom
     )
 
 
-def losses(last: StoredPipeline, account: Account) -> tuple[int, int | None]:
-    """Return how many messages were trimmed since the last sweep; and if all were lost, how many had waited then."""
+def count_losses(last: StoredPipeline, account: Account) -> tuple[int, int | None]:
+    """Count the messages trimmed since the last sweep; if the whole inbox was lost, those that waited at that sweep."""
     if last.inbox_life is None or last.inbox_lost is None:
-        return 0, None  # whatever happened before anybody looked
+        return 0, None  # there is nothing to compare with
     if account.life != last.inbox_life:
         return max(0, account.lost), last.inbox_backlog or 0
-    if account.lost < last.inbox_lost:  # within one life that can't be: the stream was deleted, or is one of before
+    if account.lost < last.inbox_lost:  # it never decreases: the stream was deleted, or an older one was restored
         return 0, last.inbox_backlog or 0
     return account.lost - last.inbox_lost, None
 
 
-def _record_losses(connection: Connection, trimmed: int, lost_backlog: int | None, now: datetime) -> None:
-    if lost_backlog is not None:
-        record(connection, EventType.INBOX_LOST, now, {"messages_waited": lost_backlog})
-    if trimmed:
-        record(connection, EventType.INBOX_TRIMMED, now, {"messages_lost": trimmed})
+def _redis_gaps(last: StoredPipeline, pulse: Pulse, now: datetime, interval: float) -> list[Span]:
+    """Return the gaps of a few seconds since the last sweep in which agents could not reach Redis."""
+    if last.last_sweep_at is None:
+        return []
+    longest = round(longest_gap_seconds(interval) * 1000)
+    since = last.last_sweep_at
+    if since > now:  # another sweep overtook this one, or the clock was set back: recorded gaps count once
+        since = now - timedelta(seconds=OVERTAKEN_SECONDS)
+    return pulse.unheard(to_milliseconds(since), to_milliseconds(now), longest)
 
 
-WHY_CHARACTERS = 500
-"""How much of the reason is kept for which an agent can't be judged."""
-
-
-@dataclass(frozen=True, slots=True)
-class Changes:
-    """What a sweep changed."""
-
-    degraded: list[str] = field(default_factory=list)
-    """Names of the agents that were flagged."""
-    told: list[Notice] = field(default_factory=list)
-    unjudged: list[str] = field(default_factory=list)
-    """Names of the agents that were set aside."""
-    resumed: list[str] = field(default_factory=list)
-    """Names of the agents whose pause was over."""
-    maintenance_since: datetime | None = None
-    """Since when there is maintenance, in which nobody is flagged."""
-
-    def named(self, kind: NoticeKind) -> list[str]:
-        """Return the agents that are told of by themselves with notices of a kind."""
-        return [notice.agent_name or "" for notice in self.told if notice.kind is kind]
-
-
-def make_changes(  # noqa: PLR0913, PLR0917 - all that a sweep goes by
+def _apply_changes(  # noqa: PLR0913, PLR0917 - all that a sweep knows
     connection: Connection,
     last: StoredPipeline,
     outage: tuple[datetime, datetime] | None,
@@ -180,71 +168,60 @@ def make_changes(  # noqa: PLR0913, PLR0917 - all that a sweep goes by
     horizon: Horizon,
     settings: Settings,
 ) -> tuple[Changes, StoredPipeline]:
-    """Move deadlines over an outage, flag who is silent, find what else changed, and lay down what is told of it.
+    """Record downtime, judge the agents, and put the notices into the outbox; return also the new pipeline row.
 
-    `last` is what the last sweep knew of the pipeline, `horizon` how far this one knows; in `gaps`, shorter than an
-    outage, nobody could be heard. Return also what is known now.
+    `last` is the pipeline row of the last sweep. `gaps` are shorter than an outage.
     """
     watermark, now = horizon.watermark, horizon.now
-    notices = []
+    notices: list[Notice] = []
     degraded: list[str] = []
-    set_aside: list[str] = []
+    unjudged: list[str] = []
     if outage is not None:
         notices.append(fleet_notice(NoticeKind.OUTAGE, now, record_outage(connection, *outage)))
-    else:  # after an outage most agents are locked: an incident may end a sweep later
+    else:  # an outage has locked most agents, so an incident ends at the next sweep
         notices += end_incident(connection, now)
         record_gaps(connection, gaps)
     resumed = [agent.agent_name for agent in resume_due(connection, now, settings.missed_intervals)]
-    maintenance, known = note_maintenance(connection, last, now)
+    maintenance, current = note_maintenance(connection, last, now)
     if watermark is not None and maintenance.running is None:
-        judged = judge_due(connection, watermark)
-        if judged.due:
-            judged.due = _spare(connection, judged.due, maintenance, horizon, settings)
-        degraded = [agent.agent_name for agent in judged.due]
-        notices += flag_silent(connection, judged.due, watermark, now, horizon.backlog, settings)
+        overdue = judge_overdue(connection, watermark)
+        agents = exclude_downtime(connection, overdue.agents, maintenance, watermark, now, settings.missed_intervals)
+        degraded = [agent.agent_name for agent in agents]
+        notices += flag_overdue(connection, agents, watermark, now, horizon.backlog, settings)
         notices += find_reminders(connection, last, watermark, settings)
-        calm, unjudged = find_calm(connection, now, settings, {agent.session_id for agent in judged.due})
+        calm, faults = end_flapping(connection, now, settings, {agent.session_id for agent in agents})
         notices += calm
-        notices += find_stuck(connection, watermark, now, maintenance, settings)
-        set_aside, told = _set_aside(connection, judged.unjudged | unjudged, now)
-        notices += told
+        notices += mark_stuck(connection, watermark, now, maintenance, settings)
+        unjudged, of_unjudged = _mark_unjudged(connection, overdue.unjudged | faults, now)
+        notices += of_unjudged
     put(connection, notices, to_milliseconds(now))
     since = maintenance.running.starts_at if maintenance.running else None
-    unjudged_agents = count_unjudged(connection)
-    return Changes(degraded, notices, set_aside, resumed, since), replace(known, unjudged=unjudged_agents)
+    current = replace(current, unjudged=count_unjudged(connection))
+    return Changes(notices, degraded, unjudged, resumed, since), current
 
 
-def _spare(
-    connection: Connection, due: list[Due], maintenance: MaintenanceState, horizon: Horizon, settings: Settings
-) -> list[Due]:
-    """Return who is due still when all is counted that nobody wrote to its deadline yet."""
-    oldest, cleared_at = min(agent.since for agent in due), maintenance.cleared_at
-    nothing_since = cleared_at is None or oldest >= cleared_at
-    if horizon.watermark is None or (nothing_since and not read_outages(connection, oldest)):
-        return due
-    unwatched = read_unwatched(connection, maintenance, horizon.now)
-    return spare(connection, due, unwatched, horizon.watermark, settings.missed_intervals)
+def _mark_unjudged(connection: Connection, faults: Mapping[UUID, str], now: datetime) -> tuple[list[str], list[Notice]]:
+    """Exclude agents that can't be judged from later sweeps, until a registration or a heartbeat can be judged.
 
-
-def _set_aside(connection: Connection, unjudged: Mapping[UUID, str], now: datetime) -> tuple[list[str], list[Notice]]:
-    """Leave agents out of later sweeps, until a registration or a heartbeat can be judged.
-
-    Return their names, and what is told of it. Those for which the reason is the same are told of as one: a machine
-    without time zones has many.
+    Returns their names and the notices: one for each reason, as a machine without time zone data has many agents.
     """
-    by_reason: dict[str, list[Who]] = defaultdict(list)
-    for row in names_of(connection, unjudged):
-        who = Who(row.session_id, row.agent_name, row.project)
-        by_reason[clean(unjudged[who.session_id])[:WHY_CHARACTERS]].append(who)
-    mark(connection, "unjudged_at", unjudged, now)
-    found = [(who.session_id, who.agent_name, {"why": why}) for why, those in by_reason.items() for who in those]
-    record_all(connection, EventType.UNJUDGED, now, found)
+    by_reason: dict[str, list[SessionName]] = defaultdict(list)
+    for agent in names_of(connection, faults):
+        by_reason[clean(faults[agent.session_id])[:WHY_CHARACTERS]].append(agent)
+    mark(connection, "unjudged_at", faults, now)
+    moment = to_milliseconds(now)
+    events = [
+        (moment, agent.session_id, agent.agent_name, {"why": why})
+        for why, agents in by_reason.items()
+        for agent in agents
+    ]
+    record_agent_events(connection, EventType.UNJUDGED, events)
     notices = []
-    for number, (why, those) in enumerate(by_reason.items()):
-        if len(those) == 1:
-            notices.append(agent_notice(NoticeKind.UNJUDGED, those[0], now, {"why": why}))
+    for number, (why, agents) in enumerate(by_reason.items()):
+        if len(agents) == 1:
+            notices.append(agent_notice(NoticeKind.UNJUDGED, agents[0], now, {"why": why}))
         else:
-            names = sorted(who.agent_name for who in those)
-            detail = {"why": why, "agents": len(those), "names": names[:NAMED]}
+            names = sorted(agent.agent_name for agent in agents)
+            detail = {"why": why, "agents": len(agents), "names": names[:NAMED]}
             notices.append(fleet_notice(NoticeKind.UNJUDGED, now, detail, number=number))
-    return [name for _, name, _ in found], notices
+    return [name for _, _, name, _ in events], notices

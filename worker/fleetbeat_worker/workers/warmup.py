@@ -22,7 +22,7 @@ from fleetbeat_worker.database.engine import open_engine, reading, writing
 from fleetbeat_worker.database.tables import Base, Pipeline
 from fleetbeat_worker.ingest.queries import find_overtaken
 from fleetbeat_worker.ingest.transaction import store_entries
-from fleetbeat_worker.sweep.transaction import decide
+from fleetbeat_worker.sweep.transaction import judge_fleet
 from fleetbeat_worker.telemetry.log import logger
 
 
@@ -56,5 +56,5 @@ def _rehearse() -> None:
     with reading(engine) as connection:
         find_overtaken(connection, now - timedelta(minutes=1), settings.batch_size)
     with writing(engine) as connection:
-        decide(connection, Horizon(now, now, 0), Account(now, None, 0), settings, periodic=True)
+        judge_fleet(connection, Horizon(now, now, 0), Account(now, None, 0), settings, periodic=True)
     engine.dispose()
