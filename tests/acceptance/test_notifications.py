@@ -5,7 +5,7 @@ import time
 from acceptance.place import PATIENCE_SECONDS, Place
 from fleetbeat_worker.database.engine import open_engine, writing
 from fleetbeat_worker.notifications.notice import Notice
-from fleetbeat_worker.notifications.outbox import put
+from fleetbeat_worker.notifications.outbox import add_notices
 from fleetbeat_worker.rules.enums import NoticeKind
 from helpers import eventually
 from receivers import http_receiver
@@ -15,7 +15,7 @@ def lay_down(place: Place, key: str) -> None:
     """Write what a sweep would write of an agent that fell silent."""
     engine = open_engine(place.environment["FLEETBEAT_DATABASE_URL"])
     with writing(engine) as connection:
-        put(connection, [Notice(NoticeKind.DEGRADED, key, {}, agent_name="torv")], time.time_ns() // 1_000_000)
+        add_notices(connection, [Notice(NoticeKind.DEGRADED, key, {}, agent_name="torv")], time.time_ns() // 1_000_000)
     engine.dispose()
 
 

@@ -25,7 +25,7 @@ from fleetbeat_worker.broker.rq_queue import WORKER_TIMEOUT_SECONDS, waiting_ids
 from fleetbeat_worker.broker.server import redis_now
 from fleetbeat_worker.database.engine import open_engine
 from fleetbeat_worker.ingest.job import Ingest
-from fleetbeat_worker.notifications.due import announce
+from fleetbeat_worker.notifications.due import announce_next_due
 from fleetbeat_worker.notifications.job import notify as run_notify
 from fleetbeat_worker.retention.job import Cutoffs, prune as run_prune
 from fleetbeat_worker.sweep.job import sweep as run_sweep
@@ -68,7 +68,7 @@ def sweep() -> None:
         complaint = Complaint("database", "sweep")
         try:
             run_sweep(client, engine, settings)
-            announce(client, engine)
+            announce_next_due(client, engine)
         except DatabaseUnavailable as error:
             complaint.trouble(f"Verdicts wait: {error}")
         else:
@@ -113,7 +113,7 @@ def notify() -> None:
 
         try:
             run_notify(engine, settings.notify_urls, lambda: redis_now(client), stop)
-            announce(client, engine)
+            announce_next_due(client, engine)
         except DatabaseUnavailable as error:
             complaint.trouble(f"Notifications wait: {error}")
         else:

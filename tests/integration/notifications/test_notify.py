@@ -14,10 +14,10 @@ from fleetbeat_shared.identifiers import new_message_id
 from fleetbeat_worker.database.engine import open_engine, reading, writing
 from fleetbeat_worker.database.tables import Notification
 from fleetbeat_worker.notifications import apprise_sender as sending, job as module
-from fleetbeat_worker.notifications.delivery import Outcome, Round
-from fleetbeat_worker.notifications.job import LEASE, TAKEN_AT_ONCE, notify
+from fleetbeat_worker.notifications.delivery import Delivery, Outcome
+from fleetbeat_worker.notifications.job import CLAIMED_AT_ONCE, LEASE, notify
 from fleetbeat_worker.notifications.notice import Notice
-from fleetbeat_worker.notifications.outbox import TRIED_FOR, ask_again, put, read_outbox
+from fleetbeat_worker.notifications.outbox import TRIED_FOR, add_notices, read_outbox, request_retry
 from fleetbeat_worker.rules.enums import NoticeKind
 from fleetbeat_worker.rules.spans import to_milliseconds
 from processes import die, end_of, fork
@@ -71,7 +71,7 @@ def lay_down(engine: Engine, *names: str, kind: NoticeKind = NoticeKind.DEGRADED
             Notice(kind, f"{kind.value}:{session}:{to_milliseconds(NOON)}", detail, session, name, "billing")
         )
     with writing(engine) as connection:
-        put(connection, notices, to_milliseconds(NOON))
+        add_notices(connection, notices, to_milliseconds(NOON))
     return [notice.key for notice in notices]
 
 
@@ -169,7 +169,7 @@ def test_a_job_that_is_killed_after_sending_sends_again(
         def killed(*_: object) -> None:
             die()
 
-        module.store.record_delivery = killed  # type: ignore[assignment] # in the child alone
+        module.outbox.record_delivery = killed  # type: ignore[assignment] # in the child alone
         notify(open_engine(database_url), webhook.url(), clock)
 
     assert end_of(fork(main)) == -9
@@ -186,7 +186,7 @@ def test_two_jobs_at_once_send_each_once(
     database: Engine, database_url: str, webhook: HttpReceiver, clock: Clock
 ) -> None:
     """Of two jobs that run at once, each notification is taken by one."""
-    keys = lay_down(database, *(f"agent-{number}" for number in range(3 * TAKEN_AT_ONCE)))
+    keys = lay_down(database, *(f"agent-{number}" for number in range(3 * CLAIMED_AT_ONCE)))
     database.dispose()
 
     def main() -> None:
@@ -255,7 +255,7 @@ def test_dead_after_a_day(database: Engine, webhook: HttpReceiver, clock: Clock)
     with reading(database) as connection:
         assert (read_outbox(connection).waiting, read_outbox(connection).dead) == (0, 1)
     with writing(database) as connection:
-        assert ask_again(connection, [row(database).id], clock.now) == 1
+        assert request_retry(connection, [row(database).id], clock.now) == 1
     notify(database, webhook.url(), clock)
     assert row(database).state == "waiting"
     webhook.status = 200
@@ -272,10 +272,10 @@ def test_a_retry_that_is_asked_for_during_a_try_stands(
     clock.advance(TRIED_FOR)
     deliver = module.deliver
 
-    def deliver_while_somebody_asks(rounds: Sequence[Round], stop: Callable[[], bool]) -> Iterator[Outcome]:
+    def deliver_while_somebody_asks(rounds: Sequence[Delivery], stop: Callable[[], bool]) -> Iterator[Outcome]:
         for outcome in deliver(rounds, stop):
             with writing(database) as connection:
-                assert ask_again(connection, [outcome.notice_id], clock.now) == 1
+                assert request_retry(connection, [outcome.notice_id], clock.now) == 1
             yield outcome
 
     with monkeypatch.context() as patch:

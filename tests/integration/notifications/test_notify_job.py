@@ -18,9 +18,9 @@ from fleetbeat_worker import jobs
 from fleetbeat_worker.database.engine import open_engine, reading, writing
 from fleetbeat_worker.database.tables import Liveness, Notification
 from fleetbeat_worker.notifications import apprise_sender as sending, job as module
-from fleetbeat_worker.notifications.due import announce, are_due
+from fleetbeat_worker.notifications.due import announce_next_due, are_due
 from fleetbeat_worker.notifications.notice import Notice
-from fleetbeat_worker.notifications.outbox import put
+from fleetbeat_worker.notifications.outbox import add_notices
 from fleetbeat_worker.rules.enums import NoticeKind
 from fleetbeat_worker.rules.spans import to_milliseconds
 from fleetbeat_worker.store.pipeline import stored_pipeline
@@ -43,7 +43,7 @@ def lay_down(settings: Settings, client: Redis, *names: str) -> None:
     notices = [Notice(NoticeKind.DEGRADED, f"degraded:{name}:{now}", {}, agent_name=name) for name in names]
     engine = open_engine(settings.sql_url)
     with writing(engine) as connection:
-        put(connection, notices, now)
+        add_notices(connection, notices, now)
     engine.dispose()
 
 
@@ -141,16 +141,18 @@ def test_a_horse_that_is_killed_while_it_sends(
 
 def test_a_job_is_enqueued_when_something_is_due(redis: Redis, memory: Engine, quick: Settings) -> None:
     """The dispatcher enqueues a notify job when the time that was announced has come, and not a second one."""
-    announce(redis, memory)
+    announce_next_due(redis, memory)
     assert not are_due(redis)
     with writing(memory) as connection:
-        put(connection, [Notice(NoticeKind.OUTAGE, "later", {})], to_milliseconds(redis_time(redis)) + 3_600_000)
-    announce(redis, memory)
+        add_notices(
+            connection, [Notice(NoticeKind.OUTAGE, "later", {})], to_milliseconds(redis_time(redis)) + 3_600_000
+        )
+    announce_next_due(redis, memory)
     assert redis.get(NOTICES_DUE) is not None
     assert not are_due(redis)
     with writing(memory) as connection:
-        put(connection, [Notice(NoticeKind.OUTAGE, "now", {})], to_milliseconds(redis_time(redis)))
-    announce(redis, memory)
+        add_notices(connection, [Notice(NoticeKind.OUTAGE, "now", {})], to_milliseconds(redis_time(redis)))
+    announce_next_due(redis, memory)
     assert are_due(redis)
     dispatcher = Dispatcher(redis, quick, lambda: True)
     for _ in range(2):
@@ -165,5 +167,5 @@ def test_redis_away_keeps_no_sweep_from_its_end(memory: Engine, caplog: pytest.L
     from fleetbeat_shared.connection import connect
 
     caplog.set_level(logging.DEBUG, "fleetbeat")
-    announce(connect("redis://127.0.0.1:1/0", timeout_seconds=0.1), memory)
+    announce_next_due(connect("redis://127.0.0.1:1/0", timeout_seconds=0.1), memory)
     assert "can't be told" in caplog.text

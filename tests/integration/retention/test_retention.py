@@ -35,7 +35,7 @@ from fleetbeat_worker.database.tables import (
     StrayHeartbeat,
 )
 from fleetbeat_worker.notifications.notice import Notice
-from fleetbeat_worker.notifications.outbox import put
+from fleetbeat_worker.notifications.outbox import add_notices
 from fleetbeat_worker.retention import job as module, old_partitions as old_days
 from fleetbeat_worker.retention.job import Cutoffs, PruneReport, find_old, prune
 from fleetbeat_worker.retention.table_sizes import file_size, table_sizes
@@ -164,7 +164,7 @@ def test_notifications_go_when_they_are_done_with(swept: Engine) -> None:
         for notice_state in NoticeState:
             with writing(swept) as connection:
                 notice = Notice(NoticeKind.OUTAGE, f"{notice_state.value} {age}", {})
-                put(connection, [notice], to_milliseconds(days(age)))
+                add_notices(connection, [notice], to_milliseconds(days(age)))
                 of_it = update(Notification).where(Notification.key == notice.key)
                 connection.execute(of_it.values(state=notice_state.value))
     settings = SETTINGS.model_copy(update={"notification_days": 20})

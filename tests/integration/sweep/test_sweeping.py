@@ -23,7 +23,7 @@ from fleetbeat_worker.explain.verdict import explain
 from fleetbeat_worker.fleet.agents import read_fleet
 from fleetbeat_worker.ingest.queries import open_batch, write_batch
 from fleetbeat_worker.ingest.transaction import store_entries
-from fleetbeat_worker.notifications.outbox import take_due
+from fleetbeat_worker.notifications.outbox import claim_due
 from fleetbeat_worker.rules.spans import to_milliseconds
 from fleetbeat_worker.sweep.incidents import count_notified
 from fleetbeat_worker.sweep.job import sweep
@@ -408,7 +408,7 @@ def test_what_was_told_by_a_clock_that_was_ahead(
     look()
     with writing(database) as connection:
         now = redis_time(redis)
-        assert len(take_due(connection, now, seconds(60), 20)) == 4
+        assert len(claim_due(connection, now, seconds(60), 20)) == 4
         assert all(event.occurred_at <= now for event in events(database, "degraded"))
         assert count_notified(connection, now + seconds(1)) == 0
 

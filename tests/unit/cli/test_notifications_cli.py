@@ -18,7 +18,7 @@ from fleetbeat_worker.cli.worker import check_notify_urls
 from fleetbeat_worker.database.engine import reading, writing
 from fleetbeat_worker.database.tables import Notification
 from fleetbeat_worker.notifications.notice import Notice
-from fleetbeat_worker.notifications.outbox import put
+from fleetbeat_worker.notifications.outbox import add_notices
 from fleetbeat_worker.rules.enums import NoticeKind, NoticeState
 from fleetbeat_worker.rules.spans import to_milliseconds
 from receivers import http_receiver
@@ -45,7 +45,7 @@ def lay_down(engine: Engine, state: NoticeState, name: str | None = "torv", fail
     then = datetime.now(UTC) - timedelta(days=2)
     kind = NoticeKind.DEGRADED if name else NoticeKind.OUTAGE
     with writing(engine) as opened:
-        put(opened, [Notice(kind, f"{state.value} {name}", {}, agent_name=name)], to_milliseconds(then))
+        add_notices(opened, [Notice(kind, f"{state.value} {name}", {}, agent_name=name)], to_milliseconds(then))
         changes = {"state": state.value, "failure": failure, "sent_at": then, "attempts": 9}
         of_it = Notification.key == f"{state.value} {name}"
         opened.execute(update(Notification).where(of_it).values(changes))
@@ -126,12 +126,12 @@ def test_workers_refuse_a_target_that_can_not_be_used(url: str) -> None:
 
 
 def test_a_malformed_variable_ends_check_and_worker(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: ARG001 - it makes the database
-    """Both exit with 2 and the variable's name at a target that is no URL."""
+    """Both exit with 2 and the variable's name at a malformed target."""
     monkeypatch.setenv("FLEETBEAT_NOTIFY_URLS", "s3cret")
     for command in ("check", "worker"):
         result = run(command)
         assert result.exit_code == 2
-        assert "FLEETBEAT_NOTIFY_URLS: target 1 is no URL" in result.output
+        assert "FLEETBEAT_NOTIFY_URLS: target 1 is not a URL" in result.output
         assert "s3cret" not in result.output
 
 

@@ -18,8 +18,14 @@ from fleetbeat_worker.cli.options import common_options, example, json_option, o
 from fleetbeat_worker.cli.output import clock, console, counted, plain_table, print_json, safe
 from fleetbeat_worker.cli.types import LIMIT, ROW_ID, NameType, unknown_name
 from fleetbeat_worker.database.engine import reading, writing
-from fleetbeat_worker.notifications import outbox as store
 from fleetbeat_worker.notifications.delivery import Outcome
+from fleetbeat_worker.notifications.outbox import (
+    find_dead,
+    read_latest,
+    read_outbox,
+    read_states,
+    request_retry,
+)
 from fleetbeat_worker.notifications.targets import VARIABLE, parse_targets
 from fleetbeat_worker.rules.enums import NoticeState
 
@@ -47,9 +53,9 @@ def list_notifications(
     *, settings: Settings, state: str | None, agent_name: str | None, limit: int, as_json: bool
 ) -> None:
     """List the latest notifications, the newest last. Exit status 1 if no agent of that name was ever registered."""
-    chosen = store.Selection(NoticeState(state) if state else None, agent_name)
+    chosen = NoticeState(state) if state else None
     with open_database(settings) as engine, reading(engine) as connection:
-        found, outbox = store.latest(connection, limit, chosen), store.read_outbox(connection)
+        found, outbox = read_latest(connection, limit, state=chosen, agent_name=agent_name), read_outbox(connection)
         unknown = unknown_name(connection, agent_name, found)
     if as_json:
         counts = {"waiting": outbox.waiting, "dead": outbox.dead, "oldest_at": outbox.oldest_at}
@@ -60,7 +66,7 @@ def list_notifications(
         click.echo("No notifications.")
     if unknown is not None:
         raise unknown
-    if not as_json and outbox.dead and chosen.state is not NoticeState.DEAD:
+    if not as_json and outbox.dead and chosen is not NoticeState.DEAD:
         click.echo(
             f"{counted(outbox.dead, 'notification')} could not be sent: fleetbeat notifications list --state dead"
         )
@@ -125,13 +131,13 @@ def retry(*, settings: Settings, ids: tuple[int, ...], take_dead: bool, as_json:
     with open_redis(settings) as client, open_database(settings) as engine:
         from fleetbeat_shared.connection import redis_errors
         from fleetbeat_worker.broker.server import redis_now
-        from fleetbeat_worker.notifications.due import announce
+        from fleetbeat_worker.notifications.due import announce_next_due
 
         with redis_errors(settings.redis_url), writing(engine) as connection:
-            chosen = list(dict.fromkeys(ids)) if ids else store.ids_of_dead(connection)
-            _refuse_unfit(chosen, store.states_of(connection, chosen))
-            number = store.ask_again(connection, chosen, redis_now(client))
-        announce(client, engine)
+            chosen = list(dict.fromkeys(ids)) if ids else find_dead(connection)
+            _refuse_unfit(chosen, read_states(connection, chosen))
+            number = request_retry(connection, chosen, redis_now(client))
+        announce_next_due(client, engine)
     if as_json:
         print_json({"retried": number})
     else:
@@ -178,13 +184,13 @@ def _outcome_json(outcome: Outcome) -> dict[str, Any]:
 def _try_all(notify_urls: str) -> list[Outcome]:
     """Send a test message to all targets; return what came of it, in their order. Raises SettingsError."""
     from fleetbeat_worker.notifications.apprise_sender import Sender
-    from fleetbeat_worker.notifications.delivery import Round, deliver
-    from fleetbeat_worker.notifications.messages import trial
+    from fleetbeat_worker.notifications.delivery import Delivery, deliver
+    from fleetbeat_worker.notifications.messages import compose_test
 
     targets = parse_targets(notify_urls)
     if not targets:
-        message = f"Nobody is told of anything: {VARIABLE} is not set. docs/notifications.md has examples."
-        raise FleetbeatError(message)
-    greeting = trial(datetime.now(UTC))
-    rounds = [Round(Sender(target), [(0, greeting)]) for target in targets]
-    return sorted(deliver(rounds, lambda: False), key=lambda outcome: outcome.target.number)
+        error = f"Nobody is told of anything: {VARIABLE} is not set. docs/notifications.md has examples."
+        raise FleetbeatError(error)
+    message = compose_test(datetime.now(UTC))
+    deliveries = [Delivery(Sender(target), [(0, message)]) for target in targets]
+    return sorted(deliver(deliveries, lambda: False), key=lambda outcome: outcome.target.number)

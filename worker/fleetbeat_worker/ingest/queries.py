@@ -36,7 +36,7 @@ from fleetbeat_worker.ingest.session_state import (
     LifecycleEvent,
     LivenessRecord,
 )
-from fleetbeat_worker.notifications.outbox import put
+from fleetbeat_worker.notifications.outbox import add_notices
 from fleetbeat_worker.rules.anomalies import DOING
 from fleetbeat_worker.rules.enums import LIFECYCLE, TaskState
 from fleetbeat_worker.rules.liveness import PROMISE_COLUMNS, State, cached_promise
@@ -245,7 +245,7 @@ def write_batch(connection: Connection, batch: Batch) -> None:
     batch.new_heartbeats = bulk.insert(connection, _HEARTBEATS, HEARTBEAT_COLUMNS, batch.heartbeats)
     bulk.insert(connection, _STRAYS, STRAY_COLUMNS, batch.strays)
     bulk.insert_rows(connection, _EVENTS, batch.events)
-    put(connection, batch.notices, batch.facts.now)
+    add_notices(connection, batch.notices, batch.facts.now)
     batch.new_rejected = bulk.insert_rows(connection, _REJECTED, batch.rejected)
     if batch.idle_tasks_of:
         _reopen_tasks(connection, batch.idle_tasks_of, from_milliseconds(batch.facts.now))

@@ -35,7 +35,7 @@ from fleetbeat_worker.ingest.queries import (
     write_batch,
 )
 from fleetbeat_worker.ingest.session_state import Facts
-from fleetbeat_worker.notifications.due import expect
+from fleetbeat_worker.notifications.due import announce_due
 from fleetbeat_worker.rules.enums import EventType, NoticeKind
 from fleetbeat_worker.rules.spans import from_milliseconds, to_milliseconds
 from fleetbeat_worker.store.events import flapping_among
@@ -226,7 +226,7 @@ def follow_up(client: Redis, batch: Batch) -> None:
     """Tell in Redis what a committed batch is to others: answers to senders that wait, and notices to be sent."""
     send_replies(client, batch.replies)
     if batch.notices:
-        expect(client, batch.facts.now)
+        announce_due(client, batch.facts.now)
 
 
 def send_replies(client: Redis, replies: Collection[tuple[UUID, Reply]]) -> None:

@@ -1,7 +1,8 @@
-"""Sending a message to one target through Apprise.
+"""Apprise sender: sends messages to one target through Apprise.
 
-Apprise is imported here alone, when the first target is opened: nobody pays for it who sends nothing. A URL's secrets
-stay in it: what Apprise says is kept out of the log, and told without anything that stands in the URL.
+Apprise is imported here only, when the first target is opened, so that processes that send nothing don't load it.
+A target's URL contains secrets: Apprise's own log records are discarded, and failures are stored without any part of
+the URL.
 """
 
 from __future__ import annotations
@@ -24,45 +25,46 @@ if TYPE_CHECKING:
     from apprise import AppriseAsset
 
 SEND_SECONDS = 15.0
-"""How long a receiver may take for one message, however it dawdles: a worker that waits for it does nothing else."""
-LONGEST_REASON = 300
+"""How long a receiver may take for one message in all: a worker that waits for it does nothing else."""
+REASON_LIMIT = 300
+"""How many characters of a failure's reason are kept."""
 
 _WITH_DATA = {"json", "jsons", "xml", "xmls", "form", "forms"}
-"""Receivers that are programs: they get the key and what it is about as fields of their own, too."""
-_SURE_LETTERS = 5
-"""A part of a URL with so many letters is hidden wherever it stands, a shorter one where it is a word."""
+"""Schemes of webhooks: they also get the key, the kind, the agent and the project as fields."""
+_UNIQUE_LENGTH = 5
+"""A part of a URL with this many characters is hidden wherever it occurs; a shorter one only as a whole word."""
 
 
 class Sender:
     """Sends to one target."""
 
     def __init__(self, target: Target) -> None:
-        """Open a target; nothing is sent by that. Raises SettingsError when its URL is none that Apprise can use."""
+        """Open a target without sending anything. Raises SettingsError when Apprise can't use its URL."""
         self.target = target
         self._asset = _asset()
         self._plugin = self._open(target.url)
 
     @property
     def pause_seconds(self) -> float:
-        """How long to wait between two messages, as the service behind it asks for."""
+        """The pause between two messages that the service requires."""
         return float(self._plugin.request_rate_per_sec)
 
     def send(self, message: Message) -> str | None:
-        """Send a message; return why it didn't arrive, without secrets, or None if it did. Raises nothing."""
-        answer: list[str | None] = []
+        """Send a message; return the reason of a failure without secrets, or None. Raises nothing."""
+        result: list[str | None] = []
 
-        def ask() -> None:
+        def send() -> None:
             try:
-                answer.append(self._send(message))
+                result.append(self._send(message))
             except Exception as error:  # noqa: BLE001 - any of a hundred services' plugins
-                answer.append(hide(f"{type(error).__name__}: {error}", self.target.url))
+                result.append(hide(f"{type(error).__name__}: {error}", self.target.url))
 
-        # A socket's time-out bounds each wait for it, and not their sum. A thread that hangs is left behind; it ends
-        # with the job's process, if not before.
-        thread = threading.Thread(target=ask, daemon=True)
+        # A socket's time-out bounds each read, not their sum. A thread that hangs is abandoned; it ends at the latest
+        # with the job's process.
+        thread = threading.Thread(target=send, daemon=True)
         thread.start()
         thread.join(SEND_SECONDS)
-        return answer[0] if answer else f"It didn't answer within {SEND_SECONDS:g} s."
+        return result[0] if result else f"No answer within {SEND_SECONDS:g} s."
 
     def _send(self, message: Message) -> str | None:
         from apprise import Apprise, NotifyFormat
@@ -70,15 +72,15 @@ class Sender:
         plugin = self._plugin
         if self.target.scheme in _WITH_DATA:
             plugin = self._open(_with_data(self.target.url, message))
-        courier = Apprise(asset=self._asset)
-        courier.add(plugin)
-        result = courier.notify(
-            body=message.body, title=message.title, notify_type=message.mood.value, body_format=NotifyFormat.TEXT
+        apprise = Apprise(asset=self._asset)
+        apprise.add(plugin)
+        result = apprise.notify(
+            body=message.body, title=message.title, notify_type=message.type.value, body_format=NotifyFormat.TEXT
         )
         if result:
             return None
-        said = [entry.message for entry in result.logs()]
-        return hide(" ".join(said) or "It was refused, and nothing was said about it.", self.target.url)
+        reasons = " ".join(entry.message for entry in result.logs())
+        return hide(reasons or "The service refused it without a reason.", self.target.url)
 
     def _open(self, url: str) -> Any:  # noqa: ANN401 - one of Apprise's plugins, which have no common type for this
         from apprise import Apprise
@@ -88,15 +90,15 @@ class Sender:
             plugin = Apprise.instantiate(url, asset=self._asset)
         if plugin is None:
             message = (
-                f"{VARIABLE}: {self.target.title} can't be used: Apprise knows no such scheme, or a part of the URL is "
-                "missing or malformed. https://appriseit.com says how it is written."
+                f"{VARIABLE}: {self.target.title} can't be used: Apprise doesn't know the scheme, or a part of the URL "
+                "is missing or malformed. https://appriseit.com describes the URL of each service."
             )
             raise SettingsError(message)
         return plugin
 
 
 def check_targets(text: str) -> None:
-    """Make sure that each target of FLEETBEAT_NOTIFY_URLS can be used; nothing is sent. Raises SettingsError.
+    """Check that each target of FLEETBEAT_NOTIFY_URLS can be used, without sending anything. Raises SettingsError.
 
     A process that does this before it forks has imported Apprise for its children.
     """
@@ -105,16 +107,16 @@ def check_targets(text: str) -> None:
 
 
 def hide(text: str, url: str) -> str:
-    """Return a text on one line, with everything that stands in a URL, but its scheme, replaced by `…`."""
-    told = clean(text)
+    """Reduce a text to one line, in which every part of a URL except its scheme is replaced by `…`."""
+    hidden = clean(text)
     for part in sorted(set(_parts(url)), key=len, reverse=True):
-        word = re.escape(part)
-        told = re.sub(word if len(part) >= _SURE_LETTERS else rf"(?<!\w){word}(?!\w)", "…", told)
-    return told if len(told) <= LONGEST_REASON else f"{told[:LONGEST_REASON]}…"
+        pattern = re.escape(part)
+        hidden = re.sub(pattern if len(part) >= _UNIQUE_LENGTH else rf"(?<!\w){pattern}(?!\w)", "…", hidden)
+    return hidden if len(hidden) <= REASON_LIMIT else f"{hidden[:REASON_LIMIT]}…"
 
 
 def _parts(url: str) -> Iterator[str]:
-    """Yield what may be secret, as it is written and as it is meant: in some URLs the host is a token."""
+    """Yield the parts that may be secret, encoded and decoded: in some URLs the host is a token."""
     _, _, rest = url.partition("://")
     bare, _, query = rest.partition("?")
     values = [value for _, value in parse_qsl(query)]
@@ -135,7 +137,7 @@ def _with_data(url: str, message: Message) -> str:
 
 @lru_cache
 def _asset() -> AppriseAsset:
-    """Import Apprise; return what all its plugins share."""
+    """Import Apprise; return the settings that all its plugins share."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # it looks for modules that newer Pythons lack
         from apprise import AppriseAsset, PersistentStoreMode

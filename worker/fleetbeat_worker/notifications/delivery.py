@@ -1,4 +1,4 @@
-"""Bringing messages to several targets at once, so that one that hangs keeps no other waiting."""
+"""Delivery: sends messages to several targets in parallel, so that one that hangs delays no other."""
 
 from __future__ import annotations
 
@@ -11,67 +11,67 @@ from fleetbeat_worker.notifications.apprise_sender import Sender
 from fleetbeat_worker.notifications.messages import Message
 from fleetbeat_worker.notifications.targets import Target
 
-GIVE_UP_AFTER = 3
-"""After so many failures in a row, a target is left alone for this time; one message that it refuses is no reason."""
-LOOK_SECONDS = 0.1
+FAILURES_IN_A_ROW = 3
+"""After so many, a target gets nothing more from this job; fewer may be due to single messages that it refuses."""
+POLL_SECONDS = 0.1
 
 
 @dataclass(frozen=True, slots=True)
-class Round:
-    """What one target gets, in this order."""
+class Delivery:
+    """The messages for one target, in order."""
 
     sender: Sender
-    parcels: Sequence[tuple[int, Message]]
-    """Messages, each with the number of its notification."""
+    messages: Sequence[tuple[int, Message]]
+    """Messages, each with the id of its notification."""
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What came of one message to one target."""
+    """The result of one message to one target."""
 
     notice_id: int
     target: Target
     failure: str | None = None
     tried: bool = True
-    """False if it was asked to stop before."""
+    """False if the delivery was stopped before."""
 
 
-def deliver(rounds: Sequence[Round], stop: Callable[[], bool]) -> Iterator[Outcome]:
-    """Send all, to each target in a thread of its own; yield what came of each message as soon as it is known.
+def deliver(deliveries: Sequence[Delivery], stop: Callable[[], bool]) -> Iterator[Outcome]:
+    """Send all messages, to each target in a thread of its own; yield each outcome as soon as it is known.
 
-    `stop` is asked again and again whether to end early: then what is being sent is still waited for.
+    `stop` is polled; once it is true, only messages that are being sent are waited for.
     """
     outcomes: SimpleQueue[Outcome] = SimpleQueue()
-    ending = threading.Event()
-    for one in rounds:
-        threading.Thread(target=_carry, args=(one, outcomes, ending), daemon=True).start()
-    left = sum(len(one.parcels) for one in rounds)
+    stopping = threading.Event()
+    for delivery in deliveries:
+        threading.Thread(target=_send_all, args=(delivery, outcomes, stopping), daemon=True).start()
+    left = sum(len(delivery.messages) for delivery in deliveries)
     try:
         while left:
             if stop():
-                ending.set()
+                stopping.set()
             try:
-                outcome = outcomes.get(timeout=LOOK_SECONDS)
+                outcome = outcomes.get(timeout=POLL_SECONDS)
             except Empty:
                 continue
             left -= 1
             yield outcome
     finally:
-        ending.set()
+        stopping.set()
 
 
-def _carry(one: Round, outcomes: SimpleQueue[Outcome], ending: threading.Event) -> None:
-    failures, last = 0, ""
-    for place, (notice_id, message) in enumerate(one.parcels):
-        if place and failures < GIVE_UP_AFTER:
-            ending.wait(one.sender.pause_seconds)
-        if ending.is_set():
-            outcomes.put(Outcome(notice_id, one.sender.target, tried=False))
+def _send_all(delivery: Delivery, outcomes: SimpleQueue[Outcome], stopping: threading.Event) -> None:
+    sender, failures, last = delivery.sender, 0, ""
+    for place, (notice_id, message) in enumerate(delivery.messages):
+        if place and failures < FAILURES_IN_A_ROW:
+            stopping.wait(sender.pause_seconds)
+        if stopping.is_set():
+            outcomes.put(Outcome(notice_id, sender.target, tried=False))
             continue
-        if failures >= GIVE_UP_AFTER:
-            failure: str | None = f"Not sent, as {failures} before it failed, at last so: {last}"
-        elif (failure := one.sender.send(message)) is None:
+        if failures >= FAILURES_IN_A_ROW:
+            failure: str | None = f"Not sent after {failures} failures in a row. The last one: {last}"
+        elif (failure := sender.send(message)) is None:
             failures = 0
         else:
             failures, last = failures + 1, failure
-        outcomes.put(Outcome(notice_id, one.sender.target, failure))
+        outcomes.put(Outcome(notice_id, sender.target, failure))

@@ -1,7 +1,7 @@
-"""The job that tells people: it takes what is due from the outbox, sends it, and writes down what came of it.
+"""The notify job: claims due notifications from the outbox, sends them, and records each result.
 
-At least once: a job takes its notifications for a time, sends, and writes each delivery down at once. If it dies
-between sending and writing, the next one sends again, with the same key.
+Delivery is at least once: the job claims notifications for a limited time, and records each delivery at once. If it
+dies between sending and recording, the next job sends again, with the same key.
 """
 
 from __future__ import annotations
@@ -17,48 +17,49 @@ from sqlalchemy import Engine, Row
 
 from fleetbeat_shared.errors import SettingsError
 from fleetbeat_worker.database.engine import writing
-from fleetbeat_worker.notifications import outbox as store
-from fleetbeat_worker.notifications.delivery import Outcome, Round, deliver
+from fleetbeat_worker.notifications import outbox
+from fleetbeat_worker.notifications.delivery import Delivery, Outcome, deliver
 from fleetbeat_worker.notifications.messages import Message, compose
-from fleetbeat_worker.notifications.targets import Target, parse_targets, targets_for
+from fleetbeat_worker.notifications.targets import Target, parse_targets, select_targets
 from fleetbeat_worker.notifications.wording import Facts
 from fleetbeat_worker.rules.backoff import backoff_seconds
 from fleetbeat_worker.rules.enums import NoticeKind
 from fleetbeat_worker.telemetry.log import logger
 from fleetbeat_worker.telemetry.metrics import NOTIFICATIONS, count
 
-TAKEN_AT_ONCE = 20
-"""How many notifications one job sends: what many changes at once make people read comes to them in portions."""
+CLAIMED_AT_ONCE = 20
+"""How many notifications one job sends: people get the messages about many changes in portions."""
 LEASE = timedelta(seconds=120)
-"""How long a job has its notifications to itself: longer than it may run."""
+"""How long a claim lasts: longer than a job may run."""
 FIRST_PAUSE_SECONDS = 10.0
 LONGEST_PAUSE_SECONDS = 3600.0
-"""How long to wait after a failure: twice as long each time, up to an hour."""
+"""The back-off after failures."""
 JITTER = 0.25
-"""By which part of it the pause is shorter or longer, so that not all come at once to a receiver that is back."""
-LONGEST_FAILURE = 500
+"""The share by which a pause is shorter or longer, so that a receiver that is back doesn't get all at once."""
+FAILURE_LIMIT = 500
+"""How many characters of a failure are stored."""
 
 
 @dataclass(slots=True)
 class NotifyReport:
-    """What one job did."""
+    """The result of one job."""
 
     sent: int = 0
     retried: int = 0
-    """How many failed, and are tried again."""
+    """How many failed, and will be tried again."""
     dead: int = 0
     unrouted: int = 0
     failures: dict[str, str] = field(default_factory=dict)
-    """Why, by target."""
+    """The last failure of each target."""
 
 
 @dataclass(slots=True)
-class _Parcel:
-    """A notification in this job's hands."""
+class _Claimed:
+    """A notification that this job has claimed."""
 
     row: Row[Any]
     targets: Sequence[Target]
-    """All that it is for."""
+    """All targets that match it."""
     open: int = 0
     """How many of them have no outcome yet."""
     failures: dict[str, str] = field(default_factory=dict)
@@ -66,7 +67,7 @@ class _Parcel:
 
     @property
     def attempts(self) -> int:
-        return int(self.row.attempts) + 1  # the row was read before it was taken
+        return int(self.row.attempts) + 1  # the row was read before it was claimed
 
     @property
     def fingerprints(self) -> list[str]:
@@ -76,22 +77,22 @@ class _Parcel:
 def notify(
     engine: Engine, notify_urls: str, clock: Callable[[], datetime], stop: Callable[[], bool] = lambda: False
 ) -> NotifyReport:
-    """Send what is due, at most so many notifications; return what came of them.
+    """Send due notifications, at most `CLAIMED_AT_ONCE`.
 
-    `clock` gives Redis's time. Raises DatabaseUnavailable: what was sent and not written down is sent again. Raises
-    SettingsError.
+    `clock` returns Redis's time. Raises DatabaseUnavailable: notifications whose delivery isn't recorded are sent
+    again. Raises SettingsError.
     """
     targets = parse_targets(notify_urls)
     report = NotifyReport()
     with writing(engine) as connection:
         if not targets:
-            _count_unrouted(report, store.leave_unrouted(connection, clock()))
+            _count_unrouted(report, outbox.mark_unrouted(connection, clock()))
             return report
-        rows = store.take_due(connection, clock(), LEASE, TAKEN_AT_ONCE)
+        rows = outbox.claim_due(connection, clock(), LEASE, CLAIMED_AT_ONCE)
     _Run(engine, targets, clock, report).send(rows, stop)
     if report.failures:
-        told = {"tried_again": report.retried, "dead": report.dead, "failures": report.failures}
-        logger.warning("Notifications could not be sent", extra=told)
+        fields = {"tried_again": report.retried, "dead": report.dead, "failures": report.failures}
+        logger.warning("Notifications could not be sent", extra=fields)
     return report
 
 
@@ -111,94 +112,91 @@ class _Run:
         self._report = report
 
     def send(self, rows: Sequence[Row[Any]], stop: Callable[[], bool]) -> None:
-        parcels = {row.id: _Parcel(row, self._wanted(row)) for row in rows}
-        unrouted = [number for number, parcel in parcels.items() if not parcel.targets]
+        claimed = {row.id: _Claimed(row, select_targets(self._targets, row.agent_name, row.project)) for row in rows}
+        unrouted = [notice_id for notice_id, notice in claimed.items() if not notice.targets]
         if unrouted:
             with writing(self._engine) as connection:
-                _count_unrouted(self._report, store.leave_unrouted(connection, self._clock(), unrouted))
-        for outcome in deliver(self._rounds(parcels), stop):
-            self._take_down(parcels[outcome.notice_id], outcome)
+                _count_unrouted(self._report, outbox.mark_unrouted(connection, self._clock(), unrouted))
+        for outcome in deliver(self._deliveries(claimed), stop):
+            self._record(claimed[outcome.notice_id], outcome)
 
-    def _wanted(self, row: Row[Any]) -> list[Target]:
-        return targets_for(self._targets, row.agent_name, row.project, fleet_wide=row.agent_name is None)
-
-    def _rounds(self, parcels: dict[int, _Parcel]) -> list[Round]:
-        """Return what each target gets, without what it has already."""
+    def _deliveries(self, claimed: dict[int, _Claimed]) -> list[Delivery]:
+        """Compose the messages for each target, without those that it has received already."""
         by_target: dict[Target, list[tuple[int, Message]]] = defaultdict(list)
-        for number, parcel in parcels.items():
-            missing = [target for target in parcel.targets if target.fingerprint not in (parcel.row.delivered or {})]
-            if parcel.targets and not missing:  # who lacked it is no target any more
-                self._record(parcel, None)
-            message = self._compose(parcel) if missing else None
+        for notice_id, notice in claimed.items():
+            missing = [target for target in notice.targets if target.fingerprint not in (notice.row.delivered or {})]
+            if notice.targets and not missing:  # the target that lacked it was removed
+                self._record_delivery(notice, None)
+            message = self._compose(notice) if missing else None
             if message is not None:
-                parcel.open = len(missing)
+                notice.open = len(missing)
                 for target in missing:
-                    by_target[target].append((number, message))
-        rounds = (self._round(target, messages, parcels) for target, messages in by_target.items())
-        return [one for one in rounds if one is not None]
+                    by_target[target].append((notice_id, message))
+        deliveries = (self._delivery(target, messages, claimed) for target, messages in by_target.items())
+        return [delivery for delivery in deliveries if delivery is not None]
 
-    def _round(
-        self, target: Target, messages: Sequence[tuple[int, Message]], parcels: dict[int, _Parcel]
-    ) -> Round | None:
-        from fleetbeat_worker.notifications.apprise_sender import Sender  # it brings Apprise
+    def _delivery(
+        self, target: Target, messages: Sequence[tuple[int, Message]], claimed: dict[int, _Claimed]
+    ) -> Delivery | None:
+        from fleetbeat_worker.notifications.apprise_sender import Sender  # it imports Apprise
 
         try:
-            return Round(Sender(target), messages)
-        except SettingsError as error:  # told when the workers started; the other targets get theirs
-            for number, _ in messages:
-                self._take_down(parcels[number], Outcome(number, target, str(error)))
+            return Delivery(Sender(target), messages)
+        except SettingsError as error:  # workers refuse to start with it; the other targets get theirs
+            for notice_id, _ in messages:
+                self._record(claimed[notice_id], Outcome(notice_id, target, str(error)))
             return None
 
-    def _compose(self, parcel: _Parcel) -> Message | None:
-        row = parcel.row
+    def _compose(self, notice: _Claimed) -> Message | None:
+        row = notice.row
         try:
             kind = NoticeKind(row.kind)
             facts = Facts(kind, row.key, row.agent_name, row.project, row.created_at, row.detail)
             return compose(facts, self._clock())
         except (ValueError, TypeError, KeyError, ArithmeticError) as error:
-            # A later version's, say. It must not keep the others from being told.
-            parcel.failures["text"] = f"No text can be made of it ({type(error).__name__})."
-            self._put_off(parcel)
+            # For example, of a later version. It must not delay the others.
+            notice.failures["text"] = f"Its text can't be composed ({type(error).__name__})."
+            self._record_failure(notice)
             return None
 
-    def _take_down(self, parcel: _Parcel, outcome: Outcome) -> None:
-        parcel.open -= 1
+    def _record(self, notice: _Claimed, outcome: Outcome) -> None:
+        notice.open -= 1
         if outcome.failure is not None:
-            parcel.failures[outcome.target.title] = outcome.failure
+            notice.failures[outcome.target.title] = outcome.failure
         elif not outcome.tried:
-            parcel.untried = True
+            notice.untried = True
         else:
-            self._record(parcel, outcome.target.fingerprint)
-        if parcel.open:
+            self._record_delivery(notice, outcome.target.fingerprint)
+        if notice.open:
             return
-        if parcel.failures:
-            self._put_off(parcel)
-        elif parcel.untried:
+        if notice.failures:
+            self._record_failure(notice)
+        elif notice.untried:
             with writing(self._engine) as connection:
-                store.give_back(connection, parcel.row.id, parcel.attempts, self._clock())
+                outbox.release(connection, notice.row.id, notice.attempts, self._clock())
 
-    def _record(self, parcel: _Parcel, receiver: str | None) -> None:
+    def _record_delivery(self, notice: _Claimed, fingerprint: str | None) -> None:
         with writing(self._engine) as connection:
-            done = store.record_delivery(connection, parcel.row.id, parcel.fingerprints, receiver, self._clock())
+            done = outbox.record_delivery(connection, notice.row.id, notice.fingerprints, fingerprint, self._clock())
         if done:
             self._report.sent += 1
-            count(NOTIFICATIONS, 1, parcel.row.kind, "sent")
+            count(NOTIFICATIONS, 1, notice.row.kind, "sent")
 
-    def _put_off(self, parcel: _Parcel) -> None:
-        row, now = parcel.row, self._clock()
+    def _record_failure(self, notice: _Claimed) -> None:
+        row, now = notice.row, self._clock()
         dead = now >= row.expires_at
-        again = min(now + pause_after(parcel.attempts), row.expires_at)  # the last try is at the very end
-        failure = "; ".join(f"{title}: {why}" for title, why in parcel.failures.items())[:LONGEST_FAILURE]
+        due_at = min(now + pause_after(notice.attempts), row.expires_at)  # the last attempt is at the very end
+        failure = "; ".join(f"{title}: {reason}" for title, reason in notice.failures.items())[:FAILURE_LIMIT]
         with writing(self._engine) as connection:
-            ours = store.put_off(connection, row, again, failure, dead=dead)
+            ours = outbox.record_failure(connection, row, due_at, failure, dead=dead)
         if ours:
             self._report.dead += dead
             self._report.retried += not dead
-            self._report.failures |= parcel.failures
+            self._report.failures |= notice.failures
             count(NOTIFICATIONS, 1, row.kind, "dead" if dead else "retried")
 
 
 def pause_after(attempts: int) -> timedelta:
-    """Return how long to wait after so many tries that failed."""
+    """Derive the pause after a number of failed attempts, with jitter."""
     seconds = backoff_seconds(attempts, FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS)
     return timedelta(seconds=seconds * random.uniform(1 - JITTER, 1 + JITTER))  # noqa: S311 - no secret

@@ -1,7 +1,6 @@
-"""Who is told what: the targets that FLEETBEAT_NOTIFY_URLS names, and which of them a notification is for.
+"""Targets: parses FLEETBEAT_NOTIFY_URLS, and selects the targets of a notification.
 
-Pure. A target's URL has secrets in it, and not only where a password stands: nothing here shows any part of it but the
-scheme.
+Pure. Any part of a target's URL may be secret, so nothing here shows more of it than the scheme.
 """
 
 from __future__ import annotations
@@ -18,88 +17,87 @@ from fleetbeat_shared.identifiers import normalise_name
 VARIABLE = "FLEETBEAT_NOTIFY_URLS"
 
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://\S+", re.ASCII)
-_PATTERN = re.compile(r"(agent|project):(?!//)([^=]*)(=?)(.*)", re.DOTALL)
-_FINGERPRINT_LETTERS = 16
+_ROUTED = re.compile(r"(agent|project):(?!//)([^=]*)(=?)(.*)", re.DOTALL)
+_FINGERPRINT_LENGTH = 16
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Somewhere that notifications are sent to."""
+    """A receiver of notifications."""
 
     number: int
-    """Its place in the variable, from 1 on."""
+    """Its position in the variable, from 1 on."""
     url: str = field(repr=False)
     scheme: str
-    by: str | None = None
-    """`agent` or `project`, if it is told only of some."""
+    scope: str | None = None
+    """What the pattern is compared with: `agent`, `project`, or nothing."""
     pattern: str | None = None
-    """Which: `*` stands for any letters, `?` for one, `[ab]` for one of these."""
+    """`*` matches any characters, `?` one, `[ab]` one of these."""
 
     @property
     def fingerprint(self) -> str:
-        """What stands for it in SQL: the same as long as its URL is the same."""
-        return sha256(self.url.encode()).hexdigest()[:_FINGERPRINT_LETTERS]
+        """Identifies the target in SQL, as long as its URL is the same."""
+        return sha256(self.url.encode()).hexdigest()[:_FINGERPRINT_LENGTH]
 
     @property
     def title(self) -> str:
-        """What people know it by: `target 2 (mailto, agent:crawler-*)`."""
-        chosen = f", {self.by}:{self.pattern}" if self.by else ""
-        return f"target {self.number} ({self.scheme}{chosen})"
+        """Identifies the target for people: `target 2 (mailto, agent:crawler-*)`."""
+        route = f", {self.scope}:{self.pattern}" if self.scope else ""
+        return f"target {self.number} ({self.scheme}{route})"
 
-    def wants(self, agent_name: str | None, project: str | None) -> bool:
-        """Return whether it is told what concerns an agent of this name, of this project."""
+    def matches(self, agent_name: str | None, project: str | None) -> bool:
+        """Whether notifications about an agent of this name and project go to it."""
         if self.pattern is None:
             return True
-        name = agent_name if self.by == "agent" else project
+        name = agent_name if self.scope == "agent" else project
         return name is not None and fnmatchcase(name, self.pattern)
 
 
 def parse_targets(text: str) -> list[Target]:
-    """Return the targets that FLEETBEAT_NOTIFY_URLS names, each URL with the same pattern once.
+    """Parse the value of FLEETBEAT_NOTIFY_URLS; a URL that is repeated with the same pattern is one target.
 
-    Raises SettingsError, which says what is wrong with which of them, and shows nothing of a URL.
+    Raises SettingsError, which names the target by its position and shows nothing of its URL.
     """
     targets: list[Target] = []
     for number, word in enumerate(text.split(), start=1):
         target = _parse(number, word)
-        if all((target.url, target.by, target.pattern) != (one.url, one.by, one.pattern) for one in targets):
+        known = [(other.url, other.scope, other.pattern) for other in targets]
+        if (target.url, target.scope, target.pattern) not in known:
             targets.append(target)
     return targets
 
 
 def _parse(number: int, word: str) -> Target:
-    by = pattern = None
+    scope = pattern = None
     url = word
-    chosen = _PATTERN.fullmatch(word)
-    if chosen is not None:
-        by, pattern, equals, url = chosen.groups()
+    routed = _ROUTED.fullmatch(word)
+    if routed is not None:
+        scope, pattern, equals, url = routed.groups()
         pattern = normalise_name(pattern)
         if not pattern or not equals:
-            message = f"{VARIABLE}: target {number} has no pattern or no URL after {by}:; write {by}:PATTERN=URL."
+            message = f"{VARIABLE}: target {number} has no pattern or no URL. Write {scope}:PATTERN=URL."
             raise SettingsError(message)
     scheme = _URL.fullmatch(url)
     if scheme is None:
         message = (
-            f"{VARIABLE}: target {number} is no URL; write SCHEME://…, or agent:PATTERN=SCHEME://…, or "
+            f"{VARIABLE}: target {number} is not a URL. Write SCHEME://…, agent:PATTERN=SCHEME://… or "
             "project:PATTERN=SCHEME://…, with white space between targets. docs/notifications.md has examples."
         )
         raise SettingsError(message)
-    return Target(number, url, scheme.group(1).lower(), by, pattern)
+    return Target(number, url, scheme.group(1).lower(), scope, pattern)
 
 
-def targets_for(
-    targets: Sequence[Target], agent_name: str | None, project: str | None, *, fleet_wide: bool
-) -> list[Target]:
-    """Return whom a notification is for, each URL once.
+def select_targets(targets: Sequence[Target], agent_name: str | None, project: str | None) -> list[Target]:
+    """Select the targets of a notification about an agent, or without a name about the fleet; each URL once.
 
-    What concerns the whole fleet goes to the targets without a pattern, or to all if each has one: better told to too
-    many than to nobody.
+    Notifications about the fleet go to the targets without a pattern, or to all if each has one: rather to too many
+    than to none.
     """
-    if fleet_wide:
-        chosen = [target for target in targets if target.pattern is None] or list(targets)
+    if agent_name is None:
+        selected = [target for target in targets if target.pattern is None] or list(targets)
     else:
-        chosen = [target for target in targets if target.wants(agent_name, project)]
+        selected = [target for target in targets if target.matches(agent_name, project)]
     by_url: dict[str, Target] = {}
-    for target in chosen:
+    for target in selected:
         by_url.setdefault(target.url, target)
     return list(by_url.values())

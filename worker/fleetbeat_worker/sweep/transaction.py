@@ -19,7 +19,7 @@ from fleetbeat_worker.downtime.maintenance import note_maintenance
 from fleetbeat_worker.downtime.outages import record_gaps, record_outage
 from fleetbeat_worker.downtime.pauses import resume_due
 from fleetbeat_worker.notifications.notice import NAMED, Notice, agent_notice, fleet_notice
-from fleetbeat_worker.notifications.outbox import put
+from fleetbeat_worker.notifications.outbox import add_notices
 from fleetbeat_worker.rules.enums import EventType, NoticeKind
 from fleetbeat_worker.rules.spans import Span, from_milliseconds, to_milliseconds
 from fleetbeat_worker.rules.sweep_gaps import (
@@ -194,7 +194,7 @@ def _apply_changes(  # noqa: PLR0913, PLR0917 - all that a sweep knows
         notices += mark_stuck(connection, watermark, now, maintenance, settings)
         unjudged, of_unjudged = _mark_unjudged(connection, overdue.unjudged | faults, now)
         notices += of_unjudged
-    put(connection, notices, to_milliseconds(now))
+    add_notices(connection, notices, to_milliseconds(now))
     since = maintenance.running.starts_at if maintenance.running else None
     current = replace(current, unjudged=count_unjudged(connection))
     return Changes(notices, degraded, unjudged, resumed, since), current
