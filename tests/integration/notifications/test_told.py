@@ -41,7 +41,7 @@ def test_an_agent_that_dies_while_it_flaps_is_told_of_as_degraded(database: Engi
         fleet.beat(session_id, second, progress=f"page {second}")
         fleet.sweep(second + 25)
     sweep_until(fleet, 80, 600)
-    assert titles(database, "flapping", "calm") == ["torv is flapping, ok now", "torv is calm again, but degraded"]
+    assert titles(database, "flapping", "calm") == ["torv is flapping, now ok", "torv is calm again, but degraded"]
     (calm,) = notices(database, "calm")
     assert (calm.detail["since"], calm.detail["progress"]) == (at(53).isoformat(), "page 53")
 
