@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from heapq import heapify, heappop, heappush
-from types import SimpleNamespace
-from typing import Any
 from uuid import UUID
 
 from fleetbeat_shared.messages import Deregister, Heartbeat, Reason, Register
@@ -15,14 +13,13 @@ from fleetbeat_worker.broker.inbox import Entry, Horizon
 from fleetbeat_worker.broker.pulse import Pulse
 from fleetbeat_worker.ingest.batch import Batch
 from fleetbeat_worker.ingest.session_state import AgentRecord, Facts, LifecycleEvent
-from fleetbeat_worker.rules.anomalies import stuck_limit
+from fleetbeat_worker.rules.anomalies import is_stuck, stuck_limit
 from fleetbeat_worker.rules.deadlines import DeadlineRule, Unwatched, deadline_of
 from fleetbeat_worker.rules.enums import LIFECYCLE
-from fleetbeat_worker.rules.liveness import State
+from fleetbeat_worker.rules.liveness import State, silent_since
 from fleetbeat_worker.rules.maintenance_windows import Window, WindowRule, running, windows_of
 from fleetbeat_worker.rules.spans import from_milliseconds, subtract, to_milliseconds
 from fleetbeat_worker.rules.sweep_gaps import longest_gap_seconds, outage_between
-from fleetbeat_worker.sweep.anomalies import is_stuck
 from simulation.commands import MaintenanceRule
 from simulation.draw import DAY
 from simulation.model import MISSED, Arrival, Plan
@@ -138,7 +135,6 @@ class MemoryStore:
         """Do what `stuck` does with SQL: who isn't stuck yet is looked at again when something is heard of it."""
         found: list[str] = []
         again: set[tuple[int, UUID]] = set()
-        watermark = from_milliseconds(as_of)
         while self._may_stick and self._may_stick[0][0] < as_of:
             _, session_id = heappop(self._may_stick)
             record = self._agents[session_id]
@@ -146,7 +142,10 @@ class MemoryStore:
             due_at = stuck_from(record, limit)
             if limit is None or due_at is None or due_at >= as_of:
                 continue
-            if is_stuck(_row(record), watermark, limit, self._unwatched(now)):
+            times = (record.changed_at, record.state_changed_at, record.resumed_at)
+            unchanged_since = max(time for time in times if time is not None)
+            since = silent_since(record.registered_at, record.last_seen_at, record.resumed_at)
+            if is_stuck(record.promise, unchanged_since, since, as_of, limit, self._unwatched(now)):
                 record.stuck_at = now
                 found.append(record.agent_name)
             else:
@@ -197,13 +196,3 @@ class MemoryStore:
                 record.deadline_at += ended_at - max(started_at, record.since)
         self._due = [(record.deadline_at, session_id) for session_id, record in self._agents.items()]
         heapify(self._due)
-
-
-def _row(record: AgentRecord) -> Any:
-    """Return a record as the row that SQL has of it."""
-    promise, times = record.promise, ("registered_at", "last_seen_at", "resumed_at", "state_changed_at", "changed_at")
-    moments = {name: getattr(record, name) for name in times}
-    return SimpleNamespace(
-        **{name: None if at is None else from_milliseconds(at) for name, at in moments.items()},
-        **{each.name: getattr(promise, each.name) for each in fields(promise)},
-    )

@@ -14,6 +14,7 @@ from fleetbeat_worker.ingest.doing import changed_at
 from fleetbeat_worker.ingest.session_state import AgentRecord
 from fleetbeat_worker.rules.anomalies import stuck_limit
 from fleetbeat_worker.rules.liveness import Promise
+from fleetbeat_worker.rules.spans import to_milliseconds
 from simulation.incident_oracle import find_false_notices
 from simulation.memory_store import MemoryStore
 from simulation.oracle import Change, Judgement, Oracle
@@ -22,7 +23,7 @@ from simulation.play import play
 from simulation.sql_store import SqlStore
 from simulation.stuck_oracle import judge
 
-LONG_AGO, SOON = datetime(2020, 1, 1, tzinfo=UTC), datetime(2027, 1, 1, tzinfo=UTC)
+LONG_AGO, SOON = (to_milliseconds(datetime(year, 1, 1, tzinfo=UTC)) for year in (2020, 2027))
 
 
 @pytest.fixture
@@ -142,8 +143,8 @@ def _without_pauses(registered_at: int, last_seen_at: int | None, _resumed_at: i
         (3, "fleetbeat_worker.rules.deadlines.allowed_silence_seconds", _one_too_many, "missed_flags"),
         (3, "fleetbeat_worker.ingest.session_state.silent_since", _without_pauses, "false_flags"),
         (2, "fleetbeat_worker.broker.pulse.Pulse.unheard", lambda *_: [], "false_flags"),
-        (3, "fleetbeat_worker.sweep.anomalies.silent_since", lambda *_: LONG_AGO, "missed_stuck"),
-        (3, "fleetbeat_worker.sweep.anomalies.silent_since", lambda *_: SOON, "false_stuck"),
+        (3, "simulation.memory_store.silent_since", lambda *_: LONG_AGO, "missed_stuck"),
+        (3, "simulation.memory_store.silent_since", lambda *_: SOON, "false_stuck"),
         (3, "simulation.memory_store.stuck_limit", _one_more, "missed_stuck"),
         (3, "fleetbeat_worker.ingest.batch.changed_at", _as_ever, "late_unstuck"),
     ],

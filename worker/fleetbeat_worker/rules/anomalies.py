@@ -6,10 +6,12 @@ Pure functions, as in `liveness`. A change is one from silent to heard or back: 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from datetime import datetime, timedelta
 from itertools import islice
 
 from fleetbeat_shared.schedules import slots_after
+from fleetbeat_worker.rules.deadlines import DeadlineRule, Unwatched
 from fleetbeat_worker.rules.liveness import Promise
 
 WINDOW_INTERVALS = 20
@@ -46,6 +48,20 @@ count on while it goes in circles."""
 def stuck_limit(own: int | None, fleet: int | None) -> int | None:
     """Return after how many intervals an agent is stuck: its own number before the fleet's; 0 and None mean never."""
     return (fleet if own is None else own) or None
+
+
+def is_stuck(  # noqa: PLR0913, PLR0917 - all that it depends on
+    promise: Promise, unchanged_since: int, silent_since: int, watermark: int, limit: int, unwatched: Unwatched
+) -> bool:
+    """Whether an agent that is ok has reported no change for longer than `limit` intervals and the grace.
+
+    An agent that is late isn't stuck: it may become degraded. All times are in milliseconds since 1970.
+    """
+
+    def has_passed(since: int, intervals: int) -> bool:
+        return DeadlineRule(replace(promise, missed_limit=intervals), intervals, unwatched)(since) < watermark
+
+    return has_passed(unchanged_since, limit) and not has_passed(silent_since, 1)
 
 
 INCIDENT_AGENTS = 5

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import replace
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -13,8 +12,8 @@ from sqlalchemy import Connection
 from fleetbeat_shared.settings import Settings
 from fleetbeat_worker.downtime.maintenance import MaintenanceState, read_unwatched
 from fleetbeat_worker.notifications.notice import Notice, agent_notice
-from fleetbeat_worker.rules.anomalies import DOING, is_flapping, stuck_limit
-from fleetbeat_worker.rules.deadlines import DeadlineRule, Unwatched
+from fleetbeat_worker.rules.anomalies import DOING, is_flapping, is_stuck, stuck_limit
+from fleetbeat_worker.rules.deadlines import Unwatched
 from fleetbeat_worker.rules.enums import EventType, NoticeKind
 from fleetbeat_worker.rules.liveness import UNJUDGEABLE
 from fleetbeat_worker.rules.spans import to_milliseconds
@@ -97,16 +96,7 @@ def _record(connection: Connection, kind: EventType, now: datetime, found: _Foun
 
 
 def _is_stuck(agent: SweptAgent, watermark: datetime, limit: int, unwatched: Unwatched) -> bool:
-    """Whether an agent that is ok has reported no change for longer than its limit of intervals and the grace."""
-    moments = (agent.changed_at, agent.state_changed_at, agent.resumed_at)
-    unchanged_since = max(moment for moment in moments if moment is not None)
-    if not _has_passed(agent, unchanged_since, watermark, limit, unwatched):
-        return False
-    # An agent that is late isn't stuck: it may become degraded.
-    return not _has_passed(agent, agent.since, watermark, 1, unwatched)
-
-
-def _has_passed(agent: SweptAgent, since: datetime, watermark: datetime, intervals: int, unwatched: Unwatched) -> bool:
-    """Whether a number of intervals and the grace have passed from a given time to the watermark."""
-    rule = DeadlineRule(replace(agent.promise, missed_limit=intervals), intervals, unwatched)
-    return rule(to_milliseconds(since)) < to_milliseconds(watermark)
+    times = (agent.changed_at, agent.state_changed_at, agent.resumed_at)
+    unchanged_since = max(to_milliseconds(time) for time in times if time is not None)
+    since = to_milliseconds(agent.since)
+    return is_stuck(agent.promise, unchanged_since, since, to_milliseconds(watermark), limit, unwatched)
