@@ -58,7 +58,7 @@ from fleetbeat_worker.database.engine import open_engine, reading, writing
 from fleetbeat_worker.database.tables import Liveness
 from fleetbeat_worker.ingest.transaction import store_entries
 from fleetbeat_worker.rules.spans import from_milliseconds, to_milliseconds
-from fleetbeat_worker.store.pipeline import StoredPipeline, stored_pipeline, write_pipeline
+from fleetbeat_worker.store.pipeline import PipelineState, read_pipeline_state, write_pipeline
 from fleetbeat_worker.sweep.queries import find_overdue, flag
 from fleetbeat_worker.sweep.transaction import judge_fleet
 
@@ -193,7 +193,7 @@ def sweep_once(engine: Engine, way: str, now: datetime) -> tuple[float, int]:
     """Return how many milliseconds a sweep took, and how many agents it flagged."""
     find = WAYS[way][1]
     with writing(engine) as connection:  # somebody has just watched: an outage would move every deadline
-        write_pipeline(connection, StoredPipeline(watermark=now, last_sweep_at=now, sweep_seconds=SWEEP_SECONDS))
+        write_pipeline(connection, PipelineState(watermark=now, last_sweep_at=now, sweep_seconds=SWEEP_SECONDS))
     started = time.perf_counter()
     with writing(engine) as connection:
         if find is None:
@@ -201,10 +201,10 @@ def sweep_once(engine: Engine, way: str, now: datetime) -> tuple[float, int]:
             report = judge_fleet(connection, Horizon(now, now, 0), Account(now, None, 0), settings, periodic=True)
             flagged = len(report.degraded)
         else:
-            stored_pipeline(connection, lock=True)
+            read_pipeline_state(connection, lock=True)
             due = find(connection, now)
             flag(connection, due, now, now, backlog=0)
-            write_pipeline(connection, StoredPipeline(watermark=now, last_sweep_at=now, sweep_seconds=SWEEP_SECONDS))
+            write_pipeline(connection, PipelineState(watermark=now, last_sweep_at=now, sweep_seconds=SWEEP_SECONDS))
             flagged = len(due)
     return (time.perf_counter() - started) * 1000, flagged
 

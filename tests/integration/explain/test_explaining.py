@@ -37,10 +37,10 @@ def test_signs_are_read_by_session_and_by_receipt(database: Engine, monkeypatch:
     monkeypatch.setattr(history, "_ROWS_AT_ONCE", 7)
     fleet_of(database, 6)
     with reading(database) as connection:
-        signs = list(history.signs(connection, at(30), at(100)))
-        first = history.sessions_after(connection, None, 1)[0].session_id
-        of_one = list(history.signs(connection, at(30), at(100), [first]))
-        last = history.heartbeats_of(connection, first, at(0), at(101.5), 3)
+        signs = list(history.read_heartbeat_times(connection, at(30), at(100)))
+        first = history.read_sessions_after(connection, None, 1)[0].session_id
+        of_one = list(history.read_heartbeat_times(connection, at(30), at(100), [first]))
+        last = history.read_heartbeats(connection, first, at(0), at(101.5), 3)
     assert len(signs) == 7 * 6
     assert signs == sorted(signs)
     assert of_one == [sign for sign in signs if sign[0] == first.bytes]
@@ -71,9 +71,9 @@ def test_only_neighbours_are_looked_through(database: Engine, monkeypatch: pytes
     fleet_of(database, 6)
     monkeypatch.setattr(history, "NEIGHBOURS", 5)
     with reading(database) as connection:
-        sessions = {row.agent_name: row.session_id for row in history.sessions_after(connection, None, 10)}
+        sessions = {row.agent_name: row.session_id for row in history.read_sessions_after(connection, None, 10)}
         right, wrong = sessions["agent 1"], sessions["agent 2"]
-        near = [history.heartbeats_near(connection, key, at(40), at(102), 10) for key in (right, wrong)]
+        near = [history.read_heartbeats_near(connection, key, at(40), at(102), 10) for key in (right, wrong)]
     assert {row.received_at for row in near[0]} == {at(71.01), at(81.01), at(91.01)}
     assert [row.received_at for row in near[1]][-1] == at(101.02)
 

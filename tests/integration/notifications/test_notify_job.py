@@ -23,7 +23,7 @@ from fleetbeat_worker.notifications.notice import Notice
 from fleetbeat_worker.notifications.outbox import add_notices
 from fleetbeat_worker.rules.enums import NoticeKind
 from fleetbeat_worker.rules.spans import to_milliseconds
-from fleetbeat_worker.store.pipeline import stored_pipeline
+from fleetbeat_worker.store.pipeline import read_pipeline_state
 from fleetbeat_worker.workers.dispatcher import Dispatcher
 from helpers import drain, enrol, eventually, heartbeat, quick_settings, redis_time, register, send
 from processes import children, running_pool
@@ -62,7 +62,7 @@ def states(settings: Settings) -> set[str]:
 def last_sweep(settings: Settings) -> datetime:
     engine = open_engine(settings.sql_url)
     with reading(engine) as connection:
-        found = stored_pipeline(connection).last_sweep_at
+        found = read_pipeline_state(connection).last_sweep_at
     engine.dispose()
     return found or datetime.min.replace(tzinfo=UTC)
 

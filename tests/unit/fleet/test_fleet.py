@@ -20,7 +20,7 @@ from fleetbeat_worker.fleet import agents as fleet, current_state as judging
 from fleetbeat_worker.fleet.agents import FleetView, Selection, read_agent, read_fleet
 from fleetbeat_worker.fleet.pipeline import view_pipeline
 from fleetbeat_worker.rules.liveness import MISSED_COUNTED, State, missed_intervals
-from fleetbeat_worker.store.pipeline import StoredPipeline
+from fleetbeat_worker.store.pipeline import PipelineState
 from fleetbeat_worker.store.tasks import add_task
 from fleetbeat_worker.workers.registry import Crew
 
@@ -209,9 +209,9 @@ def test_held_means_behind_or_unwatched(
     """Verdicts are held just when the pipeline is late by 30 s and three sweeps; held ones never run ahead of SQL."""
     patience = max(30.0, 3 * sweep_seconds)
     horizon = Horizon(now=NOON, watermark=NOON - seconds(lag), backlog=1)
-    stored = StoredPipeline()
+    stored = PipelineState()
     if swept_seconds_ago is not None:
-        stored = StoredPipeline(NOON - seconds(watermark_age), NOON - seconds(swept_seconds_ago))
+        stored = PipelineState(NOON - seconds(watermark_age), NOON - seconds(swept_seconds_ago))
     settings = Settings(sweep_seconds=sweep_seconds)
     view = view_pipeline(settings, stored, horizon, crew=Crew(1), rejected=0, away=None, now=NOON)
     behind = (NOON - horizon.watermark).total_seconds() > patience
@@ -236,7 +236,7 @@ def test_held_means_behind_or_unwatched(
 def test_what_to_do_about_a_lag_depends_on_who_works(crew: Crew, advice: str) -> None:
     """More workers help against too few of them, and not against some that stand still."""
     horizon = Horizon(now=NOON, watermark=NOON - seconds(31), backlog=3)
-    swept = StoredPipeline(NOON, NOON)
+    swept = PipelineState(NOON, NOON)
     view = view_pipeline(Settings(), swept, horizon, crew=crew, rejected=0, away=None, now=NOON)
     assert view.trouble == f"The workers are 31s behind (3 messages wait). {advice}"
 

@@ -11,10 +11,10 @@ from fleetbeat_worker.database import schema
 from fleetbeat_worker.database.engine import open_engine, reading, writing
 from fleetbeat_worker.ingest.rejected_rows import count_rejected, latest_rejected, rejected_ids, rejected_message
 from fleetbeat_worker.rules.enums import TaskState
-from fleetbeat_worker.store.events import latest_events
-from fleetbeat_worker.store.pipeline import StoredPipeline, stored_pipeline
-from fleetbeat_worker.store.sessions import name_is_known, newest_session, session, sessions
-from fleetbeat_worker.store.tasks import TaskCounts, add_task, count_tasks, tasks_of, update_task
+from fleetbeat_worker.store.events import read_latest_events
+from fleetbeat_worker.store.pipeline import PipelineState, read_pipeline_state
+from fleetbeat_worker.store.sessions import agent_is_known, read_newest_session, read_session, read_sessions
+from fleetbeat_worker.store.tasks import TaskCounts, add_task, count_tasks, read_tasks, update_task
 
 
 @pytest.fixture
@@ -30,11 +30,11 @@ def test_sessions_are_live_or_ended(engine: Engine) -> None:
     live, ended = put_agent(engine, "hint"), put_agent(engine, "hint", state="ended", ended_at=NOON)
     other = put_agent(engine, "torv", metadata={"a": 1})
     with reading(engine) as connection:
-        assert {row.session_id for row in sessions(connection)} == {live, other}
-        assert {row.session_id for row in sessions(connection, live=False, ended=True)} == {ended}
-        assert len(sessions(connection, ended=True)) == 3
-        assert [row.session_id for row in sessions(connection, agent_name="torv")] == [other]
-        found = session(connection, other)
+        assert {row.session_id for row in read_sessions(connection)} == {live, other}
+        assert {row.session_id for row in read_sessions(connection, live=False, ended=True)} == {ended}
+        assert len(read_sessions(connection, ended=True)) == 3
+        assert [row.session_id for row in read_sessions(connection, agent_name="torv")] == [other]
+        found = read_session(connection, other)
         assert found is not None
         assert (found.metadata, found.state, found.last_seen_at) == ({"a": 1}, "ok", NOON)
 
@@ -46,10 +46,10 @@ def test_the_newest_session_is_a_live_one_if_there_is_any(engine: Engine) -> Non
     put_agent(engine, "hint", at=NOON + seconds(9), state="ended", ended_at=NOON)
     ended = put_agent(engine, "gone", state="ended", ended_at=NOON)
     with reading(engine) as connection:
-        found = [newest_session(connection, name) for name in ("hint", "gone", "nobody")]
+        found = [read_newest_session(connection, name) for name in ("hint", "gone", "nobody")]
         assert [row and row.session_id for row in found] == [later, ended, None]
-        assert name_is_known(connection, "gone")
-        assert not name_is_known(connection, "nobody")
+        assert agent_is_known(connection, "gone")
+        assert not agent_is_known(connection, "nobody")
 
 
 def test_events_are_the_latest_in_their_order(engine: Engine) -> None:
@@ -58,10 +58,10 @@ def test_events_are_the_latest_in_their_order(engine: Engine) -> None:
     for number in range(5):
         put_event(engine, "heartbeat", "hint", text=str(number), session_id=session_id if number % 2 else None)
     with reading(engine) as connection:
-        assert [row.text for row in latest_events(connection, 3)] == ["2", "3", "4"]
-        assert [row.text for row in latest_events(connection, 9, session_id=session_id)] == ["1", "3"]
-        assert latest_events(connection, 9, session_id=session_id, types=["degraded"]) == []
-        assert latest_events(connection, 0) == []
+        assert [row.text for row in read_latest_events(connection, 3)] == ["2", "3", "4"]
+        assert [row.text for row in read_latest_events(connection, 9, session_id=session_id)] == ["1", "3"]
+        assert read_latest_events(connection, 9, session_id=session_id, types=["degraded"]) == []
+        assert read_latest_events(connection, 0) == []
 
 
 def test_rejected_messages_are_listed_without_their_bytes(engine: Engine) -> None:
@@ -90,14 +90,14 @@ def test_done_tasks_count_no_more(engine: Engine) -> None:
         assert count_tasks(connection, NOON) == {"hint": TaskCounts(2, 1), "torv": TaskCounts(1, 0)}
         assert count_tasks(connection, NOON, "torv") == {"torv": TaskCounts(1, 0)}
         assert count_tasks(connection, NOON, "nobody") == {}
-        assert [row.id for row in tasks_of(connection, "hint", TaskState.OPEN)] == [at_it.id, before.id]
+        assert [row.id for row in read_tasks(connection, "hint", TaskState.OPEN)] == [at_it.id, before.id]
         assert update_task(connection, 99, NOON, title="x") is None
 
 
 def test_before_the_first_sweep_the_pipeline_knows_nothing(engine: Engine) -> None:
     """Without a row there is neither a watermark nor a sweep; with one there are both."""
     with reading(engine) as connection:
-        assert stored_pipeline(connection) == StoredPipeline()
+        assert read_pipeline_state(connection) == PipelineState()
     put_sweep(engine, NOON, NOON + seconds(1))
     with reading(engine) as connection:
-        assert stored_pipeline(connection) == StoredPipeline(NOON, NOON + seconds(1))
+        assert read_pipeline_state(connection) == PipelineState(NOON, NOON + seconds(1))

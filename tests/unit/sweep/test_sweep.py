@@ -18,7 +18,7 @@ from fleetbeat_worker.database.engine import reading
 from fleetbeat_worker.database.tables import Pipeline
 from fleetbeat_worker.ingest.transaction import store_entries
 from fleetbeat_worker.rules.sweep_gaps import outage_between
-from fleetbeat_worker.store.pipeline import StoredPipeline
+from fleetbeat_worker.store.pipeline import PipelineState
 from fleetbeat_worker.sweep.job import sweep
 from fleetbeat_worker.sweep.transaction import count_losses
 from helpers import events, heartbeat, let_pass, redis_time, register, seconds, send, state
@@ -146,13 +146,13 @@ def test_the_limit_is_a_setting(redis: FakeRedis, memory: Engine) -> None:
     assert sweep(redis, memory, SETTINGS).degraded == ["torv"]
 
 
-BEFORE = StoredPipeline(inbox_life="one", inbox_lost=3, inbox_backlog=7)
+BEFORE = PipelineState(inbox_life="one", inbox_lost=3, inbox_backlog=7)
 
 
 @pytest.mark.parametrize(
     ("last", "life", "lost", "found"),
     [
-        (StoredPipeline(), "one", 5, (0, None)),
+        (PipelineState(), "one", 5, (0, None)),
         (BEFORE, "one", 3, (0, None)),
         (BEFORE, "one", 5, (2, None)),
         (BEFORE, "two", 0, (0, 7)),
@@ -161,7 +161,7 @@ BEFORE = StoredPipeline(inbox_life="one", inbox_lost=3, inbox_backlog=7)
     ],
     ids=["first look", "nothing", "trimmed", "lost", "lost and trimmed", "deleted"],
 )
-def test_what_an_account_says(last: StoredPipeline, life: str, lost: int, found: tuple[int, int | None]) -> None:
+def test_what_an_account_says(last: PipelineState, life: str, lost: int, found: tuple[int, int | None]) -> None:
     """What is lost more than before was trimmed; another life, or less than before, means that all was lost."""
     assert count_losses(last, Account(NOON, life, lost)) == found
 

@@ -30,7 +30,7 @@ from fleetbeat_worker.database.engine import open_engine, reading
 from fleetbeat_worker.fleet.agents import FleetView, read_fleet
 from fleetbeat_worker.rules.enums import EventType
 from fleetbeat_worker.rules.liveness import State
-from fleetbeat_worker.store.events import latest_events
+from fleetbeat_worker.store.events import read_latest_events
 from fleetbeat_worker.telemetry.log import set_up
 from fleetbeat_worker.workers.pool import Pool
 
@@ -153,7 +153,7 @@ class Demo:
         engine = open_engine(self._settings.sql_url)
         try:
             with reading(engine) as connection:
-                found = latest_events(connection, 50, types=types)
+                found = read_latest_events(connection, 50, types=types)
         finally:
             engine.dispose()
         self._console.print(Text("\nWhat was recorded (beside each progress report):\n", style="bold"))

@@ -19,7 +19,7 @@ from fleetbeat_worker.cli.types import LIMIT, NameType, unknown_name
 from fleetbeat_worker.database.engine import reading
 from fleetbeat_worker.rules.enums import EventType
 from fleetbeat_worker.rules.spans import parse_time
-from fleetbeat_worker.store.events import latest_events
+from fleetbeat_worker.store.events import read_latest_events
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -56,7 +56,7 @@ _STYLES = {
 def events(*, settings: Settings, agent_name: str | None, types: tuple[str, ...], limit: int, as_json: bool) -> None:
     """Show the latest events, the newest last. Exit status 1 if no agent of that name was ever registered."""
     with open_database(settings) as engine, reading(engine) as connection:
-        found = latest_events(connection, limit, agent_name=agent_name, types=types)
+        found = read_latest_events(connection, limit, agent_name=agent_name, types=types)
         unknown = unknown_name(connection, agent_name, found)
     if as_json:
         print_json({"events": [event_json(event) for event in found]})

@@ -21,7 +21,7 @@ from fleetbeat_worker.cli.types import DurationType, NameType
 from fleetbeat_worker.database.engine import writing
 from fleetbeat_worker.downtime import pauses
 from fleetbeat_worker.downtime.pauses import PausedAgent
-from fleetbeat_worker.store.sessions import name_is_known, session as find_session
+from fleetbeat_worker.store.sessions import agent_is_known, read_session as find_session
 
 MAX_REASON = 500
 """As long as a progress text may be."""
@@ -125,7 +125,7 @@ def _who(asked: str | UUID) -> str:
 
 def _none_live(connection: Connection, asked: str | UUID) -> FleetbeatError:
     """Return the error for what has no live session."""
-    known = name_is_known(connection, asked) if isinstance(asked, str) else find_session(connection, asked) is not None
+    known = agent_is_known(connection, asked) if isinstance(asked, str) else find_session(connection, asked) is not None
     if known:
         return SessionEnded(
             f"{_who(asked)} has ended, so there is nothing to pause or resume. See: fleetbeat agents list"

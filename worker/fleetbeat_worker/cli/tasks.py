@@ -19,8 +19,8 @@ from fleetbeat_worker.cli.output import ago, console, plain_table, print_json, s
 from fleetbeat_worker.cli.types import ROW_ID, NameType
 from fleetbeat_worker.database.engine import reading, writing
 from fleetbeat_worker.rules.enums import TaskState
-from fleetbeat_worker.store.sessions import name_is_known
-from fleetbeat_worker.store.tasks import TaskCounts, add_task, count_tasks, tasks_of, update_task
+from fleetbeat_worker.store.sessions import agent_is_known
+from fleetbeat_worker.store.tasks import TaskCounts, add_task, count_tasks, read_tasks, update_task
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -58,7 +58,7 @@ def add(*, settings: Settings, agent: str, title: str, as_json: bool) -> None:
     """Add an open task for an agent."""
     with open_database(settings) as engine, writing(engine) as connection:
         task = add_task(connection, agent, title, datetime.now(UTC))
-        known = name_is_known(connection, agent)
+        known = agent_is_known(connection, agent)
     if not known:
         click.echo(f"Note: no agent named {agent} has registered yet.", err=True)
     _tell(task, as_json=as_json)
@@ -97,7 +97,7 @@ def done(*, settings: Settings, task_id: int, as_json: bool) -> None:
 def list_tasks(*, settings: Settings, agent: str, state: str | None, as_json: bool) -> None:
     """List an agent's tasks, the oldest first; those that are stale say so."""
     with open_database(settings) as engine, reading(engine) as connection:
-        found = tasks_of(connection, agent, TaskState(state) if state else None)
+        found = read_tasks(connection, agent, TaskState(state) if state else None)
     if as_json:
         print_json({"tasks": [_task_json(task) for task in found]})
     elif found:

@@ -17,7 +17,7 @@ from fleetbeat_shared.messages import AgentName, describe
 from fleetbeat_shared.sanitize import clean
 from fleetbeat_shared.time_text import format_duration, parse_duration
 from fleetbeat_worker.rules.liveness import State
-from fleetbeat_worker.store.sessions import name_is_known
+from fleetbeat_worker.store.sessions import agent_is_known
 from fleetbeat_worker.workers.autoscale import Bounds
 
 LONGEST = timedelta(days=36_500)
@@ -157,7 +157,7 @@ def unknown_name(connection: Connection, agent_name: str | None, found: Sized) -
 
     It is for raising after what was found is printed, so that a program that reads JSON has it all the same.
     """
-    if agent_name is None or found or name_is_known(connection, agent_name):
+    if agent_name is None or found or agent_is_known(connection, agent_name):
         return None
     return UnknownSession(f"No agent {agent_name!r} was ever registered; see: fleetbeat agents list --all")
 

@@ -27,7 +27,7 @@ from fleetbeat_worker.rules.sweep_gaps import last_look
 from fleetbeat_worker.rules.timeline import WINDOWS, changes_of, spans_of
 from fleetbeat_worker.store import history
 from fleetbeat_worker.store.events import record_fleet_event
-from fleetbeat_worker.store.pipeline import StoredPipeline
+from fleetbeat_worker.store.pipeline import PipelineState
 from fleetbeat_worker.telemetry.log import logger
 
 
@@ -42,7 +42,7 @@ class MaintenanceState:
     """When the last one ended: it concerns those who were silent before."""
 
 
-def read_maintenance(connection: Connection, last: StoredPipeline, now: datetime) -> MaintenanceState:
+def read_maintenance(connection: Connection, last: PipelineState, now: datetime) -> MaintenanceState:
     """Return what holds at `now` (Redis's time), of all that the last sweep didn't know."""
     known = [moment for moment in (last.maintenance_since, last.last_sweep_at) if moment is not None]
     since = min([now, *known])
@@ -73,7 +73,7 @@ def _usable(rules: Mapping[int, WindowRule]) -> list[WindowRule]:
 
 def read_unwatched(connection: Connection, found: MaintenanceState, now: datetime) -> Unwatched:
     """Return the outages, and the windows that are over: those that events tell, and those that none tells yet."""
-    changes = changes_of(history.fleet_changes(connection, WINDOWS))
+    changes = changes_of(history.read_fleet_changes(connection, WINDOWS))
     over = [(window.starts_at, window.ends_at) for window in found.windows if window.ends_at is not None]
     new = [(to_milliseconds(start), to_milliseconds(end)) for start, end in over if end <= now]
     told = spans_of(changes, to_milliseconds(now), *WINDOWS)
@@ -83,8 +83,8 @@ def read_unwatched(connection: Connection, found: MaintenanceState, now: datetim
 
 
 def note_maintenance(
-    connection: Connection, last: StoredPipeline, now: datetime
-) -> tuple[MaintenanceState, StoredPipeline]:
+    connection: Connection, last: PipelineState, now: datetime
+) -> tuple[MaintenanceState, PipelineState]:
     """Tell by events, once each, what began and ended since the last sweep; return what holds, and what is known now.
 
     The row of `pipeline` is locked, so that no two sweeps tell the same. A sweep that was overtaken by another goes by

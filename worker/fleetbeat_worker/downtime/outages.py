@@ -14,7 +14,7 @@ from fleetbeat_worker.rules.enums import EventType
 from fleetbeat_worker.rules.liveness import WATCHED
 from fleetbeat_worker.rules.spans import EPOCH, Span, from_milliseconds, subtract, to_milliseconds
 from fleetbeat_worker.store.events import record_fleet_event
-from fleetbeat_worker.store.sessions import lock_all
+from fleetbeat_worker.store.sessions import lock_sessions
 
 # Built once, here: building it for each batch took longer than reading.
 _READ_OUTAGES = (
@@ -38,7 +38,7 @@ def record_outage(connection: Connection, started_at: datetime, ended_at: dateti
 
     Returns the facts of it, with how many deadlines moved.
     """
-    lock_all(connection, Liveness.state.in_(WATCHED))
+    lock_sessions(connection, Liveness.state.in_(WATCHED))
     latest = "MAX" if connection.dialect.name == "sqlite" else "GREATEST"
     since = f"{latest}(registered_at, COALESCE(last_seen_at, registered_at), COALESCE(resumed_at, registered_at))"
     # The function's name is all that differs between the databases.

@@ -39,7 +39,7 @@ from fleetbeat_worker.rules.timeline import (
     told_silences,
 )
 from fleetbeat_worker.store import history as store
-from fleetbeat_worker.store.pipeline import stored_pipeline
+from fleetbeat_worker.store.pipeline import read_pipeline_state
 
 SESSIONS_AT_ONCE = 500
 """Of how many sessions the events are in memory at once."""
@@ -65,8 +65,8 @@ def backtest(  # noqa: PLR0913 - what is asked for, and where
     Raises DatabaseUnavailable; FleetbeatError when no sweep ever ran or nothing is stored.
     """
     with reading(engine) as connection:
-        until = stored_pipeline(connection).watermark
-        oldest = None if until is None else store.oldest(connection, until - since)
+        until = read_pipeline_state(connection).watermark
+        oldest = None if until is None else store.read_oldest_time(connection, until - since)
         if until is None or oldest is None:
             message = "There is nothing to judge yet: no sweep has run, or no heartbeat of that time is stored."
             raise FleetbeatError(message)
@@ -89,7 +89,7 @@ class _Run:
         self._report = report
         self._limit = limit
         self._start, self._end = to_milliseconds(report.since), to_milliseconds(report.until)
-        windows = spans_of(changes_of(store.fleet_changes(connection, WINDOWS)), self._end, *WINDOWS)
+        windows = spans_of(changes_of(store.read_fleet_changes(connection, WINDOWS)), self._end, *WINDOWS)
         self._unwatched = Unwatched(read_outages(connection), windows)
         self._rules: dict[tuple[Promise, int], DeadlineRule] = {}
         self.kept: list[tuple[int, int, Finding]] = []
@@ -101,7 +101,9 @@ class _Run:
         if chosen is not None and not chosen:
             return
         only = [row.session_id for row in chosen or ()]
-        signs = groupby(store.signs(self._connection, self._report.since, self._report.until, only), itemgetter(0))
+        signs = groupby(
+            store.read_heartbeat_times(self._connection, self._report.since, self._report.until, only), itemgetter(0)
+        )
         group = next(signs, None)
         done = 0
         for chunk in self._chunks() if chosen is None else [chosen]:
@@ -111,7 +113,7 @@ class _Run:
                 key = row.session_id.bytes
                 while group is not None and group[0] < key:
                     group = next(signs, None)  # of an agent that wasn't asked for
-                beats: Iterable[store.Sign] = ()
+                beats: Iterable[store.HeartbeatTimes] = ()
                 if group is not None and group[0] == key:
                     beats = group[1]
                 try:
@@ -134,13 +136,13 @@ class _Run:
 
     def _chunks(self) -> Iterator[Sequence[Row[Any]]]:
         after: UUID | None = None
-        while rows := store.sessions_after(self._connection, after, SESSIONS_AT_ONCE):
+        while rows := store.read_sessions_after(self._connection, after, SESSIONS_AT_ONCE):
             after = rows[-1].session_id
             yield rows
 
     def _changes(self, session_ids: Sequence[UUID]) -> dict[UUID, list[Change]]:
         by_session: dict[UUID, list[Row[Any]]] = {}
-        for event in store.changes(self._connection, session_ids):
+        for event in store.read_changes(self._connection, session_ids):
             by_session.setdefault(event.session_id, []).append(event)
         return {session_id: changes_of(events) for session_id, events in by_session.items()}
 
@@ -150,7 +152,7 @@ class _Run:
             self._rules[key] = DeadlineRule(promise, missed_limit, self._unwatched)
         return self._rules[key]
 
-    def _judge(self, row: Row[Any], changes: Sequence[Change], beats: Iterable[store.Sign]) -> None:
+    def _judge(self, row: Row[Any], changes: Sequence[Change], beats: Iterable[store.HeartbeatTimes]) -> None:
         told = [silence for silence in told_silences(row, changes) if silence.flagged_at < self._end]
         marks = sorted(changes, key=lambda change: change.at)
         replay = self._begin(row, marks, told)
@@ -197,7 +199,9 @@ class _Run:
         own = row.missed_limit if detail is None else detail.get("missed_intervals")
         return self._rule(self._trial.promise(told), self._trial.missed or own or self._fleet_limit)
 
-    def _play(self, replay: Replay, marks: Sequence[Change], row: Row[Any], beats: Iterable[store.Sign]) -> None:
+    def _play(
+        self, replay: Replay, marks: Sequence[Change], row: Row[Any], beats: Iterable[store.HeartbeatTimes]
+    ) -> None:
         beat = replay.beat
         number = 0
         signs = iter(beats)

@@ -20,8 +20,8 @@ from fleetbeat_worker.rules.maintenance_windows import Window
 from fleetbeat_worker.rules.spans import Span, from_milliseconds, parse_time, to_milliseconds
 from fleetbeat_worker.rules.timeline import WINDOWS, Change, changes_of, is_open, live_spans
 from fleetbeat_worker.store import history as store
-from fleetbeat_worker.store.pipeline import stored_pipeline
-from fleetbeat_worker.store.sessions import session
+from fleetbeat_worker.store.pipeline import read_pipeline_state
+from fleetbeat_worker.store.sessions import read_session
 
 HEARTBEATS_SHOWN = 10
 HEARTBEATS_READ = 500
@@ -94,7 +94,7 @@ class Case:
     def read_windows(self, connection: Connection, now: datetime) -> None:
         """Look for the maintenance that runs now, for what comes next, and for what no sweep has told of yet."""
         self.running, self.coming = read_coming(connection, now)
-        for window in read_maintenance(connection, stored_pipeline(connection), now).windows:
+        for window in read_maintenance(connection, read_pipeline_state(connection), now).windows:
             if not is_open(self.windows, *WINDOWS):
                 detail = {"reason": window.reason, "ends_at": window.ends_at and window.ends_at.isoformat()}
                 self.windows.append(Change(to_milliseconds(window.starts_at), EventType.MAINTENANCE, detail))
@@ -109,7 +109,7 @@ class Case:
         found = {
             row.id: row
             for moment in self._signs(until)
-            for row in store.heartbeats_near(connection, self.row.session_id, moment, until, HEARTBEATS_READ)
+            for row in store.read_heartbeats_near(connection, self.row.session_id, moment, until, HEARTBEATS_READ)
         }
         rows = sorted(found.values(), key=lambda row: (row.received_at, row.seen_at)) or self._search(connection, until)
         newest: datetime | None = None
@@ -133,7 +133,7 @@ class Case:
         span = FIRST_LOOK
         while True:
             since = around - span
-            found = store.heartbeats_of(connection, self.row.session_id, since, until, HEARTBEATS_READ)
+            found = store.read_heartbeats(connection, self.row.session_id, since, until, HEARTBEATS_READ)
             if len(found) > HEARTBEATS_SHOWN or since < opened - timedelta(days=1):
                 return found
             span *= 8
@@ -144,14 +144,14 @@ def read_case(connection: Connection, asked: str | UUID, moment: datetime) -> Ca
 
     Raises UnknownSession; FleetbeatError when it wasn't registered by then.
     """
-    rows = store.sessions_of(connection, asked)
+    rows = store.read_all_sessions(connection, asked)
     if not rows:
         message = f"No agent or session {str(asked)!r} was ever registered; see: fleetbeat agents list --all"
         raise UnknownSession(message)
     by_session: dict[UUID, list[Row[Any]]] = {row.session_id: [] for row in rows}
-    for event in store.changes(connection, list(by_session)):
+    for event in store.read_changes(connection, list(by_session)):
         by_session[event.session_id].append(event)
-    windows = changes_of(store.fleet_changes(connection, WINDOWS))
+    windows = changes_of(store.read_fleet_changes(connection, WINDOWS))
     outages = read_outages(connection)
     cases = [Case(row, changes_of(by_session[row.session_id]), windows, outages) for row in rows]
     at = to_milliseconds(moment)
@@ -163,7 +163,7 @@ def read_case(connection: Connection, asked: str | UUID, moment: datetime) -> Ca
     live, _, number = max(lives)
     found = cases[number]
     found.namesakes = sum(other for other, _, _ in lives) - live
-    found.agent = session(connection, found.row.session_id)
+    found.agent = read_session(connection, found.row.session_id)
     beside = (*store.OF_A_SESSION, *OF_A_STANDING)
-    found.standing = changes_of(store.changes(connection, [found.row.session_id], beside))
+    found.standing = changes_of(store.read_changes(connection, [found.row.session_id], beside))
     return found

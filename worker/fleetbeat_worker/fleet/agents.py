@@ -29,9 +29,9 @@ from fleetbeat_worker.ingest.rejected_rows import count_rejected
 from fleetbeat_worker.rules.anomalies import stuck_limit
 from fleetbeat_worker.rules.liveness import State
 from fleetbeat_worker.rules.maintenance_windows import Window
-from fleetbeat_worker.store.events import latest_events
-from fleetbeat_worker.store.pipeline import stored_pipeline
-from fleetbeat_worker.store.sessions import newest_session, session, sessions
+from fleetbeat_worker.store.events import read_latest_events
+from fleetbeat_worker.store.pipeline import read_pipeline_state
+from fleetbeat_worker.store.sessions import read_newest_session, read_session, read_sessions
 from fleetbeat_worker.store.tasks import TaskCounts, count_tasks
 from fleetbeat_worker.sweep.incidents import open_incident, silent_members
 from fleetbeat_worker.workers.registry import Crew
@@ -153,7 +153,7 @@ def read_fleet(settings: Settings, engine: Engine, client: Redis, selection: Sel
     readings = read_redis(settings, client)
     with reading(engine) as connection:
         pipeline = read_pipeline(settings, connection, *readings)
-        rows = sessions(
+        rows = read_sessions(
             connection,
             live=bool(selection.states & LIVE_STATES),
             ended=State.ENDED in selection.states,
@@ -204,13 +204,13 @@ def read_agent(
     """
     readings = read_redis(settings, client)
     with reading(engine) as connection:
-        row = session(connection, asked) if isinstance(asked, UUID) else newest_session(connection, asked)
+        row = read_session(connection, asked) if isinstance(asked, UUID) else read_newest_session(connection, asked)
         if row is None:
             return None
         pipeline = read_pipeline(settings, connection, *readings)
         counted = count_tasks(connection, _stale_before(settings, pipeline), row.agent_name)
         tasks = counted.get(row.agent_name, TaskCounts())
-        events = latest_events(connection, event_limit, session_id=row.session_id)
+        events = read_latest_events(connection, event_limit, session_id=row.session_id)
         judge = _read_judge(connection, pipeline, settings.missed_intervals)
         record = read_record(connection, asked, pipeline.as_of or pipeline.now)
     view = _view(row, judge.state(row), judge, tasks)
@@ -237,7 +237,7 @@ def read_pipeline(
     """Return how far the pipeline is; what comes after the connection is what `read_redis` returns."""
     return view_pipeline(
         settings,
-        stored_pipeline(connection),
+        read_pipeline_state(connection),
         horizon,
         crew=crew,
         rejected=sum(count_rejected(connection).values()),
@@ -251,7 +251,7 @@ def _stale_before(settings: Settings, pipeline: PipelineView) -> datetime:
 
 
 def _read_judge(connection: Connection, pipeline: PipelineView, missed_limit: int) -> Judge:
-    maintenance = read_maintenance(connection, stored_pipeline(connection), pipeline.now)
+    maintenance = read_maintenance(connection, read_pipeline_state(connection), pipeline.now)
     return Judge(pipeline.as_of, missed_limit, maintenance, read_unwatched(connection, maintenance, pipeline.now))
 
 

@@ -17,7 +17,7 @@ from fleetbeat_shared.connection import connect
 from fleetbeat_shared.settings import Settings
 from fleetbeat_worker.database.engine import open_engine, reading
 from fleetbeat_worker.notifications.outbox import read_outbox
-from fleetbeat_worker.store.pipeline import stored_pipeline
+from fleetbeat_worker.store.pipeline import read_pipeline_state
 from fleetbeat_worker.store.sessions import count_states
 from fleetbeat_worker.telemetry import metrics
 from fleetbeat_worker.telemetry.exposition import Readings
@@ -103,7 +103,7 @@ def read_sql(settings: Settings) -> Readings:
     engine = open_engine(settings.sql_url)
     try:
         with reading(engine) as connection:
-            pipeline = stored_pipeline(connection)
+            pipeline = read_pipeline_state(connection)
             agents = count_states(connection)
             outbox = read_outbox(connection)
     finally:

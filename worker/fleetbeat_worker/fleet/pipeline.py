@@ -13,7 +13,7 @@ from fleetbeat_shared.settings import Settings
 from fleetbeat_shared.time_text import format_duration
 from fleetbeat_worker.broker.inbox import Horizon
 from fleetbeat_worker.rules.sweep_gaps import longest_gap_seconds
-from fleetbeat_worker.store.pipeline import StoredPipeline
+from fleetbeat_worker.store.pipeline import PipelineState
 from fleetbeat_worker.workers.registry import Crew
 
 LATE_SWEEPS = 2
@@ -58,14 +58,14 @@ class PipelineView:
         }
 
 
-def slowest_sweep_seconds(settings: Settings, stored: StoredPipeline) -> float:
+def slowest_sweep_seconds(settings: Settings, stored: PipelineState) -> float:
     """Return how often is swept: the workers may do it less often than the settings of whoever looks say."""
     return max(settings.sweep_seconds, stored.sweep_seconds or 0)
 
 
 def view_pipeline(  # noqa: PLR0913 - everything that the view is made of
     settings: Settings,
-    stored: StoredPipeline,
+    stored: PipelineState,
     horizon: Horizon | None,
     *,
     crew: Crew | None,

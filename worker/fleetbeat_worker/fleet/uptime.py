@@ -94,13 +94,13 @@ class Record:
 def read_record(connection: Connection, asked: str | UUID, as_of: datetime) -> Record:
     """Return the record of all sessions of a name, or of one session, as far as events tell it."""
     now = to_milliseconds(as_of)
-    sessions = store.sessions_of(connection, asked)
+    sessions = store.read_all_sessions(connection, asked)
     events: dict[UUID, list[Row[Any]]] = {row.session_id: [] for row in sessions}
-    every = store.changes(connection, list(events), OF_A_STATE)
+    every = store.read_changes(connection, list(events), OF_A_STATE)
     for event in every:
         events[event.session_id].append(event)
     changes = {key: changes_of(rows) for key, rows in events.items()}
-    windows = spans_of(changes_of(store.fleet_changes(connection, WINDOWS)), now, *WINDOWS)
+    windows = spans_of(changes_of(store.read_fleet_changes(connection, WINDOWS)), now, *WINDOWS)
     unwatched = merge([*read_outages(connection), *windows])
     silences = [
         (silence, row.session_id) for row in sessions for silence in told_silences(row, changes[row.session_id])

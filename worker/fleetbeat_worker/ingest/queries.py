@@ -41,7 +41,7 @@ from fleetbeat_worker.rules.anomalies import DOING
 from fleetbeat_worker.rules.enums import LIFECYCLE, TaskState
 from fleetbeat_worker.rules.liveness import PROMISE_COLUMNS, State, cached_promise
 from fleetbeat_worker.rules.spans import from_milliseconds, to_milliseconds
-from fleetbeat_worker.store.tasks import TaskCounts, count_tasks_of
+from fleetbeat_worker.store.tasks import TaskCounts, count_tasks_by_name
 
 _REGISTRATION_LOCK = 0x626561740001  # one number for all batches with registrations on PostgreSQL
 
@@ -117,7 +117,7 @@ def open_batch(
     tasks: dict[str, TaskCounts] = {}
     if has_tasks:
         names = {agent.agent_name for agent in agents.values()} | {message.agent_name for message in registrations}
-        tasks = count_tasks_of(connection, names, now - timedelta(seconds=settings.stale_task_seconds))
+        tasks = count_tasks_by_name(connection, names, now - timedelta(seconds=settings.stale_task_seconds))
     # A clock that was turned back has not come to the watermark again: what is heard now is no older than that.
     known = None if watermark is None else min(to_milliseconds(watermark), moment)
     applied = _settle_order(connection, messages, agents, moment)

@@ -38,7 +38,7 @@ from fleetbeat_worker.ingest.session_state import Facts
 from fleetbeat_worker.notifications.due import announce_due
 from fleetbeat_worker.rules.enums import EventType, NoticeKind
 from fleetbeat_worker.rules.spans import from_milliseconds, to_milliseconds
-from fleetbeat_worker.store.events import flapping_among
+from fleetbeat_worker.store.events import find_flapping
 from fleetbeat_worker.telemetry.log import logger
 from fleetbeat_worker.telemetry.metrics import DATABASE_RETRIES, INGESTED, RECOVERED, REJECTED, count
 
@@ -254,5 +254,5 @@ def settle_recoveries(connection: Connection, batch: Batch, settings: Settings) 
         return
     recovered = [agent for agent in batch.agents.values() if agent.session_id in ids and agent.ended_at is None]
     now = from_milliseconds(batch.facts.now)
-    for session_id in flapping_among(connection, recovered, now, settings.flapping_changes, coming=1):
+    for session_id in find_flapping(connection, recovered, now, settings.flapping_changes, coming=1):
         batch.flap(batch.agents[session_id])

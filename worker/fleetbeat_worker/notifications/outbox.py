@@ -13,7 +13,7 @@ from fleetbeat_worker.database import bulk
 from fleetbeat_worker.database.tables import Notification
 from fleetbeat_worker.notifications.notice import Notice
 from fleetbeat_worker.rules.enums import NoticeState
-from fleetbeat_worker.store.sessions import work_of
+from fleetbeat_worker.store.sessions import read_work
 
 TRIED_FOR = timedelta(days=1)
 """For how long a notification is tried."""
@@ -26,7 +26,7 @@ def add_notices(connection: Connection, notices: Sequence[Notice], now: int) -> 
 
     The work that each agent last reported is added to the facts, as it was when the change was found.
     """
-    work = work_of(connection, {notice.session_id for notice in notices if notice.session_id})
+    work = read_work(connection, {notice.session_id for notice in notices if notice.session_id})
     rows = [
         {
             "key": notice.key,

@@ -19,7 +19,7 @@ from fleetbeat_shared.settings import Settings
 from fleetbeat_worker.database.engine import reading, writing
 from fleetbeat_worker.retention import old_partitions as old_days, queries as retention
 from fleetbeat_worker.retention.queries import Kind, Slice, count_due, find_due, remove
-from fleetbeat_worker.store.pipeline import stored_pipeline
+from fleetbeat_worker.store.pipeline import read_pipeline_state
 from fleetbeat_worker.telemetry.log import logger
 
 FIRST_ROWS = 100
@@ -59,7 +59,7 @@ class Cutoffs:
         Raises DatabaseUnavailable.
         """
         with reading(engine) as connection:
-            watermark = stored_pipeline(connection).watermark
+            watermark = read_pipeline_state(connection).watermark
         if watermark is None:
             return None
         as_of = min(watermark, now)

@@ -15,10 +15,10 @@ from fleetbeat_worker.database.tables import Event
 from fleetbeat_worker.rules.anomalies import WINDOW_INTERVALS, is_flapping
 from fleetbeat_worker.rules.enums import EventType
 from fleetbeat_worker.rules.liveness import Promise
-from fleetbeat_worker.store.sessions import some_at_once
+from fleetbeat_worker.store.sessions import in_chunks
 
 
-def latest_events(
+def read_latest_events(
     connection: Connection,
     limit: int,
     *,
@@ -51,7 +51,7 @@ _EVENTS: Table = Event.__table__  # type: ignore[assignment] # as above
 _ARE_CHANGES = text("events.type IN ('degraded', 'recovered')")  # as in the index, word for word
 
 
-def change_times(
+def read_change_times(
     connection: Connection, ids: Collection[UUID], since: datetime | None, more_than: int
 ) -> dict[UUID, list[datetime]]:
     """Return when agents became degraded or recovered, of those that did so more often than that since a moment.
@@ -59,14 +59,14 @@ def change_times(
     With None, since whenever. They aren't joined to anything: PostgreSQL might sort all ids anew for each row it joins.
     """
     often: list[UUID] = []
-    for some in some_at_once(ids):
+    for some in in_chunks(ids):
         query = select(Event.session_id).where(bulk.among(connection, _EVENTS.c.session_id, some), _ARE_CHANGES)
         if since is not None:
             query = query.where(Event.occurred_at > since)
         found = connection.execute(query.group_by(Event.session_id).having(func.count() > more_than))
         often += [session_id for session_id in found.scalars() if session_id is not None]
     times: dict[UUID, list[datetime]] = defaultdict(list)
-    for some in some_at_once(often):
+    for some in in_chunks(often):
         session_id: Any  # events of the fleet have none, those of agents do
         moments = select(Event.session_id, Event.occurred_at).where(_ARE_CHANGES)
         named = bulk.among(connection, _EVENTS.c.session_id, some)
@@ -90,15 +90,15 @@ class _Changed(Protocol):
     def promise(self) -> Promise: ...
 
 
-def flapping_among(
+def find_flapping(
     connection: Connection, changed: Sequence[_Changed], now: datetime, limit: int, *, coming: int = 0
 ) -> set[UUID]:
     """Return which agents changed their state more often than `limit` allows, `coming` changes of now included.
 
     `coming` are those that aren't written yet.
     """
-    since = earliest_window((agent.promise for agent in changed), now)
-    times = change_times(connection, [agent.session_id for agent in changed], since, limit - coming)
+    since = flapping_window_start((agent.promise for agent in changed), now)
+    times = read_change_times(connection, [agent.session_id for agent in changed], since, limit - coming)
     often = [agent for agent in changed if agent.session_id in times]
     return {
         agent.session_id
@@ -107,7 +107,7 @@ def flapping_among(
     }
 
 
-def earliest_window(promises: Iterable[Promise], now: datetime) -> datetime | None:
+def flapping_window_start(promises: Iterable[Promise], now: datetime) -> datetime | None:
     """Return a moment before which no change of agents with these promises counts; None if a schedule says when."""
     intervals = [promise.interval_seconds for promise in promises]
     longest = max((seconds for seconds in intervals if seconds is not None), default=0.0)

@@ -20,7 +20,7 @@ from fleetbeat_worker.database.tables import Agent, Event, Liveness, StoredHeart
 from fleetbeat_worker.rules.enums import EventType
 from fleetbeat_worker.rules.spans import from_milliseconds
 
-Sign = tuple[bytes, int, int]
+HeartbeatTimes = tuple[bytes, int, int]
 """A heartbeat: the session's 16 bytes, when it was received and when it was seen (milliseconds since 1970)."""
 
 OF_A_SESSION = (
@@ -48,13 +48,13 @@ _SESSION_COLUMNS = [
 _SESSIONS = select(*_SESSION_COLUMNS).join(Liveness, Liveness.session_id == Agent.session_id)
 
 
-def sessions_after(connection: Connection, after: UUID | None, limit: int) -> Sequence[Row[Any]]:
+def read_sessions_after(connection: Connection, after: UUID | None, limit: int) -> Sequence[Row[Any]]:
     """Return the next sessions in the order of their ids, with what they promised and what is known of them."""
     query = _SESSIONS.order_by(Agent.session_id).limit(limit)
     return connection.execute(query if after is None else query.where(Agent.session_id > after)).all()
 
 
-def sessions_of(connection: Connection, asked: str | UUID) -> Sequence[Row[Any]]:
+def read_all_sessions(connection: Connection, asked: str | UUID) -> Sequence[Row[Any]]:
     """Return all sessions that a name ever had, or the one with an id, as `sessions_after` does."""
     wanted = Agent.agent_name == asked if isinstance(asked, str) else Agent.session_id == asked
     return connection.execute(_SESSIONS.where(wanted)).all()
@@ -65,7 +65,7 @@ def count_sessions(connection: Connection) -> int:
     return connection.execute(select(func.count()).select_from(Liveness)).scalar_one()
 
 
-def changes(
+def read_changes(
     connection: Connection, session_ids: Collection[UUID], types: Collection[EventType] = OF_A_SESSION
 ) -> Sequence[Row[Any]]:
     """Return what changed for some sessions, in the order in which it did: rows of `events`."""
@@ -74,14 +74,14 @@ def changes(
     return connection.execute(query.order_by(Event.id)).all()
 
 
-def fleet_changes(connection: Connection, types: Collection[EventType]) -> Sequence[Row[Any]]:
+def read_fleet_changes(connection: Connection, types: Collection[EventType]) -> Sequence[Row[Any]]:
     """Return what changed for the whole fleet, as `changes` does."""
     query = select(Event.__table__)
     query = query.where(Event.session_id.is_(None), Event.type.in_([kind.value for kind in types]))
     return connection.execute(query.order_by(Event.id)).all()
 
 
-def oldest(connection: Connection, since: datetime) -> datetime | None:
+def read_oldest_time(connection: Connection, since: datetime) -> datetime | None:
     """Return when the first thing happened that is still stored, of what was received since a moment.
 
     Heartbeats and events are removed at the same age, so between that age and this moment nothing happened.
@@ -94,7 +94,9 @@ def oldest(connection: Connection, since: datetime) -> datetime | None:
     return min((moment for moment in (oldest_beat, oldest_event) if moment is not None), default=None)
 
 
-def signs(connection: Connection, since: datetime, until: datetime, only: Collection[UUID] = ()) -> Iterator[Sign]:
+def read_heartbeat_times(
+    connection: Connection, since: datetime, until: datetime, only: Collection[UUID] = ()
+) -> Iterator[HeartbeatTimes]:
     """Yield the heartbeats received in a time (its end too), by session in the order of the ids, then by receipt.
 
     `only`: those of some sessions; without it, of all.
@@ -124,7 +126,7 @@ def signs(connection: Connection, since: datetime, until: datetime, only: Collec
         yield from rows
 
 
-def heartbeats_near(
+def read_heartbeats_near(
     connection: Connection, session_id: UUID, moment: datetime, until: datetime, limit: int
 ) -> Sequence[Row[Any]]:
     """Return a session's last heartbeats as `heartbeats_of` does, of those that its fleet made just before a moment.
@@ -139,7 +141,7 @@ def heartbeats_near(
     return _heartbeats(connection, session_id, (first or id_at(_EPOCH), latest), (since or _EPOCH, until), limit)
 
 
-def heartbeats_of(
+def read_heartbeats(
     connection: Connection, session_id: UUID, since: datetime, until: datetime, limit: int
 ) -> Sequence[Row[Any]]:
     """Return a session's last heartbeats received until a moment, the newest last: rows of `heartbeats`.

@@ -11,7 +11,7 @@ from fleetbeat_worker.database.tables import Pipeline
 
 
 @dataclass(frozen=True, slots=True)
-class StoredPipeline:
+class PipelineState:
     """The row of `pipeline`; nothing but None before the first sweep."""
 
     watermark: datetime | None = None
@@ -36,17 +36,17 @@ class StoredPipeline:
     """The last pulse that was known."""
 
 
-_COLUMNS = select(*(getattr(Pipeline, column.name) for column in fields(StoredPipeline)))
+_COLUMNS = select(*(getattr(Pipeline, column.name) for column in fields(PipelineState)))
 
 
-def stored_pipeline(connection: Connection, *, lock: bool = False) -> StoredPipeline:
+def read_pipeline_state(connection: Connection, *, lock: bool = False) -> PipelineState:
     """Return what the last sweep wrote down; with `lock`, a second sweep waits here until this one is through."""
     if lock:  # without the row two sweeps could run at once: then better none
-        return StoredPipeline(*connection.execute(_COLUMNS.with_for_update()).one())
+        return PipelineState(*connection.execute(_COLUMNS.with_for_update()).one())
     row = connection.execute(_COLUMNS).first()
-    return StoredPipeline(*row) if row is not None else StoredPipeline()
+    return PipelineState(*row) if row is not None else PipelineState()
 
 
-def write_pipeline(connection: Connection, pipeline: StoredPipeline) -> None:
+def write_pipeline(connection: Connection, pipeline: PipelineState) -> None:
     """Write down how far verdicts have been taken, and what was found in Redis."""
     connection.execute(update(Pipeline).values(asdict(pipeline)))

@@ -17,7 +17,7 @@ _LIVENESS = [column for column in Liveness.__table__.columns if not column.prima
 _SESSIONS: Select[Any] = select(Agent.__table__, *_LIVENESS).join(Liveness, Liveness.session_id == Agent.session_id)
 
 
-def sessions(
+def read_sessions(
     connection: Connection, *, live: bool = True, ended: bool = False, agent_name: str | None = None
 ) -> Sequence[Row[Any]]:
     """Return sessions, live ones or ended ones or both, in no order.
@@ -34,12 +34,12 @@ def sessions(
     return connection.execute(query).all()
 
 
-def session(connection: Connection, session_id: UUID) -> Row[Any] | None:
+def read_session(connection: Connection, session_id: UUID) -> Row[Any] | None:
     """Return one session as `sessions` does, or None."""
     return connection.execute(_SESSIONS.where(Agent.session_id == session_id)).one_or_none()
 
 
-def newest_session(connection: Connection, agent_name: str) -> Row[Any] | None:
+def read_newest_session(connection: Connection, agent_name: str) -> Row[Any] | None:
     """Return the session of a name that was registered last, a live one before an ended one; or None."""
     query = _SESSIONS.where(Agent.agent_name == agent_name)
     query = query.order_by(Agent.ended_at.is_not(None), Liveness.registered_at.desc(), Agent.session_id.desc())
@@ -51,12 +51,12 @@ def count_states(connection: Connection) -> dict[str, int]:
     return dict(iter(connection.execute(select(Liveness.state, func.count()).group_by(Liveness.state))))
 
 
-def name_is_known(connection: Connection, agent_name: str) -> bool:
+def agent_is_known(connection: Connection, agent_name: str) -> bool:
     """Return whether an agent of this name was ever registered."""
     return bool(connection.execute(select(exists().where(Agent.agent_name == agent_name))).scalar())
 
 
-def lock_all(connection: Connection, *which: ColumnElement[bool]) -> None:
+def lock_sessions(connection: Connection, *which: ColumnElement[bool]) -> None:
     """Lock sessions in the order of their keys, as everybody does, and wait for who holds them: never in a circle.
 
     Of a large fleet nothing is read. SQLite has one writer, and no such locks.
@@ -69,26 +69,26 @@ def lock_all(connection: Connection, *which: ColumnElement[bool]) -> None:
 _AGENTS: Table = Agent.__table__  # type: ignore[assignment] # a mapped class has a Table
 
 
-IDS_AT_ONCE = 10_000
+CHUNK_SIZE = 10_000
 """How many sessions one query names: SQLite takes 32,766 parameters at most."""
 
 
 _NAMES = select(Agent.session_id, Agent.agent_name, Agent.project)
 
 
-def some_at_once(ids: Collection[UUID]) -> Iterator[list[UUID]]:
+def in_chunks(ids: Collection[UUID]) -> Iterator[list[UUID]]:
     """Split ids into lists of at most `IDS_AT_ONCE`, as statements take only so many parameters."""
     listed = list(ids)
-    return (listed[start : start + IDS_AT_ONCE] for start in range(0, len(listed), IDS_AT_ONCE))
+    return (listed[start : start + CHUNK_SIZE] for start in range(0, len(listed), CHUNK_SIZE))
 
 
-def work_of(connection: Connection, ids: Collection[UUID]) -> dict[UUID, dict[str, Any]]:
+def read_work(connection: Connection, ids: Collection[UUID]) -> dict[UUID, dict[str, Any]]:
     """Return what agents last said of their work."""
     names = ("current_work", "progress", "summary", "error")
     columns = [_AGENTS.c[name] for name in ("session_id", *names)]
     return {
         session_id: dict(zip(names, said, strict=True))
-        for some in some_at_once(ids)
+        for some in in_chunks(ids)
         for session_id, said in bulk.select(connection, columns, some)
     }
 
@@ -101,13 +101,13 @@ class SessionName(NamedTuple):
     project: str | None
 
 
-def names_of(connection: Connection, ids: Collection[UUID]) -> list[SessionName]:
+def read_names(connection: Connection, ids: Collection[UUID]) -> list[SessionName]:
     """Return agents' sessions, names and projects."""
-    queries = (_NAMES.where(Agent.session_id.in_(some)) for some in some_at_once(ids))
+    queries = (_NAMES.where(Agent.session_id.in_(some)) for some in in_chunks(ids))
     return [SessionName(*row) for query in queries for row in connection.execute(query)]
 
 
-def mark(connection: Connection, column: str, ids: Collection[UUID], moment: datetime | None) -> None:
+def set_time(connection: Connection, column: str, ids: Collection[UUID], moment: datetime | None) -> None:
     """Write one of the moments of `agents`, or None, for some sessions that are locked."""
     value = None if moment is None else to_milliseconds(moment)
     bulk.update(connection, _AGENTS, ("session_id", column), [(session_id, value) for session_id in ids])

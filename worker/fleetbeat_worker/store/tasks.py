@@ -56,7 +56,7 @@ def update_task(
     return connection.execute(query).one_or_none()
 
 
-def tasks_of(connection: Connection, agent_name: str, state: TaskState | None = None) -> Sequence[Row[Any]]:
+def read_tasks(connection: Connection, agent_name: str, state: TaskState | None = None) -> Sequence[Row[Any]]:
     """Return an agent's tasks, the oldest first: all columns of `tasks`."""
     query = select(Task.__table__).where(Task.agent_name == agent_name).order_by(Task.id)
     if state is not None:
@@ -76,7 +76,9 @@ def count_tasks(connection: Connection, stale_before: datetime, agent_name: str 
     return {name: TaskCounts(open=number, stale=int(old)) for name, number, old in connection.execute(query)}
 
 
-def count_tasks_of(connection: Connection, names: Collection[str], stale_before: datetime) -> dict[str, TaskCounts]:
+def count_tasks_by_name(
+    connection: Connection, names: Collection[str], stale_before: datetime
+) -> dict[str, TaskCounts]:
     """Return how much work some agents have, by name; one that never had a task is absent, unlike one that is done.
 
     Made for batches: done tasks, which grow ever more, are looked for and not counted.

@@ -17,8 +17,8 @@ from fleetbeat_worker.rules.deadlines import Unwatched
 from fleetbeat_worker.rules.enums import EventType, NoticeKind
 from fleetbeat_worker.rules.liveness import UNJUDGEABLE
 from fleetbeat_worker.rules.spans import to_milliseconds
-from fleetbeat_worker.store.events import change_times, earliest_window, flapping_among, record_agent_events
-from fleetbeat_worker.store.sessions import mark
+from fleetbeat_worker.store.events import find_flapping, flapping_window_start, read_change_times, record_agent_events
+from fleetbeat_worker.store.sessions import set_time
 from fleetbeat_worker.sweep.queries import SweptAgent, find_flapping_agents, find_stuck_candidates
 
 _Found = list[tuple[SweptAgent, dict[str, Any]]]
@@ -29,10 +29,10 @@ def mark_flapping(
     connection: Connection, flagged: Sequence[SweptAgent], now: datetime, settings: Settings
 ) -> tuple[list[Notice], set[UUID]]:
     """Mark those agents that start to flap with the flag that they just got; return the notices and the sessions."""
-    ids = flapping_among(connection, flagged, now, settings.flapping_changes)
+    ids = find_flapping(connection, flagged, now, settings.flapping_changes)
     detail = {"state": "degraded", "more_changes_than": settings.flapping_changes}
     found: _Found = [(agent, detail) for agent in flagged if agent.session_id in ids]
-    mark(connection, "flapping_at", ids, now)
+    set_time(connection, "flapping_at", ids, now)
     return _record(connection, EventType.FLAPPING, now, found, settings), ids
 
 
@@ -44,8 +44,8 @@ def end_flapping(
     `flagged`: the sessions that this sweep flagged, which are left out.
     """
     agents = [agent for agent in find_flapping_agents(connection) if agent.session_id not in flagged]
-    earliest = earliest_window([agent.promise for agent in agents], now)
-    times = change_times(connection, [agent.session_id for agent in agents], earliest, settings.flapping_changes)
+    earliest = flapping_window_start([agent.promise for agent in agents], now)
+    times = read_change_times(connection, [agent.session_id for agent in agents], earliest, settings.flapping_changes)
     calm: _Found = []
     unjudged = {}
     for agent in agents:
@@ -54,7 +54,7 @@ def end_flapping(
                 calm.append((agent, {"state": agent.state, "stuck": agent.stuck_at is not None}))
         except UNJUDGEABLE as error:
             unjudged[agent.session_id] = str(error)
-    mark(connection, "flapping_at", [agent.session_id for agent, _ in calm], None)
+    set_time(connection, "flapping_at", [agent.session_id for agent, _ in calm], None)
     return _record(connection, EventType.CALM, now, calm, settings), unjudged
 
 
@@ -80,7 +80,7 @@ def mark_stuck(
                 "stuck_after": limit,
             }
             stuck.append((agent, detail | {name: getattr(agent, name) for name in DOING}))
-    mark(connection, "stuck_at", [agent.session_id for agent, _ in stuck], now)
+    set_time(connection, "stuck_at", [agent.session_id for agent, _ in stuck], now)
     return _record(connection, EventType.STUCK, now, stuck, settings)
 
 

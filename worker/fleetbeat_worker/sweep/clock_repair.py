@@ -18,7 +18,7 @@ from fleetbeat_worker.notifications.outbox import TRIED_FOR
 from fleetbeat_worker.rules.deadlines import deadline_of
 from fleetbeat_worker.rules.liveness import UNJUDGEABLE, WATCHED, promise_of, silent_since
 from fleetbeat_worker.rules.spans import to_milliseconds
-from fleetbeat_worker.store.sessions import lock_all
+from fleetbeat_worker.store.sessions import lock_sessions
 
 _LIVENESS: Table = Liveness.__table__  # type: ignore[assignment] # a mapped class has a Table
 _TIMES: tuple[tuple[Any, tuple[str, ...]], ...] = (
@@ -37,7 +37,7 @@ _LATEST_DEADLINE = {
 
 def correct_future_times(connection: Connection, now: datetime, missed_limit: int) -> None:
     """Set all times after `now` to `now`, and bring deadlines forward to the latest that they can be."""
-    lock_all(connection)
+    lock_sessions(connection)
     connection.execute(delete(OutageRow).where(OutageRow.started_at >= now))
     connection.execute(update(OutageRow).where(OutageRow.ended_at > now).values(ended_at=now))
     for table, names in _TIMES:

@@ -17,7 +17,7 @@ from fleetbeat_worker.rules.anomalies import INCIDENT_AGENTS, JOINING, is_incide
 from fleetbeat_worker.rules.enums import EventType, NoticeKind
 from fleetbeat_worker.rules.liveness import State, silent_since
 from fleetbeat_worker.store.events import record_fleet_event
-from fleetbeat_worker.store.sessions import lock_all
+from fleetbeat_worker.store.sessions import lock_sessions
 from fleetbeat_worker.sweep.queries import SweptAgent
 
 _LIVENESS: Table = Liveness.__table__  # type: ignore[assignment] # a mapped class has a Table
@@ -203,7 +203,7 @@ def _close(connection: Connection, incident_id: int, now: datetime) -> tuple[lis
     It locks the members and waits for them: rows that the transaction has locked before could make a deadlock of it.
     """
     member = Liveness.incident_id == incident_id
-    lock_all(connection, member)
+    lock_sessions(connection, member)
     silent = select(Agent.agent_name).join(Liveness, Liveness.session_id == Agent.session_id).where(member, _SILENT)
     names = list(connection.execute(silent.order_by(Agent.agent_name)).scalars())
     other = aliased(Agent)

@@ -24,7 +24,7 @@ from fleetbeat_worker.broker.server import refusal, remove_foreign
 from fleetbeat_worker.database.engine import writing
 from fleetbeat_worker.database.partitions import make_partitions
 from fleetbeat_worker.ingest.transaction import put_right, put_right_within
-from fleetbeat_worker.store.pipeline import stored_pipeline
+from fleetbeat_worker.store.pipeline import read_pipeline_state
 from fleetbeat_worker.sweep.transaction import SweepReport, judge_fleet
 from fleetbeat_worker.telemetry.log import logger
 from fleetbeat_worker.telemetry.metrics import DEGRADED, SWEEP_SECONDS, SWEEPS, count, observe
@@ -86,7 +86,9 @@ def _sweep(client: Redis, engine: Engine, settings: Settings, *, periodic: bool,
             logger.error("What overtook its registration can't be put right", exc_info=error)
     with writing(engine) as connection:
         if dry_run:
-            stored_pipeline(connection, lock=True)  # first, as sweeps do: else one could wait for this one in a circle
+            read_pipeline_state(
+                connection, lock=True
+            )  # first, as sweeps do: else one could wait for this one in a circle
             put_right_within(connection, horizon.now, settings)
         report = judge_fleet(connection, horizon, account, settings, periodic=periodic, pulse=pulse)
         if dry_run:

@@ -21,7 +21,7 @@ from fleetbeat_worker.rules.deadlines import DeadlineRule
 from fleetbeat_worker.rules.enums import NoticeKind
 from fleetbeat_worker.rules.liveness import UNJUDGEABLE, Promise
 from fleetbeat_worker.rules.spans import from_milliseconds, to_milliseconds
-from fleetbeat_worker.store.pipeline import StoredPipeline
+from fleetbeat_worker.store.pipeline import PipelineState
 from fleetbeat_worker.sweep.anomalies import mark_flapping
 from fleetbeat_worker.sweep.incidents import find_incident
 from fleetbeat_worker.sweep.queries import SweptAgent, find_degraded, find_overdue, find_overdue_ids, flag
@@ -147,7 +147,7 @@ def flag_overdue(  # noqa: PLR0913, PLR0917 - what the events and notices contai
 
 
 def find_reminders(
-    connection: Connection, last: StoredPipeline, watermark: datetime, settings: Settings
+    connection: Connection, last: PipelineState, watermark: datetime, settings: Settings
 ) -> list[Notice]:
     """Return the reminders that became due between the last sweep's watermark and this one's.
 

@@ -18,7 +18,7 @@ from fleetbeat_worker.rules.enums import EventType
 from fleetbeat_worker.rules.liveness import PROMISE_COLUMNS, WATCHED, Promise, State, cached_promise, silent_since
 from fleetbeat_worker.rules.spans import to_milliseconds
 from fleetbeat_worker.store.events import record_agent_events
-from fleetbeat_worker.store.sessions import some_at_once
+from fleetbeat_worker.store.sessions import in_chunks
 
 _LIVENESS: Table = Liveness.__table__  # type: ignore[assignment] # a mapped class has a Table
 
@@ -166,7 +166,7 @@ def find_stuck_candidates(connection: Connection, watermark: datetime, fleet_lim
     # Read under the locks: a batch may have changed `agents` just before it released its rows.
     return [
         _swept_agent(row)
-        for some in some_at_once(ids)
+        for some in in_chunks(ids)
         for row in connection.execute(_AGENTS.where(Agent.session_id.in_(some)))
     ]
 

@@ -30,8 +30,8 @@ from fleetbeat_worker.rules.sweep_gaps import (
     outage_between,
 )
 from fleetbeat_worker.store.events import record_agent_events, record_fleet_event
-from fleetbeat_worker.store.pipeline import StoredPipeline, stored_pipeline, write_pipeline
-from fleetbeat_worker.store.sessions import SessionName, mark, names_of
+from fleetbeat_worker.store.pipeline import PipelineState, read_pipeline_state, write_pipeline
+from fleetbeat_worker.store.sessions import SessionName, read_names, set_time
 from fleetbeat_worker.sweep.anomalies import end_flapping, mark_stuck
 from fleetbeat_worker.sweep.clock_repair import correct_future_times
 from fleetbeat_worker.sweep.incidents import end_incident
@@ -96,7 +96,7 @@ def judge_fleet(  # noqa: PLR0913 - what was read from Redis, and by whom
 
     `periodic`: a sweep by the workers, whose interval is stored; other sweeps may have another setting.
     """
-    last = stored_pipeline(connection, lock=True)
+    last = read_pipeline_state(connection, lock=True)
     if is_turned_back(last.last_sweep_at, horizon.now):
         logger.warning("Redis's clock was set back; stored times after its present time are set to it")
         correct_future_times(connection, horizon.now, settings.missed_intervals)
@@ -138,7 +138,7 @@ def judge_fleet(  # noqa: PLR0913 - what was read from Redis, and by whom
     )
 
 
-def count_losses(last: StoredPipeline, account: Account) -> tuple[int, int | None]:
+def count_losses(last: PipelineState, account: Account) -> tuple[int, int | None]:
     """Count the messages trimmed since the last sweep; if the whole inbox was lost, those that waited at that sweep."""
     if last.inbox_life is None or last.inbox_lost is None:
         return 0, None  # there is nothing to compare with
@@ -149,7 +149,7 @@ def count_losses(last: StoredPipeline, account: Account) -> tuple[int, int | Non
     return account.lost - last.inbox_lost, None
 
 
-def _redis_gaps(last: StoredPipeline, pulse: Pulse, now: datetime, interval: float) -> list[Span]:
+def _redis_gaps(last: PipelineState, pulse: Pulse, now: datetime, interval: float) -> list[Span]:
     """Return the gaps of a few seconds since the last sweep in which agents could not reach Redis."""
     if last.last_sweep_at is None:
         return []
@@ -162,12 +162,12 @@ def _redis_gaps(last: StoredPipeline, pulse: Pulse, now: datetime, interval: flo
 
 def _apply_changes(  # noqa: PLR0913, PLR0917 - all that a sweep knows
     connection: Connection,
-    last: StoredPipeline,
+    last: PipelineState,
     outage: tuple[datetime, datetime] | None,
     gaps: Sequence[Span],
     horizon: Horizon,
     settings: Settings,
-) -> tuple[Changes, StoredPipeline]:
+) -> tuple[Changes, PipelineState]:
     """Record downtime, judge the agents, and put the notices into the outbox; return also the new pipeline row.
 
     `last` is the pipeline row of the last sweep. `gaps` are shorter than an outage.
@@ -206,9 +206,9 @@ def _mark_unjudged(connection: Connection, faults: Mapping[UUID, str], now: date
     Returns their names and the notices: one for each reason, as a machine without time zone data has many agents.
     """
     by_reason: dict[str, list[SessionName]] = defaultdict(list)
-    for agent in names_of(connection, faults):
+    for agent in read_names(connection, faults):
         by_reason[clean(faults[agent.session_id])[:WHY_CHARACTERS]].append(agent)
-    mark(connection, "unjudged_at", faults, now)
+    set_time(connection, "unjudged_at", faults, now)
     moment = to_milliseconds(now)
     events = [
         (moment, agent.session_id, agent.agent_name, {"why": why})
