@@ -1,7 +1,6 @@
-"""The three calls of an agent: register, send_heartbeat, deregister.
+"""Client functions of an agent: register, send_heartbeat and deregister.
 
-Each puts its message into the buffer of this process and returns; a thread sends it. Only a heartbeat that asks for an
-answer waits.
+Each queues a message and returns; a background thread sends it. Only a heartbeat with `wait_seconds` waits.
 """
 
 from __future__ import annotations
@@ -10,8 +9,9 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from fleetbeat_producer.background.process import say, this_process
-from fleetbeat_producer.compose import new_goodbye, new_heartbeat, new_registration, session_to_register
+from fleetbeat_producer.background.process import process_sender, queue_message
+from fleetbeat_producer.compose import choose_session_id, new_deregistration, new_heartbeat, new_registration
+from fleetbeat_producer.transport import check_wait_seconds, process_transport
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -24,25 +24,25 @@ class Registration:
     """An agent's registration as it was sent."""
 
     session_id: UUID
-    """Goes with each heartbeat of this run."""
+    """Pass it to each heartbeat of this run."""
     agent_name: str
-    """The name as it is stored: NFC, without white space around it."""
+    """The normalised name: NFC, without white space around it."""
     message_id: UUID
 
 
 @dataclass(frozen=True, slots=True)
 class HeartbeatResult:
-    """What is known of a heartbeat: what SQL says if the call waited, else what was sent."""
+    """A heartbeat as the workers stored it, if the call waited; otherwise as it was sent."""
 
     session_id: UUID
     agent_name: str | None
-    """None unless the call waited: only SQL knows it."""
+    """None unless the call waited: only the database knows it."""
     timestamp: datetime
-    """When the agent counts as seen (UTC) if the call waited, else when the heartbeat was sent."""
+    """When the agent was seen (`seen_at`, UTC) if the call waited; otherwise when the heartbeat was sent."""
     progress: str | None
 
 
-def register(  # noqa: PLR0913 - each is a fact that an agent may state of itself
+def register(  # noqa: PLR0913 - one for each field of the message
     agent_name: str,
     *,
     interval_seconds: float | None = None,
@@ -59,20 +59,19 @@ def register(  # noqa: PLR0913 - each is a fact that an agent may state of itsel
     stable: bool = False,
     session_id: UUID | str | None = None,
 ) -> Registration:
-    """Make an agent known, with its promise: a heartbeat each `interval_seconds`, or at each slot of a cron `schedule`.
+    """Register an agent, which promises a heartbeat each `interval_seconds` or at each time of a cron `schedule`.
 
-    Of the two exactly one is given. `time_zone` (IANA name, UTC if absent) goes with a schedule. `grace_seconds` is
-    how much later than promised a heartbeat may come, `missed_intervals` how many it may miss before it is degraded,
-    `stuck_after` after how many intervals in which nothing changed of what it does it counts as stuck (0: never; on a
-    schedule it never does); what isn't given is as the fleet has it. `parent_id` is the session that this agent works
-    for. A live session of the same name ends, unless `parallel` is given. The session id is a new random one, or
-    `session_id`, or, with `stable`, derived from the name; registering the same session again changes what it
-    promised.
+    Exactly one of the two is given. `time_zone` (IANA name, UTC if absent) goes with a schedule. `grace_seconds` is how
+    much later than promised a heartbeat may arrive, `missed_intervals` how many intervals the agent may miss before it
+    is degraded, and `stuck_after` after how many intervals without a change in its work it is stuck (0: never; an agent
+    on a schedule never is). For those left out, the fleet's settings apply. `parent_id` is the session that this agent
+    works for. A live session of the same name ends, unless `parallel` is given. The session id is random unless
+    `session_id` is given or `stable` derives it from the name. Registering a session again changes its promise.
 
     Raises InvalidMessage (a ValueError) for a bad argument, and SettingsError for a bad environment.
     """
     message = new_registration(
-        session_to_register(agent_name, stable=stable, parallel=parallel, session_id=session_id),
+        choose_session_id(agent_name, stable=stable, parallel=parallel, session_id=session_id),
         agent_name=agent_name,
         interval_seconds=interval_seconds,
         schedule=schedule,
@@ -86,11 +85,11 @@ def register(  # noqa: PLR0913 - each is a fact that an agent may state of itsel
         metadata=metadata,
         parallel=parallel,
     )
-    say(message)
+    queue_message(message)
     return Registration(message.session_id, message.agent_name, message.id)
 
 
-def send_heartbeat(  # noqa: PLR0913 - each is a fact that an agent may state of itself
+def send_heartbeat(  # noqa: PLR0913 - one for each field of the message
     session_id: UUID | str,
     progress: str | None = None,
     work_item_id: str | None = None,
@@ -103,11 +102,10 @@ def send_heartbeat(  # noqa: PLR0913 - each is a fact that an agent may state of
     metadata: Mapping[str, Any] | None = None,
     wait_seconds: float | None = None,
 ) -> HeartbeatResult:
-    """Say that a session is alive, and what it does. What is left out stays as the last heartbeat said it.
+    """Report that a session is alive, and what it does. Fields left out keep their values from earlier heartbeats.
 
-    `error` as an empty text says that an earlier error is over. With `wait_seconds` the call waits as long for the
-    workers to store the heartbeat (after all that this process said before), and returns what SQL says; without, it
-    returns at once.
+    An empty `error` clears an earlier error. With `wait_seconds` the call waits until the workers have stored the
+    heartbeat (and all earlier messages of this process), and returns it as stored. Without, it returns at once.
 
     Raises InvalidMessage (a ValueError) for a bad argument, and SettingsError for a bad environment; with
     `wait_seconds` also RedisUnavailable, NotConfirmed, UnknownSession, SessionEnded and MessageRejected.
@@ -125,21 +123,19 @@ def send_heartbeat(  # noqa: PLR0913 - each is a fact that an agent may state of
         reply=wait_seconds is not None,
     )
     if wait_seconds is None:
-        say(message)
+        queue_message(message)
         return HeartbeatResult(message.session_id, None, message.sent_at, message.progress)
-    from fleetbeat_producer.transport import check_wait, transport_of_this_process
-
-    check_wait(wait_seconds)
+    check_wait_seconds(wait_seconds)
     began = time.monotonic()
-    this_process().flush(wait_seconds)  # the registration may still be on its way
+    process_sender().flush(wait_seconds)  # the registration may still be queued
     left = max(wait_seconds - (time.monotonic() - began), 0.001)
-    reply = transport_of_this_process().ask(message, left)
+    reply = process_transport().send_and_wait(message, left)
     return HeartbeatResult(reply.session_id, reply.agent_name, reply.timestamp or message.sent_at, reply.progress)
 
 
 def deregister(session_id: UUID | str, *, error: str | None = None, exit_status: int | None = None) -> None:
-    """Say goodbye: no more heartbeats are expected of this session. Saying it twice does no harm.
+    """End a session: no more heartbeats are expected. Ending it twice does no harm.
 
     Raises InvalidMessage (a ValueError) for a bad argument, and SettingsError for a bad environment.
     """
-    say(new_goodbye(session_id, error=error, exit_status=exit_status))
+    queue_message(new_deregistration(session_id, error=error, exit_status=exit_status))

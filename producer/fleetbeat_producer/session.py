@@ -1,4 +1,4 @@
-"""A session that an agent holds: it registers, beats by itself, and says goodbye."""
+"""Agent session: registers an agent, sends automatic heartbeats, and deregisters it at the end."""
 
 from __future__ import annotations
 
@@ -6,28 +6,30 @@ import os
 import time
 from typing import TYPE_CHECKING, Any, Self
 
-from fleetbeat_producer.background.process import say, this_process
-from fleetbeat_producer.compose import new_goodbye, new_heartbeat, new_registration, said_again, session_to_register
+from fleetbeat_producer.background.process import process_sender, queue_message
+from fleetbeat_producer.compose import choose_session_id, new_deregistration, new_heartbeat, new_registration, reissue
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from types import TracebackType
     from uuid import UUID
 
+_LONGEST_ERROR = 1000
+
 
 class AgentSession:
-    """An agent's run, from its registration to its end.
+    """An agent's run, from its registration to its deregistration.
 
         with AgentSession("crawler-7", interval_seconds=30) as session:
             session.progress("120 pages", work_item_id="W-17")
 
-    It beats by itself in the background, on its interval; such a beat says only that the process lives. With
-    `auto=False`, and with a cron `schedule`, the agent beats. At the end of the block it says goodbye, with the error
-    if the block raised one. `async with` does the same. No call waits for the network, and none raises because Redis
-    is away; a bad argument is an InvalidMessage (a ValueError) at once.
+    A background thread sends a heartbeat on each interval, which reports only that the process is alive. With
+    `auto=False`, or with a cron `schedule`, the agent has to send its heartbeats. At the end of the block the session
+    is deregistered, with the error if the block raised one. `async with` does the same. No call waits for the network,
+    and none raises because Redis is away; a bad argument raises InvalidMessage (a ValueError) at once.
     """
 
-    def __init__(  # noqa: PLR0913 - each is a fact that an agent may state of itself
+    def __init__(  # noqa: PLR0913 - one for each field of the message
         self,
         agent_name: str,
         *,
@@ -46,12 +48,12 @@ class AgentSession:
         session_id: UUID | str | None = None,
         auto: bool = True,
     ) -> None:
-        """Prepare a session; the arguments are those of `register`. Nothing is sent before the block is entered.
+        """Prepare a session; the arguments are those of `register`. Nothing is sent before `start`.
 
         Raises InvalidMessage for a bad argument.
         """
         message = new_registration(
-            session_to_register(agent_name, stable=stable, parallel=parallel, session_id=session_id),
+            choose_session_id(agent_name, stable=stable, parallel=parallel, session_id=session_id),
             agent_name=agent_name,
             interval_seconds=interval_seconds,
             schedule=schedule,
@@ -67,37 +69,37 @@ class AgentSession:
         )
         self._registration = message
         self.session_id: UUID = message.session_id
-        """Goes with each heartbeat of this run."""
+        """The session's id, for `send_heartbeat` and as `parent_id` of other agents."""
         self.agent_name: str = message.agent_name
-        """The name as it is stored: NFC, without white space around it."""
+        """The normalised name: NFC, without white space around it."""
         self._interval_seconds = message.interval_seconds if auto else None
         self._process_id = 0
 
     def start(self) -> None:
-        """Register, and begin to beat. What `with` does at the start of its block.
+        """Register, and start the automatic heartbeats. `with` calls this at the start of its block.
 
         Raises SettingsError when the environment has a value that can't be used.
         """
-        sender = this_process()
+        sender = process_sender()
         self._process_id = os.getpid()
-        sender.put(said_again(self._registration))
+        sender.put(reissue(self._registration))
         if self._interval_seconds is not None:
-            sender.beats.add(self.session_id, self._interval_seconds, time.monotonic())
-            sender.awaken()
+            sender.auto_heartbeats.add(self.session_id, self._interval_seconds, time.monotonic())
+            sender.wake()
 
     def end(self, *, error: str | None = None, exit_status: int | None = None) -> None:
-        """Say goodbye, and beat no more. What `with` does at the end of its block.
+        """Deregister, and stop the automatic heartbeats. `with` calls this at the end of its block.
 
-        In a child that was forked in the block it does nothing: the session is its parent's.
+        It does nothing in a child that was forked inside the block: the session is its parent's.
         """
         if self._process_id != os.getpid():
             return
-        goodbye = new_goodbye(self.session_id, error=error, exit_status=exit_status)
+        deregistration = new_deregistration(self.session_id, error=error, exit_status=exit_status)
         self._process_id = 0
-        this_process().beats.remove(self.session_id)
-        say(goodbye)
+        process_sender().auto_heartbeats.remove(self.session_id)
+        queue_message(deregistration)
 
-    def beat(  # noqa: PLR0913 - each is a fact that an agent may state of itself
+    def beat(  # noqa: PLR0913 - one for each field of the message
         self,
         progress: str | None = None,
         work_item_id: str | None = None,
@@ -109,11 +111,11 @@ class AgentSession:
         stale_tasks: int | None = None,
         metadata: Mapping[str, Any] | None = None,
     ) -> None:
-        """Say that the agent is alive, and what it does. What is left out stays as it was said last.
+        """Send a heartbeat: the agent is alive, and does this. Fields left out keep their earlier values.
 
         Raises InvalidMessage for a bad argument.
         """
-        self._say(
+        self._send(
             progress=progress,
             work_item_id=work_item_id,
             status=status,
@@ -125,19 +127,19 @@ class AgentSession:
         )
 
     def progress(self, text: str, work_item_id: str | None = None) -> None:
-        """Say what was just done, and on which work item. Raises InvalidMessage for a bad argument."""
-        self._say(progress=text, work_item_id=work_item_id)
+        """Report progress, and the work item that it is about. Raises InvalidMessage for a bad argument."""
+        self._send(progress=text, work_item_id=work_item_id)
 
     def status(self, word: str) -> None:
-        """Say in the agent's own word how it is: ok, busy, blocked, error. Raises InvalidMessage for a bad argument."""
-        self._say(status=word)
+        """Report a status in a word of the agent's own: ok, busy, blocked. Raises InvalidMessage for a bad argument."""
+        self._send(status=word)
 
     def error(self, text: str) -> None:
-        """Say what went wrong; an empty text says that it is over. Raises InvalidMessage for a bad argument."""
-        self._say(error=text)
+        """Report an error; an empty text clears it. Raises InvalidMessage for a bad argument."""
+        self._send(error=text)
 
-    def _say(self, **fields: object) -> None:
-        say(new_heartbeat(self.session_id, **fields))
+    def _send(self, **fields: object) -> None:
+        queue_message(new_heartbeat(self.session_id, **fields))
 
     def __enter__(self) -> Self:
         self.start()
@@ -146,7 +148,7 @@ class AgentSession:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self.end(error=_told(error))
+        self.end(error=_describe(error))
 
     async def __aenter__(self) -> Self:
         self.start()
@@ -155,18 +157,15 @@ class AgentSession:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self.end(error=_told(error))
+        self.end(error=_describe(error))
 
 
-_ERROR_SHOWN = 1000
-
-
-def _told(error: BaseException | None) -> str | None:
-    """Return what a message can say of an exception, or None for an orderly end."""
+def _describe(error: BaseException | None) -> str | None:
+    """Describe an exception for a deregistration; None stands for an orderly end."""
     if error is None or (isinstance(error, SystemExit) and error.code in {None, 0}):
         return None
     try:
         text = f"{type(error).__name__}: {error}"
-    except Exception:  # noqa: BLE001 - an exception may not even be able to say what it is
+    except Exception:  # noqa: BLE001 - an exception's own __str__ may raise
         text = type(error).__name__
-    return text[:_ERROR_SHOWN]
+    return text[:_LONGEST_ERROR]

@@ -1,4 +1,7 @@
-"""The way from an agent to Redis."""
+"""Connection from an agent to Redis: adds messages to the inbox, and waits for a worker's reply to one.
+
+Importing this module doesn't import pydantic or redis-py: the background sender needs it in every agent.
+"""
 
 from __future__ import annotations
 
@@ -6,24 +9,29 @@ import math
 import os
 import time
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
-from fleetbeat_producer.compose import refused
-from fleetbeat_producer.replies import wait_for_reply
+from fleetbeat_producer.compose import invalid_message
 from fleetbeat_shared import redis_keys
 from fleetbeat_shared.connection import connect, place, redis_errors, unavailable
-from fleetbeat_shared.errors import NotConfirmed, RedisUnavailable
-from fleetbeat_shared.settings import Settings
+from fleetbeat_shared.errors import MessageRejected, NotConfirmed, RedisUnavailable, SessionEnded, UnknownSession
+from fleetbeat_shared.time_text import format_duration
 
 if TYPE_CHECKING:
-    from fleetbeat_shared.messages import Message
-    from fleetbeat_shared.replies import Reply
+    from redis import Redis
+
+    from fleetbeat_shared.messages import Message, Reply
+    from fleetbeat_shared.settings import Settings
+
+UNKNOWN_SESSION_SECONDS = 2.0
+"""How long after the first `unknown_session` a sender waits for another reply. A heartbeat may overtake its own
+registration; the worker replies once more when it has applied it."""
 
 
 class Transport:
-    """One process's connection to the inbox. It may be shared by threads and doesn't survive a fork.
+    """A process's connection to the inbox. Threads may share it; a forked child makes its own.
 
-    Raises SettingsError when the settings' URL is none of Redis's. It connects at the first message.
+    Raises SettingsError when the settings' URL is not a Redis URL. It connects at the first command.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -34,66 +42,102 @@ class Transport:
     def send(self, message: Message) -> None:
         """Add a message to the inbox.
 
-        Raises RedisUnavailable when Redis didn't acknowledge it; a message whose acknowledgement alone was lost may
-        be stored nevertheless.
+        Raises RedisUnavailable when Redis didn't acknowledge it. If only the acknowledgement was lost, the message may
+        be in the inbox nevertheless.
         """
         with redis_errors(self._url):
             self._redis.xadd(redis_keys.INBOX, {redis_keys.FIELD: message.to_wire()})
 
-    def send_all(self, wires: list[bytes]) -> list[RedisUnavailable | None]:
-        """Add messages, as they travel, to the inbox in one go; return for each None, or why Redis refused it.
+    def send_batch(self, wires: list[bytes]) -> list[RedisUnavailable | None]:
+        """Add encoded messages to the inbox in one pipeline; return for each None, or why Redis refused it.
 
-        Raises RedisUnavailable when Redis didn't answer: then any of them may be stored or not.
+        Raises RedisUnavailable when Redis didn't answer: then each of them may be in the inbox or not.
         """
-        with redis_errors(self._url), self._redis.pipeline(transaction=False) as pipe:
-            for wire in wires:
-                pipe.xadd(redis_keys.INBOX, {redis_keys.FIELD: wire})
-            answers = pipe.execute(raise_on_error=False)
-        return [unavailable(self._url, answer) if isinstance(answer, Exception) else None for answer in answers]
+        with redis_errors(self._url):
+            errors = add_batch(self._redis, wires)
+        return [None if error is None else unavailable(self._url, error) for error in errors]
 
-    def ask(self, message: Message, wait_seconds: float) -> Reply:
-        """Send a message that asks for an answer, and return what SQL says of it.
+    def send_and_wait(self, message: Message, wait_seconds: float) -> Reply:
+        """Send a message that asks for a reply, and return the reply.
 
-        Raises InvalidMessage when this is no time to wait, RedisUnavailable when the message couldn't be sent, and
-        NotConfirmed, UnknownSession, SessionEnded or MessageRejected when it was sent, without success.
+        Raises InvalidMessage when `wait_seconds` is not a time to wait, RedisUnavailable when the message couldn't be
+        sent, and NotConfirmed, UnknownSession, SessionEnded or MessageRejected when it was sent without success.
         """
-        check_wait(wait_seconds)
-        sent = time.monotonic()
+        check_wait_seconds(wait_seconds)
+        sent_at = time.monotonic()
         self.send(message)
-        return self.hear(message, wait_seconds, sent)
+        return self.wait_for_reply(message, wait_seconds, sent_at)
 
-    def hear(self, message: Message, wait_seconds: float, sent: float) -> Reply:
-        """Return what SQL says of a message that was sent at `sent` (monotonic clock) and asked for an answer.
+    def wait_for_reply(self, message: Message, wait_seconds: float, sent_at: float) -> Reply:
+        """Wait for the reply to a message that was sent at `sent_at` (monotonic clock).
 
-        Raises NotConfirmed, UnknownSession, SessionEnded or MessageRejected.
+        `unknown_session` is final only UNKNOWN_SESSION_SECONDS after it was received, or when the wait is over: the
+        registration may be on its way, and then a second reply comes.
+
+        Raises UnknownSession, SessionEnded or MessageRejected for a refusal, and NotConfirmed when there is no reply
+        in time or none that can be read.
         """
+        deadline = sent_at + wait_seconds
+        is_unknown = False
+        while (reply := self._next_reply(message, deadline)) is not None:
+            if reply.ok:
+                return reply
+            if reply.code != UnknownSession.code:
+                raise _refusal(message, reply.code)
+            if not is_unknown:
+                # Counted from now, not from sending: workers that are behind are late with both replies.
+                is_unknown, deadline = True, min(deadline, time.monotonic() + UNKNOWN_SESSION_SECONDS)
+        if is_unknown:
+            text = f"No session {message.session_id} is registered. Register the agent first."
+            raise UnknownSession(text)
+        text = (
+            f"No worker confirmed the message within {format_duration(wait_seconds)}. "
+            "It stays in the inbox. Check whether workers run: fleetbeat check"
+        )
+        raise NotConfirmed(text)
+
+    def _next_reply(self, message: Message, deadline: float) -> Reply | None:
+        """Wait for a reply until the deadline (monotonic clock); None if there was none. Raises NotConfirmed."""
+        key = redis_keys.reply_key(message.id)
         try:
             with redis_errors(self._url):
-                return wait_for_reply(
-                    self._redis,
-                    message,
-                    sent=sent,
-                    wait_seconds=wait_seconds,
-                    # An answer to a blocking command must come before the socket gives up on it.
-                    block_seconds=self._timeout_seconds / 2,
-                )
+                while (left := deadline - time.monotonic()) > 0:
+                    # A blocking read must end before the socket's timeout. Redis takes 0 for "for ever", and may round
+                    # a tiny number to it.
+                    block_seconds = max(0.01, min(left, self._timeout_seconds / 2))
+                    popped = cast("list[bytes] | None", self._redis.blpop([key], timeout=block_seconds))
+                    if popped is not None:
+                        return _parse_reply(popped[1])
         except RedisUnavailable as error:
-            text = f"The message was sent, but no answer could be read. {error}"
+            text = f"The message was sent, but no reply could be read. {error}"
             raise NotConfirmed(text) from error
+        return None
 
     def __repr__(self) -> str:
         return f"<Transport to {place(self._url)}>"
 
 
-def check_wait(wait_seconds: float) -> None:
-    """Raise InvalidMessage unless this is a time to wait."""
+def add_batch(redis: Redis, wires: list[bytes]) -> list[Exception | None]:
+    """Add encoded messages to the inbox in one pipeline; return for each None, or redis-py's error.
+
+    Raises redis-py's errors when Redis didn't answer.
+    """
+    with redis.pipeline(transaction=False) as pipe:
+        for wire in wires:
+            pipe.xadd(redis_keys.INBOX, {redis_keys.FIELD: wire})
+        answers = pipe.execute(raise_on_error=False)
+    return [answer if isinstance(answer, Exception) else None for answer in answers]
+
+
+def check_wait_seconds(wait_seconds: float) -> None:
+    """Raise InvalidMessage unless this is a finite number of seconds above 0."""
     if not (isinstance(wait_seconds, int | float) and 0 < wait_seconds < math.inf):
         why = "wait_seconds must be a number of seconds above 0"
-        raise refused(why, "heartbeat")
+        raise invalid_message(why, "heartbeat")
 
 
-def transport_of_this_process() -> Transport:
-    """Return the transport that the calls of this process share, with the settings of its environment.
+def process_transport() -> Transport:
+    """Return the transport that all calls of this process share, with the settings of its environment.
 
     Raises SettingsError when the environment has a value that can't be used.
     """
@@ -102,5 +146,27 @@ def transport_of_this_process() -> Transport:
 
 @cache
 def _transport_of(process_id: int) -> Transport:  # noqa: ARG001 - it is the cache's key: a forked child makes its own
-    # The parent's transport stays in a child's cache on purpose: dropping it would close connections there.
+    from fleetbeat_shared.settings import Settings
+
+    # The parent's transport stays in a child's cache on purpose: dropping it would close the parent's connections.
     return Transport(Settings.from_environment(os.environ))
+
+
+def _parse_reply(text: bytes) -> Reply:
+    from pydantic import ValidationError
+
+    from fleetbeat_shared.messages import Reply
+
+    try:
+        return Reply.model_validate_json(text)
+    except ValidationError as error:
+        sentence = "A worker's reply can't be read by this version. Bring agents and workers to one version."
+        raise NotConfirmed(sentence) from error
+
+
+def _refusal(message: Message, code: str | None) -> SessionEnded | MessageRejected:
+    if code == SessionEnded.code:
+        return SessionEnded(f"The session {message.session_id} has ended. Register the agent again.")
+    return MessageRejected(
+        f"The workers rejected message {message.id} ({code or 'no reason given'}). See why: fleetbeat rejected list"
+    )

@@ -234,6 +234,22 @@ class Deregister(_Message):
 Message = Annotated[Register | Heartbeat | Deregister, Field(discriminator="kind")]
 
 
+class Reply(BaseModel):
+    """A worker's reply to a message that asked for one: a JSON text, pushed onto `redis_keys.reply_key(message.id)`."""
+
+    model_config = ConfigDict(frozen=True, defer_build=True)
+
+    ok: bool
+    code: str | None = None
+    """Why the message was refused: a value of Reason."""
+    session_id: UUID
+    agent_name: str | None = None
+    timestamp: datetime | None = None
+    """The time at which this heartbeat was seen (`seen_at`, UTC)."""
+    progress: str | None = None
+    """The progress that this heartbeat reported."""
+
+
 @cache
 def _adapter() -> TypeAdapter[Register | Heartbeat | Deregister]:
     return TypeAdapter(Message)  # takes time to build, and only workers need it

@@ -1,9 +1,9 @@
-"""What a process has one of: its sender. Made at the first call, again after a fork, and flushed at the end."""
+"""Sender of this process: made at the first call, made again after a fork, flushed at exit."""
 
 from __future__ import annotations
 
 import atexit
-import concurrent.futures.thread  # noqa: F401 - redis needs it, and it can't be imported while the interpreter ends
+import concurrent.futures.thread  # noqa: F401 - redis needs it, and it can't be imported while the interpreter exits
 import os
 import signal
 import sys
@@ -12,21 +12,21 @@ from contextlib import suppress
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from fleetbeat_producer.background import interpreter_exit as ending
+from fleetbeat_producer.background import interpreter_exit
 from fleetbeat_producer.background.sender import EXIT_SECONDS, Sender, Stats
-from fleetbeat_producer.compose import models
+from fleetbeat_producer.compose import load_models
 
 if TYPE_CHECKING:
     from types import FrameType
 
     from fleetbeat_shared.messages import Message
 
-# By process id: a forked child makes a sender of its own. Its parent's stays here on purpose, untouched: to drop it
-# would close connections there, and its locks may be held by threads that are gone.
+# By process id: a forked child makes a sender of its own. Its parent's stays here on purpose, untouched: dropping it
+# would close the parent's connections, and its locks may be held by threads that don't exist in the child.
 _senders: dict[int, Sender] = {}
 
 
-def this_process() -> Sender:
+def process_sender() -> Sender:
     """Return the sender that the calls of this process share, with the settings of its environment.
 
     Raises SettingsError when the environment has a value that can't be used.
@@ -43,23 +43,23 @@ def _make_sender(process_id: int) -> Sender:
     if sender is made and "multiprocessing.process" in sys.modules:
         from multiprocessing import process, util
 
-        if process.parent_process() is not None:  # such a child runs its own finalizers at its end, and maybe no other
+        if process.parent_process() is not None:  # such a child runs these finalizers at its end, and maybe no others
             util.Finalize(None, _flush_at_exit, exitpriority=0)
     return sender
 
 
-def say(message: Message) -> None:
-    """Let this process's thread send a message.
+def queue_message(message: Message) -> None:
+    """Queue a message for this process's background thread.
 
     Raises SettingsError when the environment has a value that can't be used.
     """
     if sys.is_finalizing():
         return  # no thread is left that could send, and one that is gone may hold a lock
-    if not ending.is_over():
-        this_process().put(message)
+    if not interpreter_exit.is_closed():
+        process_sender().put(message)
     elif threading.current_thread() is threading.main_thread():  # an exit handler that is older than ours
-        ending.begin_again()
-        this_process().put(message)
+        interpreter_exit.reopen()
+        process_sender().put(message)
         _flush_at_exit()
 
 
@@ -67,41 +67,40 @@ def _flush_at_exit() -> None:
     sender = _senders.get(os.getpid())
     if sender is not None:
         sender.flush_at_exit()
-    ending.let_go()
+    interpreter_exit.close()
 
 
 def _finish_imports() -> None:
-    """Wait until the thread, if there is one, has imported what it needs: a child could never import the other half."""
+    """Wait until the thread, if any, has imported what it needs: a forked child can't finish a half-done import."""
     if os.getpid() in _senders:
         for name in ("redis", "encodings.idna"):  # the latter to look up a host's name
             with suppress(Exception):
                 import_module(name)
 
 
-# At the import, not at the first call, so that what other exit handlers say is sent too: the last one registered is
-# the first one run.
+# At the import, not at the first call: handlers run last registered first, so messages of later handlers are sent too.
 atexit.register(_flush_at_exit)
-os.register_at_fork(before=_finish_imports, after_in_child=ending.forget_threads)
+os.register_at_fork(before=_finish_imports, after_in_child=interpreter_exit.forget_threads)
 
 
 def flush(timeout_seconds: float) -> bool:
-    """Wait until what this process has said so far has reached Redis; return whether it has, in this time."""
-    return this_process().flush(timeout_seconds)
+    """Wait until all messages of this process so far have reached Redis; return False if the time was too short."""
+    return process_sender().flush(timeout_seconds)
 
 
 def stats() -> Stats:
-    """Return what became of this process's messages."""
-    return this_process().stats()
+    """Count this process's messages by outcome."""
+    return process_sender().stats()
 
 
 def flush_on_sigterm() -> None:
-    """Flush, for two seconds at most, when SIGTERM comes; then do what would have been done without this.
+    """On SIGTERM, flush for two seconds at most; then act as the program would have acted without this call.
 
-    Python's default for SIGTERM ends the process without running any code of its own. To be called in the main thread,
-    after the program has set its own handler, if it has one.
+    Python's default action for SIGTERM ends the process without running any code of its own. Call this in the main
+    thread, after the program has set its own handler, if it has one.
     """
-    # Now, not at the first call: what a handler raises while pydantic builds a class would be swallowed there.
-    models()
+    # Now, not at the first call: an exception that a handler raises while pydantic builds a class would be lost.
+    load_models()
     import_module("fleetbeat_shared.settings")
     before = signal.getsignal(signal.SIGTERM)
 

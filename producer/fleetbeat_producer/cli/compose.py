@@ -1,10 +1,10 @@
-"""The messages that a command's options become. An error names the options, as those are what was typed."""
+"""Messages composed from a command's options. Errors name the options, as those are what the user typed."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, TypeVar
 
-from fleetbeat_producer import compose as outgoing
+from fleetbeat_producer import compose as composing
 
 if TYPE_CHECKING:
     from uuid import UUID
@@ -37,21 +37,21 @@ OPTIONS = {
     "stale_tasks": "--stale-tasks",
     "exit_status": "--exit-status",
 }
-"""The fields of messages, and the options that they come from."""
+"""The fields of messages, and the options that set them."""
 
 
 def compose(kind: type[_Kind], session_id: UUID | str, **fields: object) -> _Kind:
-    """Return a new message, as `outgoing.compose` does. Raises InvalidMessage."""
-    return outgoing.compose_for(OPTIONS, kind, session_id, fields)
+    """Compose a message. Raises InvalidMessage."""
+    return composing.compose(kind, session_id, OPTIONS, **fields)
 
 
 def stable_session(agent_name: str) -> tuple[str, UUID]:
-    """Return the name that `--agent` gave, as it is stored, and its session id. Raises InvalidMessage."""
-    return outgoing.stable_session(agent_name, called={"agent_name": "--agent"})
+    """Normalise the name given as `--agent`, and derive its stable session id; return both. Raises InvalidMessage."""
+    return composing.stable_session(agent_name, labels={"agent_name": "--agent"})
 
 
-def session_to_register(agent_name: str, *, stable: bool, parallel: bool, session_id: str | None) -> UUID | str:
-    """Return the id for the session of a registration. Raises InvalidMessage."""
-    return outgoing.session_to_register(
-        agent_name, stable=stable, parallel=parallel, session_id=session_id, called=OPTIONS
+def choose_session_id(agent_name: str, *, stable: bool, parallel: bool, session_id: str | None) -> UUID | str:
+    """Choose the session id of a registration. Raises InvalidMessage."""
+    return composing.choose_session_id(
+        agent_name, stable=stable, parallel=parallel, session_id=session_id, labels=OPTIONS
     )

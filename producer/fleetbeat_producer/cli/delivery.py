@@ -17,8 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from fleetbeat_shared.messages import Heartbeat, Message
-    from fleetbeat_shared.replies import Reply
+    from fleetbeat_shared.messages import Heartbeat, Message, Reply
 
 
 class Delivery:
@@ -79,7 +78,7 @@ class Delivery:
             reply = one_shot.send(message, wait_seconds)
             self.outcome = "sent" if reply is None else "confirmed"
         except RedisUnavailable as error:
-            kept = one_shot.keep(message, error)
+            kept = one_shot.spool(message, error)
             if not kept.spooled:
                 raise kept from error
             self.outcome = "spooled"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from fleetbeat_producer.cli.compose import compose, session_to_register
+from fleetbeat_producer.cli.compose import choose_session_id, compose
 from fleetbeat_producer.cli.options import delivery_options, duration, metadata_option, promise_options
 from fleetbeat_producer.cli.output import print_json, sent, tell
 from fleetbeat_shared.messages import Register
@@ -83,7 +83,7 @@ def register(  # noqa: PLR0913 - one for each option
             raise click.UsageError(text)
         message = compose(
             Register,
-            session_to_register(name, stable=stable, parallel=parallel, session_id=session),
+            choose_session_id(name, stable=stable, parallel=parallel, session_id=session),
             agent_name=name,
             interval_seconds=every,
             schedule=cron,

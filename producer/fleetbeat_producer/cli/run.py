@@ -20,7 +20,7 @@ import click
 from click.core import ParameterSource
 
 from fleetbeat_producer.background.sender import Sender
-from fleetbeat_producer.cli.compose import compose, session_to_register
+from fleetbeat_producer.cli.compose import choose_session_id, compose
 from fleetbeat_producer.cli.options import duration, metadata_option, promise_options
 from fleetbeat_producer.cli.supervised_command import STDERR, Command
 from fleetbeat_shared.connection import place
@@ -113,7 +113,7 @@ def run(  # noqa: PLR0913 - one for each option
     """
     registration = compose(
         Register,
-        session_to_register(name, stable=stable, parallel=parallel, session_id=None),
+        choose_session_id(name, stable=stable, parallel=parallel, session_id=None),
         agent_name=name,
         interval_seconds=every,
         grace_seconds=grace,
@@ -177,8 +177,8 @@ class _Report:
             sender = Sender(settings.model_copy(update=changes))
             sender.put(self._registration)
             sender.put(compose(Heartbeat, session_id))
-            sender.beats.add(session_id, self._interval_seconds, time.monotonic())
-            sender.awaken(at_once=True)
+            sender.auto_heartbeats.add(session_id, self._interval_seconds, time.monotonic())
+            sender.wake(at_once=True)
             self._sender = sender
         except Exception as error:  # noqa: BLE001 - whatever it is, the command goes on
             self._warning.tell(f"The command runs, but Fleetbeat isn't told of it: {error}")
@@ -192,7 +192,7 @@ class _Report:
 
     def _say_goodbye(self, sender: Sender, status: int, error: str, within_seconds: float) -> None:
         session_id = self._registration.session_id
-        sender.beats.remove(session_id)
+        sender.auto_heartbeats.remove(session_id)
         told = None if status == 0 else error[:ERROR_SHOWN]
         sender.put(compose(Deregister, session_id, error=told, exit_status=status))
         if not sender.flush(within_seconds):

@@ -17,8 +17,7 @@ from fleetbeat_producer import transport
 from fleetbeat_producer.cli import main
 from fleetbeat_shared import redis_keys
 from fleetbeat_shared.identifiers import stable_session_id
-from fleetbeat_shared.messages import Message, parse_message
-from fleetbeat_shared.replies import Reply
+from fleetbeat_shared.messages import Message, Reply, parse_message
 
 SESSION = "3d6f6917-efad-4b03-b9bf-d8e124b2e8bb"
 SEEN = datetime(2024, 6, 1, 12, 0, 0, 250_000, tzinfo=UTC)
@@ -51,7 +50,7 @@ def spool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def answered(producer_redis: FakeRedis, monkeypatch: pytest.MonkeyPatch) -> FakeRedis:
     """Let each message be answered as it arrives: stored for SESSION, and unknown for every other session."""
-    monkeypatch.setattr("fleetbeat_producer.replies.UNKNOWN_SESSION_SECONDS", 0.1)
+    monkeypatch.setattr("fleetbeat_producer.transport.UNKNOWN_SESSION_SECONDS", 0.1)
     add = producer_redis.xadd
 
     def add_and_answer(key: str, fields: dict[str, bytes]) -> object:

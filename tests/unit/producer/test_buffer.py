@@ -4,7 +4,7 @@ from uuid import uuid4
 
 from hypothesis import given, strategies as st
 
-from fleetbeat_producer.background.auto_heartbeats import Beats
+from fleetbeat_producer.background.auto_heartbeats import AutoHeartbeats
 from fleetbeat_producer.background.buffer import Buffer
 from fleetbeat_producer.compose import compose
 from fleetbeat_shared.messages import Deregister, Heartbeat, Register
@@ -75,7 +75,7 @@ def test_every_call_is_queued_sent_or_dropped(acts: list[str]) -> None:
 
 def test_beats_come_on_their_interval_and_spread_out() -> None:
     """Sessions that start together beat at different moments, once in an interval, and not when they have ended."""
-    beats = Beats()
+    beats = AutoHeartbeats()
     sessions = [uuid4() for _ in range(200)]
     for session in sessions:
         beats.add(session, 10.0, now=0.0)
@@ -89,7 +89,7 @@ def test_beats_come_on_their_interval_and_spread_out() -> None:
 
 def test_a_machine_that_slept_beats_once_and_spreads_out_again() -> None:
     """After an hour without a look each session has one beat to send, not one for each interval, and its own moment."""
-    beats = Beats()
+    beats = AutoHeartbeats()
     for _ in range(200):
         beats.add(uuid4(), 10.0, now=0.0)
     assert len(beats.take_due(3600.0)) == 200

@@ -35,10 +35,10 @@ def test_each_batch_has_the_whole_time(
     settings: Settings, producer_redis: FakeRedis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A spool that takes longer to send than the timeout gets through, as long as Redis answers each batch in time."""
-    monkeypatch.setattr(spool, "BATCH", 1)
+    monkeypatch.setattr(spool, "BATCH_SIZE", 1)
     one_shot = OneShot(settings)
     for _ in range(6):
-        one_shot.keep(heartbeat(uuid4()), RedisUnavailable("away"))
+        one_shot.spool(heartbeat(uuid4()), RedisUnavailable("away"))
     pipeline = producer_redis.pipeline
 
     def slow(**options: Any) -> Any:

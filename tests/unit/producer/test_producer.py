@@ -22,7 +22,7 @@ from fleetbeat_producer import (
     send_heartbeat,
     stats,
 )
-from fleetbeat_producer.transport import Transport, transport_of_this_process
+from fleetbeat_producer.transport import Transport, process_transport
 from fleetbeat_shared import redis_keys
 from fleetbeat_shared.identifiers import stable_session_id
 from fleetbeat_shared.messages import Message, Reason, parse_message
@@ -195,7 +195,7 @@ def test_who_waits_is_told_that_redis_is_away(redis_server: FakeServer) -> None:
 def test_nobody_listening_is_told_without_the_password(monkeypatch: pytest.MonkeyPatch) -> None:
     """A real refused connection gives a sentence with the place; user and password stay out of it and its repr."""
     settings = Settings(redis_url="redis://me:hunter2@127.0.0.1:1/0", redis_timeout_seconds=0.5)
-    monkeypatch.setattr("fleetbeat_producer.transport.transport_of_this_process", lambda: Transport(settings))
+    monkeypatch.setattr("fleetbeat_producer.client.process_transport", lambda: Transport(settings))
     with pytest.raises(RedisUnavailable) as caught:
         send_heartbeat(SESSION, wait_seconds=0.1)
     assert "redis://127.0.0.1:1/0" in str(caught.value)
@@ -215,10 +215,10 @@ def test_the_environment_is_read_at_the_first_call(monkeypatch: pytest.MonkeyPat
 @pytest.mark.usefixtures("producer_redis")
 def test_a_forked_child_makes_its_own_connection(monkeypatch: pytest.MonkeyPatch) -> None:
     """Within a process the transport is shared, and another process id gets another one."""
-    first = transport_of_this_process()
-    assert transport_of_this_process() is first
+    first = process_transport()
+    assert process_transport() is first
     monkeypatch.setattr(os, "getpid", lambda: -1)
-    assert transport_of_this_process() is not first
+    assert process_transport() is not first
 
 
 def test_importing_the_producer_is_cheap() -> None:

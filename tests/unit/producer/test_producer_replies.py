@@ -18,10 +18,10 @@ from fleetbeat_producer import (
     send_heartbeat,
 )
 from fleetbeat_producer.compose import compose
-from fleetbeat_producer.replies import wait_for_reply
+from fleetbeat_producer.transport import UNKNOWN_SESSION_SECONDS, Transport
 from fleetbeat_shared import redis_keys
-from fleetbeat_shared.messages import Heartbeat, parse_message
-from fleetbeat_shared.replies import UNKNOWN_SESSION_SECONDS, Reply
+from fleetbeat_shared.messages import Heartbeat, Reply, parse_message
+from fleetbeat_shared.settings import Settings
 
 SESSION = UUID("3d6f6917-efad-4b03-b9bf-d8e124b2e8bb")
 SEEN = datetime(2024, 6, 1, 12, tzinfo=UTC)
@@ -34,8 +34,9 @@ def answer(redis: FakeRedis, message: Heartbeat, *replies: Reply | bytes) -> Non
         redis.rpush(redis_keys.reply_key(message.id), reply if isinstance(reply, bytes) else reply.model_dump_json())
 
 
-def wait(redis: FakeRedis, message: Heartbeat, seconds: float) -> Reply:
-    return wait_for_reply(redis, message, sent=time.monotonic(), wait_seconds=seconds, block_seconds=0.05)
+def wait(message: Heartbeat, seconds: float, sent_at: float | None = None) -> Reply:
+    transport = Transport(Settings(redis_timeout_seconds=0.1))
+    return transport.wait_for_reply(message, seconds, time.monotonic() if sent_at is None else sent_at)
 
 
 @pytest.fixture
@@ -46,7 +47,7 @@ def message() -> Heartbeat:
 @pytest.fixture
 def unknown_for(monkeypatch: pytest.MonkeyPatch) -> float:
     """Shorten the time for which `unknown_session` isn't the last word."""
-    monkeypatch.setattr("fleetbeat_producer.replies.UNKNOWN_SESSION_SECONDS", 0.2)
+    monkeypatch.setattr("fleetbeat_producer.transport.UNKNOWN_SESSION_SECONDS", 0.2)
     return 0.2
 
 
@@ -86,7 +87,7 @@ def test_a_waiting_heartbeat_returns_what_sql_says(worker: Callable[..., None]) 
         ("session_ended", SessionEnded, r"has ended\. Register the agent again"),
         ("failed", MessageRejected, "failed.*fleetbeat rejected list"),
         ("invalid", MessageRejected, "invalid"),
-        (None, MessageRejected, "without a reason"),
+        (None, MessageRejected, "no reason given"),
     ],
 )
 def test_a_refusal_is_told_at_once(
@@ -110,47 +111,47 @@ def test_an_unknown_session_is_told_after_its_time(worker: Callable[..., None], 
 
 
 @pytest.mark.usefixtures("unknown_for")
-def test_a_second_answer_puts_unknown_right(redis: FakeRedis, message: Heartbeat) -> None:
+def test_a_second_answer_puts_unknown_right(producer_redis: FakeRedis, message: Heartbeat) -> None:
     """A heartbeat that overtook its registration is confirmed by the second answer."""
-    answer(redis, message, UNKNOWN, STORED)
-    assert wait(redis, message, 10) == STORED
+    answer(producer_redis, message, UNKNOWN, STORED)
+    assert wait(message, 10) == STORED
 
 
-def test_a_second_answer_has_its_time_however_late_the_first_was(redis: FakeRedis, message: Heartbeat) -> None:
+def test_a_second_answer_has_its_time_however_late_the_first_was(producer_redis: FakeRedis, message: Heartbeat) -> None:
     """Workers that are behind answer late: the time for the second answer starts with the first, not with sending."""
     long_ago = time.monotonic() - 2 * UNKNOWN_SESSION_SECONDS
-    answer(redis, message, UNKNOWN)
-    timer = threading.Timer(0.2, answer, (redis, message, STORED))
+    answer(producer_redis, message, UNKNOWN)
+    timer = threading.Timer(0.2, answer, (producer_redis, message, STORED))
     timer.start()
-    assert wait_for_reply(redis, message, sent=long_ago, wait_seconds=60, block_seconds=0.05) == STORED
+    assert wait(message, 60, long_ago) == STORED
     timer.join()
 
 
-def test_more_unknown_answers_win_no_time(redis: FakeRedis, message: Heartbeat, unknown_for: float) -> None:
+def test_more_unknown_answers_win_no_time(producer_redis: FakeRedis, message: Heartbeat, unknown_for: float) -> None:
     """The time runs from the first `unknown_session`; repeating it doesn't start it anew."""
     stop = threading.Event()
 
     def repeat() -> None:
         while not stop.wait(unknown_for / 4):
-            answer(redis, message, UNKNOWN)
+            answer(producer_redis, message, UNKNOWN)
 
     thread = threading.Thread(target=repeat)
     thread.start()
     try:
         with pytest.raises(UnknownSession):
-            wait(redis, message, 30)
+            wait(message, 30)
         assert not stop.is_set()
     finally:
         stop.set()
         thread.join()
 
 
-def test_unknown_is_the_last_word_when_the_wait_is_shorter(redis: FakeRedis, message: Heartbeat) -> None:
+def test_unknown_is_the_last_word_when_the_wait_is_shorter(producer_redis: FakeRedis, message: Heartbeat) -> None:
     """A caller that waits less than the two seconds still hears that the session is unknown."""
-    answer(redis, message, UNKNOWN)
+    answer(producer_redis, message, UNKNOWN)
     started = time.monotonic()
     with pytest.raises(UnknownSession):
-        wait(redis, message, 0.1)
+        wait(message, 0.1)
     assert time.monotonic() - started < 1.5
 
 
@@ -163,20 +164,22 @@ def test_silence_is_not_confirmed_in_time(producer_redis: FakeRedis) -> None:
     assert producer_redis.xlen(redis_keys.INBOX) == 1
 
 
-def test_a_wait_may_be_longer_than_one_blocking_read(redis: FakeRedis, message: Heartbeat) -> None:
+def test_a_wait_may_be_longer_than_one_blocking_read(producer_redis: FakeRedis, message: Heartbeat) -> None:
     """An answer that comes after several empty reads is still heard."""
-    timer = threading.Timer(0.2, answer, (redis, message, STORED))
+    timer = threading.Timer(0.2, answer, (producer_redis, message, STORED))
     timer.start()
-    assert wait(redis, message, 10) == STORED
+    assert wait(message, 10) == STORED
     timer.join()
 
 
 @pytest.mark.parametrize("garbage", [b"", b"hello", b"{}", b'{"ok": "maybe"}'])
-def test_an_answer_of_another_version_confirms_nothing(redis: FakeRedis, message: Heartbeat, garbage: bytes) -> None:
+def test_an_answer_of_another_version_confirms_nothing(
+    producer_redis: FakeRedis, message: Heartbeat, garbage: bytes
+) -> None:
     """An answer that can't be read is NotConfirmed, not a traceback."""
-    answer(redis, message, garbage)
+    answer(producer_redis, message, garbage)
     with pytest.raises(NotConfirmed, match="one version"):
-        wait(redis, message, 10)
+        wait(message, 10)
 
 
 def test_redis_lost_while_waiting_leaves_it_unconfirmed(
@@ -191,5 +194,5 @@ def test_redis_lost_while_waiting_leaves_it_unconfirmed(
         return entry
 
     monkeypatch.setattr(producer_redis, "xadd", add_and_go_away)
-    with pytest.raises(NotConfirmed, match=r"was sent, but no answer could be read\. Redis at"):
+    with pytest.raises(NotConfirmed, match=r"was sent, but no reply could be read\. Redis at"):
         send_heartbeat(SESSION, wait_seconds=10)

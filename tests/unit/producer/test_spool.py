@@ -12,7 +12,7 @@ from uuid import uuid4
 import pytest
 
 from fleetbeat_producer.one_shot import spool as spool_module
-from fleetbeat_producer.one_shot.elapsed import Moment, seconds_between, this_moment
+from fleetbeat_producer.one_shot.elapsed import ClockReading, elapsed_seconds, read_clocks
 from fleetbeat_producer.one_shot.spool import MAX_AGE_SECONDS, UNFINISHED_SECONDS, Dropped, Spool
 from fleetbeat_shared.errors import RedisUnavailable, SpoolUnusable
 from fleetbeat_shared.messages import Heartbeat, parse_message
@@ -28,9 +28,9 @@ class Clock:
     def __init__(self) -> None:
         self.wall, self.boot, self.boot_id = 1_700_000_000.0, 5000.0, "first"
 
-    def __call__(self) -> Moment:
+    def __call__(self) -> ClockReading:
         """Return the moment that is now."""
-        return Moment(self.wall, self.boot, self.boot_id)
+        return ClockReading(self.wall, self.boot, self.boot_id)
 
     def pass_seconds(self, number: float) -> None:
         """Let time go by on both clocks."""
@@ -117,27 +117,31 @@ def test_what_waits_is_sent_oldest_first_with_how_long_it_waited(spool: Spool, c
 @pytest.mark.parametrize(
     ("then", "now", "waited"),
     [
-        (Moment(100, 50, "a"), Moment(160, 110, "a"), 60),  # the usual
-        (Moment(100, 50, "a"), Moment(9e9, 110, "a"), 60),  # the wall clock was set in between
-        (Moment(100, 50, "a"), Moment(1, 110, "a"), 60),
-        (Moment(100, 50, "a"), Moment(160, 20, "a"), 0),  # impossible: never negative
-        (Moment(100, 50, "a"), Moment(400, 110, "b"), 300),  # another start of the machine: the wall clock
-        (Moment(100, 50, "a"), Moment(120, 110, "b"), 110),  # it was before this start, whatever the wall clock says
-        (Moment(100, 50, "a"), Moment(1, 110, "b"), 110),
-        (Moment(100, None, None), Moment(160, None, None), 60),  # no boot clock
-        (Moment(100, None, None), Moment(1, None, None), 0),
-        (Moment(100, None, "a"), Moment(160, 500, "a"), 60),
+        (ClockReading(100, 50, "a"), ClockReading(160, 110, "a"), 60),  # the usual
+        (ClockReading(100, 50, "a"), ClockReading(9e9, 110, "a"), 60),  # the wall clock was set in between
+        (ClockReading(100, 50, "a"), ClockReading(1, 110, "a"), 60),
+        (ClockReading(100, 50, "a"), ClockReading(160, 20, "a"), 0),  # impossible: never negative
+        (ClockReading(100, 50, "a"), ClockReading(400, 110, "b"), 300),  # another start of the machine: the wall clock
+        (
+            ClockReading(100, 50, "a"),
+            ClockReading(120, 110, "b"),
+            110,
+        ),  # it was before this start, whatever the wall clock says
+        (ClockReading(100, 50, "a"), ClockReading(1, 110, "b"), 110),
+        (ClockReading(100, None, None), ClockReading(160, None, None), 60),  # no boot clock
+        (ClockReading(100, None, None), ClockReading(1, None, None), 0),
+        (ClockReading(100, None, "a"), ClockReading(160, 500, "a"), 60),
     ],
 )
-def test_how_long_something_took(then: Moment, now: Moment, waited: float) -> None:
+def test_how_long_something_took(then: ClockReading, now: ClockReading, waited: float) -> None:
     """The boot clock counts within one start of the machine, else the wall clock as far as it can be right."""
-    assert seconds_between(then, now) == waited
+    assert elapsed_seconds(then, now) == waited
 
 
 def test_this_machine_has_clocks() -> None:
     """The clocks of this machine go forward together."""
-    first, second = this_moment(), this_moment()
-    assert 0 <= seconds_between(first, second) < 60
+    first, second = read_clocks(), read_clocks()
+    assert 0 <= elapsed_seconds(first, second) < 60
     assert first.boot_id == second.boot_id
 
 
@@ -175,10 +179,10 @@ def test_the_oldest_goes_when_there_is_no_room(
     last = heartbeat(uuid4(), progress="x" * 400 if limit == "MAX_BYTES" else "x")
     spool.put(last)
     dropped = spool.dropped
-    assert dropped.for_room >= 1
+    assert dropped.over_limit >= 1
     assert "as the spool is full" in str(dropped)
     spool.drain(inbox)
-    expected = [message.id for message in [*messages, last]][dropped.for_room :]
+    expected = [message.id for message in [*messages, last]][dropped.over_limit :]
     assert [message.id for message in inbox.messages] == expected
 
 
@@ -186,7 +190,7 @@ def test_redis_going_away_in_the_middle_keeps_the_rest(
     spool: Spool, inbox: Inbox, directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What Redis acknowledged is gone from the disk, what it refused and what comes after it stays, in order."""
-    monkeypatch.setattr(spool_module, "BATCH", 4)
+    monkeypatch.setattr(spool_module, "BATCH_SIZE", 4)
     messages = put(spool, 10)
     inbox.room = 6
     with pytest.raises(RedisUnavailable):
@@ -270,7 +274,7 @@ def test_a_directory_that_others_may_write_to_is_refused(
     put(spool, 1)
     directory.chmod(mode)
     for use in (lambda: spool.put(heartbeat(uuid4())), lambda: spool.drain(inbox)):
-        with pytest.raises(SpoolUnusable, match="nobody else may write"):
+        with pytest.raises(SpoolUnusable, match="no other user may write"):
             use()
     assert inbox.messages == []
     directory.chmod(0o700)
@@ -282,7 +286,7 @@ def test_a_directory_of_somebody_else_is_refused(
     """A spool that another user owns isn't used."""
     put(spool, 1)
     monkeypatch.setattr(os, "geteuid", lambda: directory.stat().st_uid + 1)
-    with pytest.raises(SpoolUnusable, match="must belong to the user"):
+    with pytest.raises(SpoolUnusable, match="must belong to the calling user"):
         spool.put(heartbeat(uuid4()))
 
 

@@ -10,8 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from operator import attrgetter
 
-from fleetbeat_shared.messages import Deregister, Heartbeat, Reason, Register
-from fleetbeat_shared.replies import Reply
+from fleetbeat_shared.messages import Deregister, Heartbeat, Reason, Register, Reply
 from fleetbeat_worker.broker.inbox import Entry
 from fleetbeat_worker.ingest.doing import changed_at
 from fleetbeat_worker.ingest.lifecycle import Lifecycle

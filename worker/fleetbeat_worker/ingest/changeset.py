@@ -6,8 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
 
-from fleetbeat_shared.messages import MAX_MESSAGE_BYTES, Deregister, Heartbeat, Reason, Register
-from fleetbeat_shared.replies import Reply
+from fleetbeat_shared.messages import MAX_MESSAGE_BYTES, Deregister, Heartbeat, Reason, Register, Reply
 from fleetbeat_worker.broker.inbox import Entry
 from fleetbeat_worker.ingest.session_state import AgentRecord, Facts, LivenessRecord, Row
 from fleetbeat_worker.notifications.notice import Notice, agent_notice, promise_facts, silence_facts

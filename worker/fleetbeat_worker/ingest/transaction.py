@@ -16,9 +16,8 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import InternalError, NotSupportedError, ProgrammingError
 
 from fleetbeat_shared.errors import DatabaseUnavailable
-from fleetbeat_shared.messages import Reason
+from fleetbeat_shared.messages import Reason, Reply
 from fleetbeat_shared.redis_keys import REPLY_SECONDS, reply_key
-from fleetbeat_shared.replies import Reply
 from fleetbeat_shared.sanitize import clean
 from fleetbeat_shared.settings import Settings
 from fleetbeat_worker.broker.inbox import Entry
