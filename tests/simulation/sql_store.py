@@ -129,12 +129,12 @@ class SqlStore:
     def start_maintenance(self, place: int, rule: MaintenanceRule) -> None:
         """Start maintenance as the command does."""
         with self._commanding() as connection:
-            self._rules[place] = maintenance.add(connection, window_rule(rule), from_milliseconds(rule.at))
+            self._rules[place] = maintenance.add_rule(connection, window_rule(rule), from_milliseconds(rule.at))
 
     def end_maintenance(self, place: int, now: int) -> None:
         """End maintenance as the command does."""
         with self._commanding() as connection:
-            maintenance.end(connection, [self._rules[place]], from_milliseconds(now))
+            maintenance.end_rules(connection, [self._rules[place]], from_milliseconds(now))
 
     @contextmanager
     def _commanding(self) -> Iterator[Connection]:
@@ -193,7 +193,7 @@ class SqlStore:
         """Return when the next pause is over, maintenance begins or ends, or an incident is given up."""
         silent = (Liveness.incident_id.is_not(None), Liveness.state == State.DEGRADED)
         flagged_at = connection.execute(select(func.max(Liveness.state_changed_at)).where(*silent)).scalar()
-        rules = maintenance.window_rules(connection, now).values()
+        rules = maintenance.read_rules(connection, now).values()
         moments = [
             connection.execute(select(func.min(Agent.paused_until))).scalar(),
             flagged_at + GIVEN_UP if flagged_at is not None else None,

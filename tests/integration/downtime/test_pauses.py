@@ -50,7 +50,7 @@ def silence(database: Engine, redis: Redis, name: str, length: float | None = No
 def begin(database: Engine, redis: Redis, length: float | None = None, reason: str | None = None) -> int:
     now = redis_time(redis)
     with writing(database) as connection:
-        return maintenance.add(
+        return maintenance.add_rule(
             connection, WindowRule(now, now + seconds(length) if length else None, reason=reason), now
         )
 
@@ -258,7 +258,7 @@ def test_maintenance_that_somebody_ends(
     assert look() == []
     assert wait(40) == []
     with writing(database) as connection:
-        maintenance.end(connection, [number], redis_time(redis))
+        maintenance.end_rules(connection, [number], redis_time(redis))
     look()
     look()
     assert kinds(database, "maintenance", "maintenance_over") == [(None, "maintenance"), (None, "maintenance_over")]
@@ -335,7 +335,7 @@ def test_maintenance_that_cant_be_worked_out(
     enrol(redis, database, quick, "torv", interval_seconds=5.0)
     with writing(database) as connection:
         rule = WindowRule(redis_time(redis), None, "* * * * *", "Mars/Olympus", 30.0)
-        maintenance.add(connection, rule, redis_time(redis))
+        maintenance.add_rule(connection, rule, redis_time(redis))
     look()
     begin(database, redis, 15)
     assert wait(12) == []

@@ -5,7 +5,7 @@ from __future__ import annotations
 from sqlalchemy import Engine
 
 from fleetbeat_worker.database.engine import writing
-from fleetbeat_worker.downtime.maintenance import add
+from fleetbeat_worker.downtime.maintenance import add_rule
 from fleetbeat_worker.downtime.pauses import pause, resume
 from fleetbeat_worker.notifications.messages import Facts, compose
 from fleetbeat_worker.rules.enums import NoticeKind
@@ -57,7 +57,7 @@ def test_a_reminder_that_comes_due_in_maintenance_comes_after_it(database: Engin
     fleet.register("torv", 0)
     with writing(database) as connection:
         for start, end in ((3600, 3720), (8000, 8100), (10_861, 10_980), (14_400, 14_520)):
-            add(connection, WindowRule(at(start), at(end)), at(0))
+            add_rule(connection, WindowRule(at(start), at(end)), at(0))
     for second in range(60, 15_000, 60):
         if second != 10_860:
             fleet.sweep(second)
@@ -123,7 +123,7 @@ def test_an_overtaken_sweep_tells_maintenance_no_second_time(database: Engine) -
     """A sweep that looked before another and decides after it begins and ends no window once more."""
     fleet = Simulation(database)
     with writing(database) as connection:
-        add(connection, WindowRule(at(10), at(20)), at(0))
+        add_rule(connection, WindowRule(at(10), at(20)), at(0))
     running = [fleet.sweep(second).maintenance_since for second in (5, 10.1, 9.9, 12, 20.1, 19.9, 25)]
     assert running == [None, at(10), at(10), at(10), None, None, None]
     told = events(database, "maintenance", "maintenance_over")
@@ -135,7 +135,7 @@ def test_maintenance_goes_by_a_clock_that_was_turned_back(database: Engine) -> N
     fleet = Simulation(database)
     fleet.sweep(7200)
     with writing(database) as connection:
-        add(connection, WindowRule(at(3600), at(3610)), at(3590))
+        add_rule(connection, WindowRule(at(3600), at(3610)), at(3590))
     assert [fleet.sweep(second).maintenance_since for second in (3595, 3605, 3615)] == [None, at(3600), None]
 
 

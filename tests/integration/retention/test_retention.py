@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -36,9 +37,9 @@ from fleetbeat_worker.database.tables import (
 )
 from fleetbeat_worker.notifications.notice import Notice
 from fleetbeat_worker.notifications.outbox import add_notices
-from fleetbeat_worker.retention import job as module, old_partitions as old_days
-from fleetbeat_worker.retention.job import Cutoffs, PruneReport, find_old, prune
-from fleetbeat_worker.retention.table_sizes import file_size, table_sizes
+from fleetbeat_worker.retention import job, old_partitions, queries
+from fleetbeat_worker.retention.job import Cutoffs, PruneReport, count_old, prune
+from fleetbeat_worker.retention.table_sizes import read_file_size, read_table_sizes
 from fleetbeat_worker.rules.enums import NoticeKind, NoticeState
 from fleetbeat_worker.rules.spans import to_milliseconds
 from helpers import (
@@ -65,14 +66,14 @@ SETTINGS = Settings(retention_days=30, rejected_days=10, ended_session_days=40)
 
 
 @pytest.fixture(autouse=True)
-def _hurry(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let no slice wait for others."""
-    monkeypatch.setattr(module, "PAUSE_SECONDS", 0.0)
+def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prune without pauses between slices."""
+    monkeypatch.setattr(job, "PAUSE_SECONDS", 0.0)
 
 
 @pytest.fixture
 def swept(database: Engine) -> Engine:
-    """Return a database that was swept now."""
+    """Return a database whose last sweep was just now."""
     return sweep_at(database, NOW)
 
 
@@ -89,18 +90,18 @@ def sweep_at(engine: Engine, watermark: datetime) -> Engine:
     return engine
 
 
-def days(number: float) -> datetime:
-    """Return the moment that was so many days ago."""
+def days_ago(number: float) -> datetime:
+    """Return the time a number of days ago."""
     return NOW - timedelta(days=number)
 
 
 def id_of(moment: datetime) -> UUID:
-    """Return a message's id as a clock that shows this moment makes it."""
+    """Make the id of a message whose sender's clock shows this time."""
     return UUID(int=to_milliseconds(moment) << 80 | new_message_id().int & ((1 << 80) - 1))
 
 
 def put_heartbeats(engine: Engine, *received: datetime, clock: timedelta = timedelta(0)) -> list[UUID]:
-    """Store heartbeats received at these moments, of an agent whose clock is wrong by `clock`; return their ids."""
+    """Store heartbeats received at these times, from an agent whose clock is wrong by `clock`; return their ids."""
     ids = [id_of(moment + clock) for moment in received]
     rows = [
         {"id": key, "session_id": key, "received_at": moment, "seen_at": moment, "sent_at": moment + clock}
@@ -119,10 +120,10 @@ def put_events(engine: Engine, *moments: datetime, kind: str = "heartbeat") -> N
 
 
 def put_session(engine: Engine, name: str, *, ended_at: datetime | None = None, **columns: Any) -> UUID:
-    """Store a session that was last heard, and ended, at `ended_at`, or is live and was last heard now."""
+    """Store a session that ended at `ended_at`, when it was last seen, or is live and was last seen now."""
     key, seen = new_message_id(), columns.pop("last_seen_at", ended_at or NOW)
     moments = {"state_changed_at": seen, "last_seen_at": seen, "deadline_at": seen + timedelta(seconds=62)}
-    moments |= {"registered_at": columns.pop("registered_at", days(400))}
+    moments |= {"registered_at": columns.pop("registered_at", days_ago(400))}
     promise = {"interval_seconds": columns.pop("interval_seconds", 30.0), "grace_seconds": 2.0}
     known = {"session_id": key, "agent_name": name, "parallel": False, "lifecycle_entry": 1, "ended_at": ended_at}
     known |= columns
@@ -135,10 +136,10 @@ def put_session(engine: Engine, name: str, *, ended_at: datetime | None = None, 
 
 
 def put_days(engine: Engine, *ago: int) -> None:
-    """Make the partitions of some days, as a sweep did then."""
+    """Create the partitions of some days, as sweeps did then."""
     with writing(engine) as connection:
         for number in ago:
-            make_partitions(connection, days(number))
+            make_partitions(connection, days_ago(number))
 
 
 def prune_all(engine: Engine, settings: Settings = SETTINGS, **options: Any) -> PruneReport:
@@ -158,13 +159,13 @@ def partitions(engine: Engine) -> set[str]:
         return set(connection.execute(query).scalars())
 
 
-def test_notifications_go_when_they_are_done_with(swept: Engine) -> None:
-    """Sent, dead and unrouted notifications go by their own age; one that waits stays, however old it is."""
+def test_all_but_waiting_notifications_are_pruned(swept: Engine) -> None:
+    """Sent, dead and unrouted notifications are removed at their own age; a waiting one never."""
     for age in (21, 19):
         for notice_state in NoticeState:
             with writing(swept) as connection:
                 notice = Notice(NoticeKind.OUTAGE, f"{notice_state.value} {age}", {})
-                add_notices(connection, [notice], to_milliseconds(days(age)))
+                add_notices(connection, [notice], to_milliseconds(days_ago(age)))
                 of_it = update(Notification).where(Notification.key == notice.key)
                 connection.execute(of_it.values(state=notice_state.value))
     settings = SETTINGS.model_copy(update={"notification_days": 20})
@@ -173,17 +174,20 @@ def test_notifications_go_when_they_are_done_with(swept: Engine) -> None:
     assert left == {"waiting 21", *(f"{notice_state.value} 19" for notice_state in NoticeState)}
 
 
-def test_old_rows_go_and_young_ones_stay(swept: Engine) -> None:
-    """Each table loses what is older than its own age, and nothing else; a second run finds nothing to do."""
-    put_heartbeats(swept, *(days(30.01 + number) for number in range(250)))
-    young = put_heartbeats(swept, days(29.99), days(5), NOW)
-    put_events(swept, days(100), days(31), days(29))
+def test_old_rows_are_removed_and_young_ones_kept(swept: Engine) -> None:
+    """Each table has its own retention age; a second run removes nothing."""
+    put_heartbeats(swept, *(days_ago(30.01 + number) for number in range(250)))
+    young = put_heartbeats(swept, days_ago(29.99), days_ago(5), NOW)
+    put_events(swept, days_ago(100), days_ago(31), days_ago(29))
     with writing(swept) as connection:
-        for number, moment in enumerate((days(11), days(9))):
+        for number, moment in enumerate((days_ago(11), days_ago(9))):
             values = {"entry_id": str(number), "received_at": moment, "rejected_at": moment, "raw": b"x"}
             connection.execute(insert(RejectedMessage).values(reason="not_json", detail="no JSON", **values))
-    put_session(swept, "old", ended_at=days(41))
-    ended, live = put_session(swept, "ended", ended_at=days(39)), put_session(swept, "live", last_seen_at=days(300))
+    put_session(swept, "old", ended_at=days_ago(41))
+    ended, live = (
+        put_session(swept, "ended", ended_at=days_ago(39)),
+        put_session(swept, "live", last_seen_at=days_ago(300)),
+    )
     report = prune_all(swept)
     assert report.removed == {
         "heartbeats": 250,
@@ -195,28 +199,28 @@ def test_old_rows_go_and_young_ones_stay(swept: Engine) -> None:
     }
     assert report.finished
     assert stored_ids(swept) == sorted(young)
-    assert [row.occurred_at for row in events(swept)] == [days(29)]
-    assert [row.received_at for row in rejected(swept)] == [days(9)]
+    assert [row.occurred_at for row in events(swept)] == [days_ago(29)]
+    assert [row.received_at for row in rejected(swept)] == [days_ago(9)]
     assert keys(swept, Agent.session_id) == keys(swept, Liveness.session_id) == {ended, live}
     assert prune_all(swept).rows == 0
 
 
 @pytest.mark.parametrize("clock", [-20_000, -40, -29, -2, -0.9, 0.9, 2, 29, 40, 200_000])
-def test_a_wrong_clock_hides_no_heartbeat(swept: Engine, clock: float) -> None:
-    """Whatever day an id claims, its heartbeat goes by its receipt, and no earlier."""
+def test_heartbeats_are_pruned_by_receipt_not_by_id(swept: Engine, clock: float) -> None:
+    """However wrong the agent's clock is, and so the time in the id, the age counts from the receipt."""
     if swept.dialect.name == "postgresql":
         put_days(swept, 80, 60, 31, 2)
     wrong = timedelta(days=clock)
-    put_heartbeats(swept, days(36), days(34), clock=wrong)
-    young = put_heartbeats(swept, days(29), days(1), NOW, clock=wrong)
+    put_heartbeats(swept, days_ago(36), days_ago(34), clock=wrong)
+    young = put_heartbeats(swept, days_ago(29), days_ago(1), NOW, clock=wrong)
     prune_all(swept)
     assert stored_ids(swept) == sorted(young)
     expected = set(young) if abs(clock) >= 1 else set()
     assert keys(swept, StrayHeartbeat.id) == expected
 
 
-def test_ingest_tells_strays(redis: Redis, database: Engine, quick: Settings) -> None:
-    """A heartbeat whose id is a day or more away from its receipt is told apart when it is stored; others aren't."""
+def test_ingest_records_strays(redis: Redis, database: Engine, quick: Settings) -> None:
+    """Heartbeats whose ids are a day or more from their receipt are recorded as strays, and no others."""
     (session,) = enrol(redis, database, quick, "torv")
     now = redis_time(redis)
     far = [id_of(now + timedelta(days=number)) for number in (-10_000, -1.01, 1.01, 5_000)]
@@ -228,89 +232,89 @@ def test_ingest_tells_strays(redis: Redis, database: Engine, quick: Settings) ->
     assert keys(database, StrayHeartbeat.id) == set(far)
 
 
-def test_verdicts_keep_what_they_need(swept: Engine) -> None:
-    """An outage stays as long as it lies after the last sign of a live agent, however old it is."""
+def test_outages_are_kept_while_deadlines_depend_on_them(swept: Engine) -> None:
+    """An outage after the last heartbeat of a live agent is kept, however old it is."""
     with writing(swept) as connection:
         for number in (300, 200, 100, 10):
-            connection.execute(insert(OutageRow).values(started_at=days(number + 1), ended_at=days(number)))
-    yearly = put_session(swept, "yearly", last_seen_at=days(250), interval_seconds=31 * 86_400.0)
+            connection.execute(insert(OutageRow).values(started_at=days_ago(number + 1), ended_at=days_ago(number)))
+    yearly = put_session(swept, "yearly", last_seen_at=days_ago(250), interval_seconds=31 * 86_400.0)
     assert prune_all(swept).removed["outages"] == 1
     with writing(swept) as connection:
         connection.execute(update(Liveness).where(Liveness.session_id == yearly).values(last_seen_at=NOW))
     prune_all(swept)
-    assert keys(swept, OutageRow.ended_at) == {days(10)}
+    assert keys(swept, OutageRow.ended_at) == {days_ago(10)}
     with writing(swept) as connection:
         connection.execute(delete(Agent))
     prune_all(swept)
-    assert keys(swept, OutageRow.ended_at) == {days(10)}
+    assert keys(swept, OutageRow.ended_at) == {days_ago(10)}
 
 
-def test_maintenance_that_a_deadline_counts_is_kept(swept: Engine) -> None:
-    """Its events stay if it ended after the last sign of a live agent, each beginning with its end."""
+def test_maintenance_is_kept_while_deadlines_depend_on_it(swept: Engine) -> None:
+    """The events of a window that ended after the last heartbeat of a live agent are kept, both of them."""
     for began, ended in ((301, 300), (260, 240), (200, 199), (20, 19)):
-        put_events(swept, days(began), kind="maintenance")
-        put_events(swept, days(ended), kind="maintenance_over")
-    yearly = put_session(swept, "yearly", last_seen_at=days(250), interval_seconds=31 * 86_400.0)
-    put_events(swept, days(251), days(249))
+        put_events(swept, days_ago(began), kind="maintenance")
+        put_events(swept, days_ago(ended), kind="maintenance_over")
+    yearly = put_session(swept, "yearly", last_seen_at=days_ago(250), interval_seconds=31 * 86_400.0)
+    put_events(swept, days_ago(251), days_ago(249))
     prune_all(swept)
-    assert [row.occurred_at for row in events(swept)] == [days(age) for age in (260, 240, 200, 199, 20, 19)]
+    assert [row.occurred_at for row in events(swept)] == [days_ago(age) for age in (260, 240, 200, 199, 20, 19)]
     with writing(swept) as connection:
         connection.execute(update(Liveness).where(Liveness.session_id == yearly).values(last_seen_at=NOW))
     prune_all(swept)
-    assert [row.occurred_at for row in events(swept)] == [days(20), days(19)]
+    assert [row.occurred_at for row in events(swept)] == [days_ago(20), days_ago(19)]
 
 
 def test_ages_count_from_the_watermark(swept: Engine) -> None:
-    """While the pipeline is behind nothing grows old; before the first sweep nothing is; no clock can hurry it."""
-    put_heartbeats(swept, days(35))
-    sweep_at(swept, days(20))
+    """Nothing ages while ingest is behind, or before the first sweep; a wrong clock removes nothing."""
+    put_heartbeats(swept, days_ago(35))
+    sweep_at(swept, days_ago(20))
     assert prune_all(swept).rows == 0
-    sweep_at(swept, days(-10_000))
+    sweep_at(swept, days_ago(-10_000))
     assert prune_all(swept, Settings(retention_days=40)).rows == 0
     with writing(swept) as connection:
         connection.execute(update(Pipeline).values(watermark=None))
     assert Cutoffs.of(swept, SETTINGS, NOW) is None
 
 
-def test_parents_stay_for_young_delegates(swept: Engine) -> None:
-    """No session goes that a live or a young one names as its parent; an old delegate keeps nobody."""
-    first = put_session(swept, "first", ended_at=days(95))
-    second = put_session(swept, "second", ended_at=days(90), parent_id=first)
-    parent = put_session(swept, "parent", ended_at=days(80), parent_id=second)
+def test_parents_of_young_sessions_are_kept(swept: Engine) -> None:
+    """The parent of a live or young session is kept; that of an old one isn't."""
+    first = put_session(swept, "first", ended_at=days_ago(95))
+    second = put_session(swept, "second", ended_at=days_ago(90), parent_id=first)
+    parent = put_session(swept, "parent", ended_at=days_ago(80), parent_id=second)
     live = put_session(swept, "live", parent_id=parent)
     assert prune_all(swept).removed["agents"] == 2
     assert keys(swept, Agent.session_id) == {parent, live}
-    for ended_at, left in ((days(39), {parent, live}), (days(41), set())):
+    for ended_at, left in ((days_ago(39), {parent, live}), (days_ago(41), set())):
         with writing(swept) as connection:
             connection.execute(update(Agent).where(Agent.session_id == live).values(ended_at=ended_at))
         prune_all(swept)
         assert keys(swept, Agent.session_id) == left
 
 
-def test_parents_in_a_circle_go(swept: Engine) -> None:
-    """Old sessions that name each other, or themselves, as their parent are removed as soon as all of them are old."""
-    one, two, alone = (put_session(swept, name, ended_at=days(50)) for name in ("one", "two", "alone"))
+def test_circular_parents_are_removed(swept: Engine) -> None:
+    """Sessions that are each other's parent, or their own, are removed when all of them are old."""
+    one, two, alone = (put_session(swept, name, ended_at=days_ago(50)) for name in ("one", "two", "alone"))
     with writing(swept) as connection:
         for session, parent in ((one, two), (two, one), (alone, alone)):
             connection.execute(update(Agent).where(Agent.session_id == session).values(parent_id=parent))
-        connection.execute(update(Agent).where(Agent.session_id == two).values(ended_at=days(39)))
+        connection.execute(update(Agent).where(Agent.session_id == two).values(ended_at=days_ago(39)))
     cutoffs = Cutoffs.of(swept, SETTINGS, NOW)
     assert cutoffs is not None
     assert prune_all(swept).removed["agents"] == 1
     assert keys(swept, Agent.session_id) == keys(swept, Liveness.session_id) == {one, two}
     with writing(swept) as connection:
-        connection.execute(update(Agent).values(ended_at=days(50)))
-    assert find_old(swept, cutoffs).removed["agents"] == 2
+        connection.execute(update(Agent).values(ended_at=days_ago(50)))
+    assert count_old(swept, cutoffs).removed["agents"] == 2
     assert prune_all(swept).removed["agents"] == 2
 
 
-def test_a_name_that_was_forgotten_may_come_back(redis: Redis, database: Engine, quick: Settings) -> None:
-    """A session that was pruned can be registered again under its id, and is as new."""
+def test_a_pruned_session_can_be_registered_again(redis: Redis, database: Engine, quick: Settings) -> None:
+    """Its id can be used again, as that of a new session."""
     (session,) = enrol(redis, database, quick, "torv")
     send(redis, deregister(session))
     drain(redis, database, quick)
     with writing(database) as connection:
-        connection.execute(update(Agent).values(ended_at=days(50)))
+        connection.execute(update(Agent).values(ended_at=days_ago(50)))
     sweep_at(database, NOW)
     assert prune_all(database).removed["agents"] == 1
     assert agent(database, session) is None
@@ -319,38 +323,37 @@ def test_a_name_that_was_forgotten_may_come_back(redis: Redis, database: Engine,
     assert state(database, session) == "ok"
 
 
-def test_a_session_that_is_opened_anew_meanwhile_stays(
+def test_a_session_that_is_registered_again_during_pruning_is_kept(
     redis: Redis, swept: Engine, quick: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Between the look and the removal an agent may return; then it is live, and nothing of it goes."""
-    session = put_session(swept, "torv", ended_at=days(50))
+    """A registration between finding and removing the session makes it live."""
+    session = put_session(swept, "torv", ended_at=days_ago(50))
 
-    whole = module.find_due
-
-    def find(*arguments: Any) -> Any:
-        found = whole(*arguments)
+    def find_and_register(*arguments: Any) -> Any:
+        found = kind.find(*arguments)
         if found:
             send(redis, register("torv", session_id=session))
             drain(redis, swept, quick)
         return found
 
-    monkeypatch.setattr(module, "find_due", find)
+    kind = queries.SESSIONS
+    monkeypatch.setattr(queries, "SESSIONS", replace(kind, find=find_and_register))
     assert prune_all(swept).removed["agents"] == 0
     assert state(swept, session) == "pending"
 
 
 def test_a_dry_run_changes_nothing(swept: Engine) -> None:
-    """What would go is counted, and it is what then goes."""
+    """It counts the rows that a run then removes."""
     if swept.dialect.name == "postgresql":
         put_days(swept, 40)
-    put_heartbeats(swept, days(33), days(50), days(60))
-    put_heartbeats(swept, days(33), days(2), clock=timedelta(days=-300))
-    put_events(swept, days(33))
-    put_session(swept, "old", ended_at=days(50))
+    put_heartbeats(swept, days_ago(33), days_ago(50), days_ago(60))
+    put_heartbeats(swept, days_ago(33), days_ago(2), clock=timedelta(days=-300))
+    put_events(swept, days_ago(33))
+    put_session(swept, "old", ended_at=days_ago(50))
     cutoffs = Cutoffs.of(swept, SETTINGS, NOW)
     assert cutoffs is not None
     before = stored_ids(swept)
-    planned = find_old(swept, cutoffs)
+    planned = count_old(swept, cutoffs)
     assert stored_ids(swept) == before
     done = prune_all(swept)
     assert (planned.removed, planned.partitions) == (done.removed, done.partitions)
@@ -359,27 +362,27 @@ def test_a_dry_run_changes_nothing(swept: Engine) -> None:
 def test_old_days_are_dropped_whole(postgresql: Engine) -> None:
     """A partition goes when all of its day, and a day for slow messages, is old; what is young in it stays."""
     put_days(postgresql, 50, 40)
-    put_heartbeats(postgresql, days(50), days(40), days(35))
-    late = put_heartbeats(postgresql, days(12), clock=timedelta(days=-38))
+    put_heartbeats(postgresql, days_ago(50), days_ago(40), days_ago(35))
+    late = put_heartbeats(postgresql, days_ago(12), clock=timedelta(days=-38))
     report = prune_all(postgresql)
-    assert partition_name(days(50).date()) not in partitions(postgresql)
+    assert partition_name(days_ago(50).date()) not in partitions(postgresql)
     assert len(report.partitions) >= 16
     assert report.partitions == sorted(report.partitions)
     assert stored_ids(postgresql) == late
     assert not any(name.endswith("_old") for name in partitions(postgresql))
 
 
-def test_a_long_reader_holds_up_nobody(
+def test_a_long_reader_delays_only_its_partition(
     redis: Redis, redis_url: str, postgresql: Engine, postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """While somebody reads for long, a day stays, ingest goes on, and the rest is pruned; the next run drops it."""
-    monkeypatch.setattr(old_days, "LOCK_MILLISECONDS", 30)
+    """While `heartbeats` is read, a partition is kept, ingest continues, the rest is pruned; the next run drops it."""
+    monkeypatch.setattr(old_partitions, "LOCK_MILLISECONDS", 30)
     settings = Settings(redis_url=redis_url, database_url=postgres_url, linger_seconds=0.01, sweep_seconds=0.5)
     (session,) = enrol(redis, postgresql, settings, "torv")
     sweep_at(postgresql, NOW)
     put_days(postgresql, 50)
-    put_heartbeats(postgresql, days(50))
-    put_events(postgresql, days(50))
+    put_heartbeats(postgresql, days_ago(50))
+    put_events(postgresql, days_ago(50))
     other = open_engine(postgres_url)
     with reading(other) as connection:
         connection.execute(text("SELECT count(*) FROM heartbeats")).scalar()
@@ -394,26 +397,24 @@ def test_a_long_reader_holds_up_nobody(
     assert reports[0].removed["events"] == 1
     assert not reports[0].partitions
     again = prune_all(postgresql)
-    assert again.partitions[0] == days(51).date().isoformat()
+    assert again.partitions[0] == days_ago(51).date().isoformat()
     assert not again.in_use
     other.dispose()
 
 
 @pytest.mark.parametrize(("step", "calls"), [("remove", 2), ("drop", 1)])
-def test_a_run_that_is_killed_leaves_the_rest_to_the_next(
-    swept: Engine, database_url: str, step: str, calls: int
-) -> None:
-    """SIGKILL before a removal commits, or when a day's partition is off and not yet dropped, breaks nothing."""
+def test_a_killed_run_is_continued_by_the_next(swept: Engine, database_url: str, step: str, calls: int) -> None:
+    """SIGKILL before a removal commits, or while a partition is detached and not yet dropped, loses nothing."""
     if swept.dialect.name == "postgresql":
         put_days(swept, 40)
     elif step == "drop":
         return  # SQLite has no partitions
-    put_heartbeats(swept, *(days(50 + number) for number in range(400)))
-    young = put_heartbeats(swept, days(3)) + put_heartbeats(swept, days(3), clock=timedelta(days=-37))
+    put_heartbeats(swept, *(days_ago(50 + number) for number in range(400)))
+    young = put_heartbeats(swept, days_ago(3)) + put_heartbeats(swept, days_ago(3), clock=timedelta(days=-37))
     swept.dispose()
 
     def run() -> None:
-        place: Any = module if step == "remove" else old_days
+        place: Any = queries if step == "remove" else old_partitions
         whole, left = getattr(place, step), iter(range(calls - 1))
 
         def do_and_die(*arguments: Any) -> Any:
@@ -436,18 +437,18 @@ def test_a_run_that_is_killed_leaves_the_rest_to_the_next(
         assert not any(name.endswith("_old") for name in partitions(swept))
 
 
-def test_a_slice_is_small_and_others_write_between(sqlite_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On SQLite no transaction removes more rows than its slice has, and between two slices nobody holds the lock."""
+def test_slices_are_small_and_others_write_in_between(sqlite_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On SQLite a transaction removes one slice at most, and the lock is free between two slices."""
     engine = sweep_at(open_engine(sqlite_url), NOW)
     other = open_engine(sqlite_url)
-    put_heartbeats(engine, *(days(40) for _ in range(2_000)))
+    put_heartbeats(engine, *(days_ago(40) for _ in range(2_000)))
     sizes: list[int] = []
 
     def advance(number: int) -> None:
         sizes.append(number)
-        put_events(other, NOW)  # fails if anybody holds the lock
+        put_events(other, NOW)  # fails if the database is locked
 
-    monkeypatch.setattr(module, "next_size", lambda size, _seconds: min(size * 2, 400))
+    monkeypatch.setattr(job, "next_size", lambda size, _seconds: min(size * 2, 400))
     prune_all(engine, advance=advance)
     assert sizes == [100, 200, 400, 400, 400, 400, 100]
     assert len(events(engine)) == len(sizes)
@@ -455,24 +456,22 @@ def test_a_slice_is_small_and_others_write_between(sqlite_url: str, monkeypatch:
     other.dispose()
 
 
-def test_it_stops_when_it_is_asked(swept: Engine) -> None:
-    """Between two slices a run ends in order, says so, and the next one goes on."""
-    put_heartbeats(swept, *(days(50) for _ in range(300)))
-    told: list[int] = []
-    report = prune_all(swept, stop=lambda: bool(told), advance=told.append)
+def test_a_run_can_be_stopped(swept: Engine) -> None:
+    """It ends between two slices and reports that; the next one continues."""
+    put_heartbeats(swept, *(days_ago(50) for _ in range(300)))
+    removed: list[int] = []
+    report = prune_all(swept, stop=lambda: bool(removed), advance=removed.append)
     assert not report.finished
-    assert report.removed["heartbeats"] == told[0] == module.FIRST_ROWS
+    assert report.removed["heartbeats"] == removed[0] == job.FIRST_ROWS
     assert prune_all(swept).removed["heartbeats"] == 200
 
 
-def test_workers_prune_by_themselves(
-    redis: Redis, database: Engine, quick: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What `fleetbeat worker` runs removes old rows, while ingest and sweeps go on."""
+def test_workers_prune(redis: Redis, database: Engine, quick: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pool removes old rows beside ingest and sweeps."""
     monkeypatch.setattr(
         "fleetbeat_worker.workers.dispatcher.PRUNE_SECONDS", 0.5
     )  # the pool's processes are forked from here
-    old = put_heartbeats(database, *(days(40) for _ in range(300)))
+    old = put_heartbeats(database, *(days_ago(40) for _ in range(300)))
     send(redis, register("torv"))
     database.dispose()
     with running_pool(quick):
@@ -480,11 +479,13 @@ def test_workers_prune_by_themselves(
         eventually(lambda: len(events(database, "registered")) == 1)
 
 
-def test_a_job_makes_room(redis: Redis, redis_url: str, swept: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A job prunes a moment at least, ends as soon as another one waits, and says whether anything is left."""
+def test_a_job_ends_when_other_jobs_wait(
+    redis: Redis, redis_url: str, swept: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job prunes for a short time at least, ends when another job waits, and records whether rows are left."""
     monkeypatch.setenv("FLEETBEAT_REDIS_URL", redis_url)
     monkeypatch.setenv("FLEETBEAT_DATABASE_URL", swept.url.render_as_string(hide_password=False))
-    put_heartbeats(swept, *(days(40) for _ in range(300)))
+    put_heartbeats(swept, *(days_ago(40) for _ in range(300)))
     Queue(QUEUE, connection=redis, serializer="json").enqueue_call(
         "fleetbeat_worker.jobs.sweep", job_id="sweep-1", result_ttl=0
     )
@@ -494,22 +495,22 @@ def test_a_job_makes_room(redis: Redis, redis_url: str, swept: Engine, monkeypat
         assert (count_heartbeats(swept), redis.exists(OLD_ROWS)) == (300, 0)
         patch.setattr(jobs, "waiting_ids", lambda _: [b"sweep-1"] if count_heartbeats(swept) < 300 else [])
         jobs.prune()
-        assert (count_heartbeats(swept), redis.exists(OLD_ROWS)) == (300 - module.FIRST_ROWS, 1)
+        assert (count_heartbeats(swept), redis.exists(OLD_ROWS)) == (300 - job.FIRST_ROWS, 1)
     monkeypatch.setattr(jobs, "PRUNE_UNDISTURBED_SECONDS", 60.0)
     jobs.prune()
     assert (count_heartbeats(swept), redis.exists(OLD_ROWS)) == (0, 0)
 
 
-def test_sizes_are_told_on_both_databases(swept: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rows, bytes and spans of each table; strays count by their receipt, and PostgreSQL estimates large tables."""
-    put_heartbeats(swept, days(20), days(3))
-    put_heartbeats(swept, days(25), clock=timedelta(days=300))
+def test_table_sizes(swept: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows, bytes and times of each table; strays count by their receipt, and PostgreSQL estimates large tables."""
+    put_heartbeats(swept, days_ago(20), days_ago(3))
+    put_heartbeats(swept, days_ago(25), clock=timedelta(days=300))
     with reading(swept) as connection:
-        sizes = {size.name: size for size in table_sizes(connection)}
-        file = file_size(connection)
+        sizes = {size.name: size for size in read_table_sizes(connection)}
+        file = read_file_size(connection)
     assert set(sizes) == set(Base.metadata.tables)
     found = sizes["heartbeats"]
-    assert (found.rows, found.estimated, found.oldest_at, found.newest_at) == (3, False, days(25), days(3))
+    assert (found.rows, found.estimated, found.oldest_at, found.newest_at) == (3, False, days_ago(25), days_ago(3))
     assert all(size.bytes for size in sizes.values())
     on_postgresql = swept.dialect.name == "postgresql"
     assert (found.partitions, sizes["events"].partitions) == (10 if on_postgresql else None, None)
@@ -519,12 +520,12 @@ def test_sizes_are_told_on_both_databases(swept: Engine, monkeypatch: pytest.Mon
         with swept.connect() as connection:
             connection.execution_options(isolation_level="AUTOCOMMIT").execute(text("ANALYZE heartbeats"))
         with reading(swept) as connection:
-            found = next(size for size in table_sizes(connection) if size.name == "heartbeats")
+            found = next(size for size in read_table_sizes(connection) if size.name == "heartbeats")
         assert (found.rows, found.estimated) == (3, True)
 
 
-def test_an_older_database_learns_of_its_strays(database: Engine) -> None:
-    """The migration finds the strays among what is stored, and can be taken back."""
+def test_the_migration_finds_strays(database: Engine) -> None:
+    """It records the strays among stored heartbeats, and can be reversed."""
     far = [
         key
         for clock in (-15_000, -1.1, 1.1, 100_000)

@@ -14,7 +14,7 @@ from sqlalchemy import Engine, select, update
 from fleetbeat_shared.settings import Settings
 from fleetbeat_worker.database.engine import open_engine, reading, writing
 from fleetbeat_worker.database.tables import Agent, Liveness, Notification
-from fleetbeat_worker.downtime.maintenance import add
+from fleetbeat_worker.downtime.maintenance import add_rule
 from fleetbeat_worker.downtime.pauses import pause
 from fleetbeat_worker.rules.maintenance_windows import WindowRule
 from fleetbeat_worker.sweep.job import sweep
@@ -518,7 +518,7 @@ def test_nothing_had_to_change_in_maintenance(fleet: Fleet) -> None:
     fleet.beat(session, status="busy")
     now = redis_time(fleet.redis)
     with writing(fleet.engine) as connection:
-        add(connection, WindowRule(now, now + seconds(80)), now)
+        add_rule(connection, WindowRule(now, now + seconds(80)), now)
     pass_intervals(fleet, 9, session, status="busy")
     assert fleet.told() == []
     pass_intervals(fleet, 3, session, status="busy")

@@ -69,7 +69,7 @@ def play(fleet: Simulation, sessions: dict[int, UUID], steps: list[tuple[float, 
                 pauses.pause(connection, sessions[number], at(when), at(quiet_until(when, wait)), None)
         elif kind == "window":
             with writing(fleet.engine) as connection:
-                maintenance.add(connection, WindowRule(at(when), at(quiet_until(when, wait))), at(when))
+                maintenance.add_rule(connection, WindowRule(at(when), at(quiet_until(when, wait))), at(when))
         else:
             fleet.beat(sessions[number], when, waited=wait // 2 if kind == "late" else 0.0)
 

@@ -201,7 +201,7 @@ def test_later_windows_move_a_deadline(memory: Engine, ask: Callable[..., Explan
     fleet.register("torv", 0, interval_seconds=30.0, grace_seconds=1.0)
     with writing(memory) as connection:
         for start in (20, 60, 100):
-            maintenance.add(connection, WindowRule(at(start), at(start + 10)), at(0))
+            maintenance.add_rule(connection, WindowRule(at(start), at(start + 10)), at(0))
     flagged = [second for second in range(5, 160, 5) if fleet.sweep(second).degraded]
     assert flagged == [115]
     assert ask("torv", 160, 65).next == "nothing until maintenance ends; its deadline moves by the time that it took"
@@ -268,7 +268,7 @@ def test_clocks_stand_still_in_maintenance(memory: Engine, ask: Callable[..., Ex
     fleet = Simulation(memory)
     gone, late, well = (fleet.register(name, -50) for name in ("gone", "late", "well"))
     with writing(memory) as connection:
-        maintenance.add(connection, WindowRule(at(20), at(80), reason="new switch"), at(-50))
+        maintenance.add_rule(connection, WindowRule(at(20), at(80), reason="new switch"), at(-50))
     heard = {-30: gone, 5: late, 19: well}
     for second in range(-49, 61):
         if second in heard:
@@ -288,7 +288,7 @@ def test_maintenance_counts_before_a_sweep_tells_of_it(memory: Engine, ask: Call
     session_id = fleet.register("torv", 0)
     fleet.beat(session_id, 1)
     with writing(memory) as connection:
-        maintenance.add(connection, WindowRule(at(5), at(40)), at(0))
+        maintenance.add_rule(connection, WindowRule(at(5), at(40)), at(0))
     fleet.sweep(4)
     begun = ask("torv", 17)
     assert (begun.state, begun.missed, len(begun.maintenance)) == ("ok", 0, 1)
@@ -314,7 +314,7 @@ def test_who_was_not_heard_yet_is_pending_after_a_pause_and_maintenance(
         pauses.resume(connection, torv, at(5), 2)
     maintenance_at = WindowRule(at(12), at(20))
     with writing(memory) as connection:
-        maintenance.add(connection, maintenance_at, at(11))
+        maintenance.add_rule(connection, maintenance_at, at(11))
     for second in (13, 21):
         fleet.sweep(second)
     for when, of_torv in ((7, at(5)), (23, at(5))):

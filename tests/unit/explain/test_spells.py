@@ -89,12 +89,12 @@ def test_maintenance_that_lasts_says_since_and_until(memory: Engine, ask: Callab
     fleet = Simulation(memory)
     fleet.register("torv", 0)
     with writing(memory) as connection:
-        number = maintenance.add(connection, WindowRule(at(5), None, reason="new switch"), at(0))
+        number = maintenance.add_rule(connection, WindowRule(at(5), None, reason="new switch"), at(0))
     fleet.sweep(6)
     text = "since 2026-01-31 12:00:05 UTC (2s so far, until somebody ends it): new switch"
     assert lines(ask(7), "maintenance") == [text]
     with writing(memory) as connection:
-        maintenance.end(connection, [number], at(20))
+        maintenance.end_rules(connection, [number], at(20))
     fleet.sweep(21)
     assert lines(ask(22), "maintenance") == ["2026-01-31 12:00:05 to 2026-01-31 12:00:20 UTC (15s): new switch"]
     assert lines(ask(22, 7), "maintenance") == [text]
@@ -110,11 +110,11 @@ def test_maintenance_that_begins_before_the_deadline_is_mentioned(
     late = "late at 2026-01-31 12:01:42, "
     assert ask(5).next == f"{late}degraded at 2026-01-31 12:03:22 unless a heartbeat comes"
     with writing(memory) as connection:
-        maintenance.add(connection, WindowRule(at(300), at(310)), at(2))
+        maintenance.add_rule(connection, WindowRule(at(300), at(310)), at(2))
     assert ask(5).next.startswith(f"{late}degraded at")
     with writing(memory) as connection:
         rule = WindowRule(at(0), schedule="2 12 * * *", time_zone="UTC", duration_seconds=30.0)
-        maintenance.add(connection, rule, at(2))
+        maintenance.add_rule(connection, rule, at(2))
     spared = (
         "not degraded at 2026-01-31 12:03:22, as maintenance begins before, at 2026-01-31 12:02:00 "
         "(until 2026-01-31 12:02:30); its clock starts anew then"
@@ -124,7 +124,7 @@ def test_maintenance_that_begins_before_the_deadline_is_mentioned(
     found = ask(110)
     assert (found.state, found.next, found.next_at) == ("late", spared, at(120))
     with writing(memory) as connection:
-        maintenance.add(connection, WindowRule(at(60), at(65)), at(2))
+        maintenance.add_rule(connection, WindowRule(at(60), at(65)), at(2))
     assert ask(5).next.startswith(
         "not degraded at 2026-01-31 12:03:22, as maintenance begins before, at 2026-01-31 12:01:00"
     )

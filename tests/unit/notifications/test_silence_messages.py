@@ -80,7 +80,7 @@ def test_silence_after_maintenance(memory: Engine, fleet: Simulation) -> None:
     fleet.beat(session_id, 2)
     with writing(memory) as connection:
         for start in (10, 40):
-            maintenance.add(connection, WindowRule(at(start), at(start + 10)), at(0))
+            maintenance.add_rule(connection, WindowRule(at(start), at(start + 10)), at(0))
     for second in range(5, 90, 5):
         fleet.sweep(second)
     (degraded,) = messages(memory)

@@ -19,8 +19,8 @@ from fleetbeat_worker.cli.options import asked_to_stop, common_options, example,
 from fleetbeat_worker.cli.output import console, counted, plain_table, print_json, stamp
 from fleetbeat_worker.database import schema
 from fleetbeat_worker.database.engine import open_engine, place, reading
-from fleetbeat_worker.retention.job import Cutoffs, PruneReport, find_old, prune as run_prune
-from fleetbeat_worker.retention.table_sizes import TableSize, file_size, table_sizes
+from fleetbeat_worker.retention.job import Cutoffs, PruneReport, count_old, prune as run_prune
+from fleetbeat_worker.retention.table_sizes import TableSize, read_file_size, read_table_sizes
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -73,7 +73,7 @@ def stats(*, settings: Settings, as_json: bool) -> None:
     with open_database(settings) as engine:
         where = place(engine)
         with reading(engine) as connection:
-            tables, file = table_sizes(connection), file_size(connection)
+            tables, file = read_table_sizes(connection), read_file_size(connection)
     if as_json:
         file_json = None if file is None else asdict(file)
         print_json({"database": where, "tables": [asdict(table) for table in tables], "file": file_json})
@@ -146,7 +146,7 @@ def prune(*, settings: Settings, older_than: timedelta | None, dry_run: bool, as
             message = "No sweep has run here yet, so nothing is old. Start workers: fleetbeat worker"
             raise FleetbeatError(message)
         if dry_run:
-            report = find_old(engine, cutoffs)
+            report = count_old(engine, cutoffs)
         else:
             stop = asked_to_stop()
             with _progress(engine, cutoffs, shown=not as_json) as advance:
@@ -170,7 +170,7 @@ def _progress(engine: Engine, cutoffs: Cutoffs, *, shown: bool) -> Iterator[Call
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=output, transient=True) as bar:
-        task = bar.add_task("Rows removed", total=find_old(engine, cutoffs).rows)
+        task = bar.add_task("Rows removed", total=count_old(engine, cutoffs).rows)
         yield lambda number: bar.advance(task, number)
 
 

@@ -21,7 +21,7 @@ from fleetbeat_worker.cli.output import console, plain_table, print_json, safe, 
 from fleetbeat_worker.cli.pauses import Reason
 from fleetbeat_worker.cli.types import ROW_ID, DurationType, MomentType
 from fleetbeat_worker.database.engine import reading, writing
-from fleetbeat_worker.downtime.maintenance import add, cut, end as end_for_good, window_rules
+from fleetbeat_worker.downtime.maintenance import add_rule, end_rules, end_running_windows, read_rules
 from fleetbeat_worker.rules.maintenance_windows import Window, WindowRule, find_fault, next_start, running, windows_of
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def start(  # noqa: PLR0913 - one parameter per option
     elif length is not None:
         rule = WindowRule(rule.starts_at, rule.starts_at + length, reason=reason)
     with open_database(settings) as engine, writing(engine) as connection:
-        number = add(connection, rule, now)
+        number = add_rule(connection, rule, now)
     if as_json:
         print_json({"ok": True, **_json(number, rule, now)})
     else:
@@ -99,7 +99,7 @@ def list_maintenance(*, settings: Settings, show_all: bool, as_json: bool) -> No
     """List what runs, what is to come, and with --all what is over."""
     now = _redis_time(settings)
     with open_database(settings) as engine, reading(engine) as connection:
-        rules = window_rules(connection, None if show_all else now)
+        rules = read_rules(connection, None if show_all else now)
     if as_json:
         print_json({"maintenance": [_json(number, rule, now) for number, rule in rules.items()]})
     elif rules:
@@ -119,21 +119,21 @@ def end(*, settings: Settings, number: int | None, as_json: bool) -> None:
     """
     now = _redis_time(settings)
     with open_database(settings) as engine, writing(engine) as connection:
-        rules = window_rules(connection, now)
+        rules = read_rules(connection, now)
         if number is not None:
             if number not in rules:
                 message = f"There is no maintenance {number} that isn't over. See: fleetbeat maintenance list --all"
                 raise FleetbeatError(message)
             ended = {number: rules[number]}
-            end_for_good(connection, [number], now)
+            end_rules(connection, [number], now)
         else:
             ended = {key: rule for key, rule in rules.items() if _running(rule, now)}
             if not ended:
                 message = "No maintenance runs now. See: fleetbeat maintenance list"
                 raise FleetbeatError(message)
-            end_for_good(connection, [key for key, rule in ended.items() if rule.schedule is None], now)
-            cut(connection, [key for key, rule in ended.items() if rule.schedule is not None], now)
-        rules = window_rules(connection)
+            end_rules(connection, [key for key, rule in ended.items() if rule.schedule is None], now)
+            end_running_windows(connection, [key for key, rule in ended.items() if rule.schedule is not None], now)
+        rules = read_rules(connection)
     if as_json:
         print_json({"ok": True, "ended": [_json(key, rules[key], now) for key in ended]})
         return

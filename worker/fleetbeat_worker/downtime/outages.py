@@ -1,4 +1,4 @@
-"""When nobody watched, or nobody could be heard: recording it, and what it means for deadlines."""
+"""Outages: times in which the fleet was not monitored, or could not reach Redis, and how they move deadlines."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ _READ_OUTAGES = (
 
 
 def read_outages(connection: Connection, since: datetime = EPOCH) -> list[Span]:
-    """Return the outages that ended after a given time, as starts and ends in milliseconds, in their order."""
+    """Read the outages that ended after a given time, as starts and ends in milliseconds, in their order."""
     rows = connection.execute(_READ_OUTAGES, {"since": since})
     return [(to_milliseconds(started_at), to_milliseconds(ended_at)) for started_at, ended_at in rows]
 
 
 def record_outage(connection: Connection, started_at: datetime, ended_at: datetime) -> dict[str, Any]:
-    """Record that nobody watched for a time, and move each deadline by what of it lies after the agent's last sign.
+    """Record an outage, and move each deadline by the part of it that is after the agent's last heartbeat.
 
-    A deadline that had passed before stays: its agent was silent for the whole of its time while somebody watched, and
-    only what waited in the inbox kept the verdict back.
+    A deadline before the outage isn't moved: its agent was silent for its whole time while it was monitored, and only
+    a backlog in the inbox delayed the verdict.
 
-    Returns the facts of it, with how many deadlines moved.
+    Returns the facts of the outage, with the number of deadlines that moved.
     """
     lock_sessions(connection, Liveness.state.in_(WATCHED))
     latest = "MAX" if connection.dialect.name == "sqlite" else "GREATEST"
@@ -59,9 +59,10 @@ def record_outage(connection: Connection, started_at: datetime, ended_at: dateti
 
 
 def record_gaps(connection: Connection, gaps: Sequence[Span]) -> None:
-    """Record that nobody could be heard for some seconds, as far as that isn't recorded.
+    """Record gaps of some seconds in which agents could not reach Redis, without what is recorded already.
 
-    They move no deadline yet: that is left to the sweep that finds it passed, so that only the silent are written to.
+    They move no deadlines yet: the sweep that finds a deadline passed moves it, so that only rows of silent agents are
+    written.
     """
     if not gaps:
         return

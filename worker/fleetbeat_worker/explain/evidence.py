@@ -12,7 +12,7 @@ from sqlalchemy import Connection, Row
 
 from fleetbeat_shared.errors import FleetbeatError, UnknownSession
 from fleetbeat_shared.time_text import exact
-from fleetbeat_worker.downtime.maintenance import read_coming, read_maintenance
+from fleetbeat_worker.downtime.maintenance import read_maintenance, read_running_and_next
 from fleetbeat_worker.downtime.outages import read_outages
 from fleetbeat_worker.explain.anomalies import OF_A_STANDING
 from fleetbeat_worker.rules.enums import EventType
@@ -93,7 +93,7 @@ class Case:
 
     def read_windows(self, connection: Connection, now: datetime) -> None:
         """Look for the maintenance that runs now, for what comes next, and for what no sweep has told of yet."""
-        self.running, self.coming = read_coming(connection, now)
+        self.running, self.coming = read_running_and_next(connection, now)
         for window in read_maintenance(connection, read_pipeline_state(connection), now).windows:
             if not is_open(self.windows, *WINDOWS):
                 detail = {"reason": window.reason, "ends_at": window.ends_at and window.ends_at.isoformat()}

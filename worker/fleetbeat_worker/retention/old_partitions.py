@@ -1,8 +1,8 @@
-"""The partitions of old days on PostgreSQL: taken off, what is young in them kept, and dropped whole.
+"""Old partitions on PostgreSQL: detaches those of old days, keeps the young rows in them, and drops them.
 
-Taking one off needs the lock of all of `heartbeats`, for a moment. It could be had without (DETACH … CONCURRENTLY), but
-PostgreSQL refuses that while there is a default partition. Whatever takes long is done when it is off, and nobody
-waits: so it gets another name then, by which the next one finds it if this one is killed.
+Detaching needs a lock on all of `heartbeats`, for a moment. PostgreSQL could do without (DETACH … CONCURRENTLY), but
+not while there is a default partition. What takes long is done afterwards, when no query waits for it. So a detached
+partition is renamed, and found by that name if the job is killed.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from sqlalchemy import Connection, text
 
 from fleetbeat_worker.database.partitions import first_id, partition_name
 from fleetbeat_worker.database.tables import StoredHeartbeat
-from fleetbeat_worker.retention.queries import take_turn
+from fleetbeat_worker.retention.queries import lock_pruning
 
 LOCK_MILLISECONDS = 200
-"""How long taking a partition off waits for who uses `heartbeats`. Ingest waits behind us for as long."""
+"""How long detaching waits for users of `heartbeats`; ingest waits behind it for as long."""
 
 _NAME = re.compile(r"heartbeats_(\d{8})(_old)?", re.ASCII)
 _COLUMNS = ", ".join(column.name for column in StoredHeartbeat.__table__.columns)
 
 
-def old_days(connection: Connection, before: datetime) -> list[date]:
-    """Return the days of which each heartbeat that is no stray was received before a moment, the oldest first."""
+def find_old(connection: Connection, before: datetime) -> list[date]:
+    """Find the days whose heartbeats, except strays, were all received before a given time, the oldest first."""
     if connection.dialect.name != "postgresql":
         return []
     query = text(
@@ -33,12 +33,12 @@ def old_days(connection: Connection, before: datetime) -> list[date]:
         "WHERE i.inhparent = 'heartbeats'::regclass"
     )
     days = _days(connection.execute(query).scalars().all())
-    # An id that is no stray is less than a day older than its receipt.
+    # The time of an id is less than a day before its receipt, except for strays.
     return [day for day in days if day + timedelta(days=2) <= before.astimezone(UTC).date()]
 
 
-def taken_off(connection: Connection) -> list[date]:
-    """Return the days whose partitions were taken off and not dropped yet."""
+def find_detached(connection: Connection) -> list[date]:
+    """Find the days whose partitions are detached and not dropped yet."""
     if connection.dialect.name != "postgresql":
         return []
     query = text(
@@ -53,16 +53,16 @@ def _days(names: Iterable[str]) -> list[date]:
     return sorted(datetime.strptime(day, "%Y%m%d").replace(tzinfo=UTC).date() for day in found)
 
 
-def take_off(connection: Connection, day: date, before: datetime) -> bool:
-    """Take a day's partition off; return whether it was still there.
+def detach(connection: Connection, day: date, before: datetime) -> bool:
+    """Detach a day's partition; return whether it was still attached.
 
-    DatabaseUnavailable comes of it when somebody uses `heartbeats` for too long.
+    Raises DatabaseUnavailable when `heartbeats` is in use for too long.
     """
     connection.execute(text(f"SET LOCAL lock_timeout = {LOCK_MILLISECONDS}"))
-    take_turn(connection)
-    if day not in old_days(connection, before):
+    lock_pruning(connection)
+    if day not in find_old(connection, before):
         return False
-    # Names are made of a date: nothing here comes from outside.
+    # The name is made of a date, so there is nothing to quote.
     name = partition_name(day)
     connection.execute(text(f"ALTER TABLE heartbeats DETACH PARTITION {name}"))
     connection.execute(text(f"ALTER TABLE {name} RENAME TO {name}_old"))
@@ -70,12 +70,12 @@ def take_off(connection: Connection, day: date, before: datetime) -> bool:
 
 
 def drop(connection: Connection, day: date, before: datetime) -> bool:
-    """Drop a partition that is off, but keep what was received since a moment; return whether it was still there.
+    """Drop a detached partition, but keep the rows received since a given time; return whether it was still there.
 
-    What is kept are strays of clocks that are behind. Where they go now is the default partition.
+    These are strays: heartbeats of agents whose clocks are slow. They are moved to the default partition.
     """
-    take_turn(connection)
-    if day not in taken_off(connection):
+    lock_pruning(connection)
+    if day not in find_detached(connection):
         return False
     name = f"{partition_name(day)}_old"
     bounds = {"low": first_id(day), "high": first_id(day + timedelta(days=1))}

@@ -1,7 +1,7 @@
-"""Finding what is older than its age, and removing it.
+"""Queries of retention: find the old rows of each table, and remove them.
 
-A slice of rows is found while nothing is locked, and removed in a short transaction of its own: how many rows a lock
-covers is known beforehand, whatever lies between the old ones.
+A slice of rows is found without locks, and removed in a short transaction of its own. So the number of rows that are
+locked is limited, however many young rows there are between the old ones.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from fleetbeat_worker.rules.enums import EventType, NoticeState
 from fleetbeat_worker.rules.liveness import State
 
 _PRUNING_LOCK = 0x626561740002
-"""One number for all that remove on PostgreSQL: two of them would wait for each other's rows in a circle."""
+"""The advisory lock of pruning on PostgreSQL: two jobs at once could deadlock on each other's rows."""
 
 _MAINTENANCE = [EventType.MAINTENANCE.value, EventType.MAINTENANCE_OVER.value]
 
@@ -54,55 +54,47 @@ _NOTIFICATIONS: Table = Notification.__table__  # type: ignore[assignment] # as 
 _AGENTS: Table = Agent.__table__  # type: ignore[assignment] # as above
 _LIVENESS: Table = Liveness.__table__  # type: ignore[assignment] # as above
 
-# On PostgreSQL the days' own partitions go whole; row by row goes what lies in none of them.
+# On PostgreSQL the partitions of days are dropped; only the default partition is pruned row by row.
 _DEFAULT = _HEARTBEATS.to_metadata(MetaData(), name="heartbeats_default")
 
 
 class Slice(NamedTuple):
-    """Some rows whose time is over, to be removed together."""
+    """Old rows that are removed together."""
 
     keys: Sequence[Any]
-    """Their keys; of heartbeats the first and the last one, between which young ones may lie."""
-    place: Any
-    """Where the last one stands in the order in which they are looked through."""
+    """Their keys; of heartbeats the first and the last one, with young ones between them."""
+    position: Any
+    """The position of the last one in the order of the search."""
 
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """Rows that go by one age, and how they are found and removed."""
+    """Rows with one retention age, and how they are found and removed."""
 
     table: str
-    """The table that they count for."""
-    due: Callable[[Connection, datetime], Select[Any]]
-    """Return what selects the key and the place of each row that is older than a moment, in the order of the places."""
+    """The table that they are counted for."""
+    select_old: Callable[[Connection, datetime], Select[Any]]
+    """Build the query for the key and the position of each row before a given time, in the order of the positions."""
     find: Callable[[Connection, datetime, Any, int], Slice | None]
-    """Return some rows that are older than a moment, from a place on (None: from the start)."""
+    """Find some rows before a given time, from a position on (None: from the start); None if there are none."""
     remove: Callable[[Connection, datetime, Sequence[Any]], int]
-    """Remove a slice, if it is still older than the moment; return how many rows there were."""
+    """Remove rows if they are still before the given time; return how many."""
 
 
-def count_due(connection: Connection, kind: Kind, before: datetime) -> int:
-    """Return how many rows are older than a moment."""
-    due = kind.due(connection, before).order_by(None).subquery()
-    return int(connection.execute(select(func.count()).select_from(due)).scalar_one())
-
-
-def find_due(connection: Connection, kind: Kind, before: datetime, after: object, limit: int) -> Slice | None:
-    """Return the first rows that are older than a moment, from the place `after` on (None: from the start).
-
-    They are `limit` at most; None if there are none.
-    """
-    return kind.find(connection, before, after, limit)
+def count_old(connection: Connection, kind: Kind, before: datetime) -> int:
+    """Count the rows of a kind before a given time."""
+    old = kind.select_old(connection, before).order_by(None).subquery()
+    return int(connection.execute(select(func.count()).select_from(old)).scalar_one())
 
 
 def remove(connection: Connection, kind: Kind, before: datetime, found: Slice) -> int:
-    """Remove rows that were found; return how many were still there, and still old."""
-    take_turn(connection)
+    """Remove the rows of a slice that are still there and still old; return how many."""
+    lock_pruning(connection)
     return kind.remove(connection, before, found.keys)
 
 
-def take_turn(connection: Connection) -> None:
-    """Wait until nobody else removes anything, until the end of this transaction. SQLite has one writer anyway."""
+def lock_pruning(connection: Connection) -> None:
+    """Let no other job prune until the end of this transaction. SQLite has one writer anyway."""
     if connection.dialect.name == "postgresql":
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _PRUNING_LOCK})
 
@@ -113,21 +105,21 @@ def _by_time(
     table: str | None = None,
     remove: Callable[[Connection, datetime, Sequence[Any]], int] | None = None,
 ) -> Kind:
-    """Return the rows of a table by a time that has an index, and by further conditions."""
+    """Make a kind of the rows of a table, found by a time that has an index and further conditions."""
     key = _key(moment.table)
 
-    def due(_: Connection, before: datetime) -> Select[Any]:
-        told = (condition(before) for condition in conditions)
-        return select(key, moment).where(moment < before, *told).order_by(moment)
+    def select_old(_: Connection, before: datetime) -> Select[Any]:
+        further = (condition(before) for condition in conditions)
+        return select(key, moment).where(moment < before, *further).order_by(moment)
 
-    def find(connection: Connection, before: datetime, after: Any, limit: int) -> Slice | None:  # noqa: ANN401 - a place
-        query = due(connection, before).limit(limit)
+    def find(connection: Connection, before: datetime, after: Any, limit: int) -> Slice | None:  # noqa: ANN401 - a position
+        query = select_old(connection, before).limit(limit)
         rows = connection.execute(query if after is None else query.where(moment >= after)).all()
         return Slice([row[0] for row in rows], rows[-1][1]) if rows else None
 
     return Kind(
         table or moment.table.name,
-        due,
+        select_old,
         find,
         remove or (lambda connection, _, keys: _delete(connection, moment.table, keys)),
     )
@@ -143,23 +135,23 @@ def _delete(connection: Connection, table: Any, keys: Sequence[Any]) -> int:  # 
 
 
 def _old_heartbeats(connection: Connection, before: datetime) -> tuple[Table, list[ColumnElement[bool]]]:
-    """Return where the heartbeats lie that go row by row, and which of them are old: in the order of their ids.
+    """Return the table of heartbeats that is pruned row by row, and the conditions of old ones.
 
-    Ids grow with time, so the old ones are at the start; strays are another kind. A clock that is fast by less than a
-    day makes a heartbeat stay that much longer.
+    Ids grow with time, so the old ones are at the start; strays are a kind of their own. The heartbeat of a clock that
+    is fast, by less than a day, is kept that much longer.
     """
     table = _DEFAULT if connection.dialect.name == "postgresql" else _HEARTBEATS
     is_stray = exists().where(_STRAYS.c.id == table.c.id)
     return table, [table.c.id < id_at(before), table.c.received_at < before, ~is_stray]
 
 
-def _due_heartbeats(connection: Connection, before: datetime) -> Select[Any]:
+def _select_old_heartbeats(connection: Connection, before: datetime) -> Select[Any]:
     table, old = _old_heartbeats(connection, before)
     return select(table.c.id, table.c.id.label("place")).where(*old).order_by(table.c.id)
 
 
 def _find_heartbeats(connection: Connection, before: datetime, after: Any, limit: int) -> Slice | None:  # noqa: ANN401
-    """Return a span of ids that begins with an old heartbeat, and has `limit` ones at most, old and young."""
+    """Find a range of ids that starts with an old heartbeat and has at most `limit` of them, old and young."""
     table, old = _old_heartbeats(connection, before)
     query = select(table.c.id).where(*old).order_by(table.c.id).limit(1)
     first = connection.execute(query if after is None else query.where(table.c.id >= after)).scalar()
@@ -171,7 +163,7 @@ def _find_heartbeats(connection: Connection, before: datetime, after: Any, limit
 
 
 def _remove_heartbeats(connection: Connection, before: datetime, keys: Sequence[Any]) -> int:
-    """Remove the old ones of a span: many times faster than by a list of their keys."""
+    """Remove the old heartbeats in a range of ids: many times faster than by a list of ids."""
     table, old = _old_heartbeats(connection, before)
     first, last = keys
     return connection.execute(delete(table).where(table.c.id >= first, table.c.id <= last, *old)).rowcount
@@ -183,10 +175,10 @@ def _remove_strays(connection: Connection, _: datetime, keys: Sequence[Any]) -> 
 
 
 def _has_no_young_delegate(before: datetime) -> ColumnElement[bool]:
-    """Tell sessions that nobody names as parent who is live, or ended since.
+    """Match sessions that aren't the parent of one that is live or ended since a given time.
 
-    Those that are old themselves don't count: two that name each other would stay forever, and so would all
-    predecessors of a live one if each had named the one before it.
+    Old children don't count: two sessions that name each other as parent would stay forever, and so would a chain of
+    predecessors of a live one.
     """
     child = _AGENTS.alias("child")
     is_young = or_(child.c.ended_at.is_(None), child.c.ended_at >= before)
@@ -194,38 +186,38 @@ def _has_no_young_delegate(before: datetime) -> ColumnElement[bool]:
 
 
 def _remove_sessions(connection: Connection, before: datetime, keys: Sequence[Any]) -> int:
-    """Remove ended sessions with their liveness, unless one was opened anew, or became a parent, meanwhile."""
+    """Remove ended sessions with their liveness, except those registered again, or used as a parent, in between."""
     if connection.dialect.name == "postgresql":
-        # As everybody does: liveness first, in the order of its keys. Whoever holds a row is about to change it.
+        # As all transactions do: liveness first, in the order of its keys. A locked row is about to change.
         lock = select(_LIVENESS.c.session_id).where(_LIVENESS.c.session_id.in_(keys)).order_by(_LIVENESS.c.session_id)
         keys = connection.execute(lock.with_for_update(skip_locked=True)).scalars().all()
     statement = delete(_AGENTS).where(_AGENTS.c.session_id.in_(keys), _AGENTS.c.ended_at < before)
     return connection.execute(statement.where(_has_no_young_delegate(before))).rowcount
 
 
-def _oldest_sign(before: datetime) -> ColumnElement[Any]:
-    """Return the last sign of that live agent which has been silent longest: no deadline counts time before it."""
-    sign = func.min(func.coalesce(_LIVENESS.c.last_seen_at, _LIVENESS.c.registered_at))
-    return func.coalesce(select(sign).where(_LIVENESS.c.state != State.ENDED.value).scalar_subquery(), before)
+def _oldest_heartbeat(before: datetime) -> ColumnElement[Any]:
+    """Select the last heartbeat of the live agent that is silent longest: no deadline depends on an earlier time."""
+    last = func.min(func.coalesce(_LIVENESS.c.last_seen_at, _LIVENESS.c.registered_at))
+    return func.coalesce(select(last).where(_LIVENESS.c.state != State.ENDED.value).scalar_subquery(), before)
 
 
-def _moves_no_deadline(before: datetime) -> ColumnElement[bool]:
-    """Tell events other than the beginnings and ends of such maintenance as a deadline may count.
+def _is_not_needed(before: datetime) -> ColumnElement[bool]:
+    """Match all events except those of maintenance that deadlines may depend on.
 
-    That is all since the last window that began before the oldest sign: it may have ended after it.
+    These start with the last window that began before the oldest heartbeat, as it may have ended after it.
     """
     begun = select(func.max(_EVENTS.c.occurred_at)).where(
         _EVENTS.c.session_id.is_(None),
         _EVENTS.c.type == EventType.MAINTENANCE.value,
-        _EVENTS.c.occurred_at <= _oldest_sign(before),
+        _EVENTS.c.occurred_at <= _oldest_heartbeat(before),
     )
     return _EVENTS.c.type.not_in(_MAINTENANCE) | (_EVENTS.c.occurred_at < begun.scalar_subquery())
 
 
 STRAYS = _by_time(_STRAYS.c.received_at, table="heartbeats", remove=_remove_strays)
-HEARTBEATS = Kind("heartbeats", _due_heartbeats, _find_heartbeats, _remove_heartbeats)
-EVENTS = _by_time(_EVENTS.c.occurred_at, _moves_no_deadline)
+HEARTBEATS = Kind("heartbeats", _select_old_heartbeats, _find_heartbeats, _remove_heartbeats)
+EVENTS = _by_time(_EVENTS.c.occurred_at, _is_not_needed)
 REJECTED = _by_time(_REJECTED.c.received_at)
-OUTAGES = _by_time(_OUTAGES.c.ended_at, lambda before: _OUTAGES.c.ended_at < _oldest_sign(before))
+OUTAGES = _by_time(_OUTAGES.c.ended_at, lambda before: _OUTAGES.c.ended_at < _oldest_heartbeat(before))
 NOTIFICATIONS = _by_time(_NOTIFICATIONS.c.created_at, lambda _: _NOTIFICATIONS.c.state != NoticeState.WAITING.value)
 SESSIONS = _by_time(_AGENTS.c.ended_at, _has_no_young_delegate, remove=_remove_sessions)

@@ -1,4 +1,4 @@
-"""How many rows the tables have, how much room they take, and how far back they go."""
+"""Table sizes: the rows of each table, the space that it takes, and the times of its oldest and newest row."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from fleetbeat_worker.database.tables import (
 )
 
 COUNTED_ROWS = 100_000
-"""Up to so many rows by PostgreSQL's estimate they are counted, which takes a moment. SQLite has no estimate."""
+"""Up to this number by PostgreSQL's estimate, rows are counted, which takes a moment. SQLite has no estimate."""
 
 _TIMES: dict[str, Any] = {
     "agents": Liveness.registered_at,
@@ -34,19 +34,19 @@ _TIMES: dict[str, Any] = {
     "outages": OutageRow.started_at,
     "notifications": Notification.created_at,
 }
-"""By which time a row is old or new."""
+"""The column with the time of a row."""
 
 
 @dataclass(frozen=True, slots=True)
 class TableSize:
-    """One table."""
+    """The size of one table."""
 
     name: str
     rows: int
     estimated: bool
     """Whether the number of rows is PostgreSQL's estimate."""
     bytes: int | None
-    """With indexes; None where SQLite was built without the means to tell."""
+    """With indexes; None where SQLite was built without `dbstat`."""
     oldest_at: datetime | None
     newest_at: datetime | None
     partitions: int | None
@@ -55,15 +55,15 @@ class TableSize:
 
 @dataclass(frozen=True, slots=True)
 class FileSize:
-    """The file of an SQLite database."""
+    """The size of the file of an SQLite database."""
 
     bytes: int
     free_bytes: int
-    """What deleted rows left, and new ones will take."""
+    """Left by deleted rows, and available for new ones."""
 
 
-def table_sizes(connection: Connection) -> list[TableSize]:
-    """Return the size of each table, by name."""
+def read_table_sizes(connection: Connection) -> list[TableSize]:
+    """Read the size of each table, in the order of names."""
     return [_table_size(connection, name) for name in sorted(Base.metadata.tables)]
 
 
@@ -112,13 +112,14 @@ def _newest(moment: Any) -> Any:  # noqa: ANN401 - a mapped column
 
 
 def _span_of_heartbeats(connection: Connection) -> tuple[datetime | None, datetime | None]:
-    """Return the first and the last receipt, without an index on it: in the order of ids, and of strays.
+    """Read the first and the last receipt by ids and strays, as there is no index on receipts.
 
-    Two of nearly the same time may lie in another order than they were received; that much it may be off.
+    It is slightly inexact where ids of nearly the same time are in another order than their receipts.
     """
     stray = exists().where(StrayHeartbeat.id == StoredHeartbeat.id)
     query = select(StoredHeartbeat.received_at).where(~stray).limit(1)
-    found = [connection.execute(query.order_by(order)).scalar() for order in _BOTH_WAYS]
+    ids = (StoredHeartbeat.id.asc(), StoredHeartbeat.id.desc())
+    found = [connection.execute(query.order_by(order)).scalar() for order in ids]
     found += connection.execute(
         select(func.min(StrayHeartbeat.received_at), func.max(StrayHeartbeat.received_at))
     ).one()
@@ -126,11 +127,8 @@ def _span_of_heartbeats(connection: Connection) -> tuple[datetime | None, dateti
     return min(known, default=None), max(known, default=None)
 
 
-_BOTH_WAYS = (StoredHeartbeat.id.asc(), StoredHeartbeat.id.desc())
-
-
-def file_size(connection: Connection) -> FileSize | None:
-    """Return the size of SQLite's file; None on PostgreSQL."""
+def read_file_size(connection: Connection) -> FileSize | None:
+    """Read the size of SQLite's file; None on PostgreSQL."""
     if connection.dialect.name != "sqlite":
         return None
     size, pages, free = (

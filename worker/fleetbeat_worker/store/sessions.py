@@ -14,7 +14,7 @@ from fleetbeat_worker.database.tables import Agent, Liveness
 from fleetbeat_worker.rules.spans import to_milliseconds
 
 _LIVENESS = [column for column in Liveness.__table__.columns if not column.primary_key]
-_SESSIONS: Select[Any] = select(Agent.__table__, *_LIVENESS).join(Liveness, Liveness.session_id == Agent.session_id)
+SESSIONS: Select[Any] = select(Agent.__table__, *_LIVENESS).join(Liveness, Liveness.session_id == Agent.session_id)
 
 
 def read_sessions(
@@ -24,7 +24,7 @@ def read_sessions(
 
     Each row has all columns of `agents` and `liveness`.
     """
-    query = _SESSIONS
+    query = SESSIONS
     if agent_name is not None:
         query = query.where(Agent.agent_name == agent_name)
     if not ended:
@@ -36,12 +36,12 @@ def read_sessions(
 
 def read_session(connection: Connection, session_id: UUID) -> Row[Any] | None:
     """Return one session as `sessions` does, or None."""
-    return connection.execute(_SESSIONS.where(Agent.session_id == session_id)).one_or_none()
+    return connection.execute(SESSIONS.where(Agent.session_id == session_id)).one_or_none()
 
 
 def read_newest_session(connection: Connection, agent_name: str) -> Row[Any] | None:
     """Return the session of a name that was registered last, a live one before an ended one; or None."""
-    query = _SESSIONS.where(Agent.agent_name == agent_name)
+    query = SESSIONS.where(Agent.agent_name == agent_name)
     query = query.order_by(Agent.ended_at.is_not(None), Liveness.registered_at.desc(), Agent.session_id.desc())
     return connection.execute(query.limit(1)).one_or_none()
 

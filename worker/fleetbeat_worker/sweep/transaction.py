@@ -15,7 +15,7 @@ from fleetbeat_shared.settings import Settings
 from fleetbeat_worker.broker.accounting import Account
 from fleetbeat_worker.broker.inbox import Horizon
 from fleetbeat_worker.broker.pulse import Pulse
-from fleetbeat_worker.downtime.maintenance import note_maintenance
+from fleetbeat_worker.downtime.maintenance import record_maintenance
 from fleetbeat_worker.downtime.outages import record_gaps, record_outage
 from fleetbeat_worker.downtime.pauses import resume_due
 from fleetbeat_worker.notifications.notice import NAMED, Notice, agent_notice, fleet_notice
@@ -182,7 +182,7 @@ def _apply_changes(  # noqa: PLR0913, PLR0917 - all that a sweep knows
         notices += end_incident(connection, now)
         record_gaps(connection, gaps)
     resumed = [agent.agent_name for agent in resume_due(connection, now, settings.missed_intervals)]
-    maintenance, current = note_maintenance(connection, last, now)
+    maintenance, current = record_maintenance(connection, last, now)
     if watermark is not None and maintenance.running is None:
         overdue = judge_overdue(connection, watermark)
         agents = exclude_downtime(connection, overdue.agents, maintenance, watermark, now, settings.missed_intervals)
