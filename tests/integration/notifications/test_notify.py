@@ -13,7 +13,7 @@ from sqlalchemy import Engine, select
 from fleetbeat_shared.identifiers import new_message_id
 from fleetbeat_worker.database.engine import open_engine, reading, writing
 from fleetbeat_worker.database.tables import Notification
-from fleetbeat_worker.notifications import apprise_sender as sending, job as module
+from fleetbeat_worker.notifications import apprise_sender, job
 from fleetbeat_worker.notifications.delivery import Delivery, Outcome
 from fleetbeat_worker.notifications.job import CLAIMED_AT_ONCE, LEASE, notify
 from fleetbeat_worker.notifications.notice import Notice
@@ -27,7 +27,7 @@ NOON = datetime(2026, 11, 26, 12, 0, tzinfo=UTC)
 
 
 class Clock:
-    """Redis's time, as the tests say."""
+    """Redis's time, as a test sets it."""
 
     def __init__(self) -> None:
         self.now = NOON
@@ -37,13 +37,13 @@ class Clock:
         return self.now
 
     def advance(self, span: timedelta) -> None:
-        """Let time pass."""
+        """Advance the time."""
         self.now += span
 
 
 @pytest.fixture
 def clock() -> Clock:
-    """Return a clock that stands at noon."""
+    """Return a clock that shows noon."""
     return Clock()
 
 
@@ -61,8 +61,8 @@ def mail() -> Iterator[SmtpReceiver]:
         yield receiver
 
 
-def lay_down(engine: Engine, *names: str, kind: NoticeKind = NoticeKind.DEGRADED, **detail: Any) -> list[str]:
-    """Write notices of agents as a sweep would at noon; return their keys."""
+def add(engine: Engine, *names: str, kind: NoticeKind = NoticeKind.DEGRADED, **detail: Any) -> list[str]:
+    """Add notices about agents, as a sweep at noon does; return their keys."""
     detail = {"since": "2026-11-26T11:59:00+00:00", "progress": "page 7"} | detail
     notices = []
     for name in names:
@@ -85,11 +85,11 @@ def row(engine: Engine) -> Any:
     return found
 
 
-def test_a_webhook_and_a_mailbox_get_a_message_once(
+def test_each_target_gets_a_notification_once(
     database: Engine, webhook: HttpReceiver, mail: SmtpReceiver, clock: Clock
 ) -> None:
-    """A notification reaches each of its targets once, with its key, and is sent then; another job finds nothing."""
-    (key,) = lay_down(database, "torv")
+    """A webhook and a mail server get it with its key; then it is sent, and another job finds nothing."""
+    (key,) = add(database, "torv")
     urls = f"{webhook.url()}\n{mail.url}"
     assert notify(database, urls, clock).sent == 1
     assert notify(database, urls, clock).sent == 0
@@ -108,9 +108,9 @@ def test_a_webhook_and_a_mailbox_get_a_message_once(
     assert len(found.delivered) == 2
 
 
-def test_a_failure_is_tried_again(database: Engine, webhook: HttpReceiver, clock: Clock) -> None:
-    """A receiver that answers 500 gets the same message again after the pause and not before; the pause grows."""
-    (key,) = lay_down(database, "torv")
+def test_a_failure_is_retried(database: Engine, webhook: HttpReceiver, clock: Clock) -> None:
+    """A receiver that answers 500 gets the same notification after a pause, which doubles with each failure."""
+    (key,) = add(database, "torv")
     webhook.status = 500
     pauses = []
     for attempt in (1, 2, 3):
@@ -127,16 +127,18 @@ def test_a_failure_is_tried_again(database: Engine, webhook: HttpReceiver, clock
     for pause, plain in zip(pauses, (10, 20, 40), strict=True):
         assert plain * 0.75 <= pause <= plain * 1.25
     webhook.status = 200
-    clock.advance(timedelta(minutes=1))  # the pauses alone may be less than what is told as late
+    clock.advance(timedelta(minutes=1))  # the pauses alone may be less than what counts as late
     assert notify(database, webhook.url(), clock).sent == 1
     assert {payload["key"] for payload in webhook.tries} == {key}
     assert "late" in webhook.taken[0]["message"]
     assert row(database).state == "sent"
 
 
-def test_who_has_it_gets_it_no_more(database: Engine, webhook: HttpReceiver, mail: SmtpReceiver, clock: Clock) -> None:
-    """When one target fails, only that one is tried again."""
-    lay_down(database, "torv")
+def test_only_failed_targets_are_retried(
+    database: Engine, webhook: HttpReceiver, mail: SmtpReceiver, clock: Clock
+) -> None:
+    """A target that has the notification doesn't get it again when another one fails."""
+    add(database, "torv")
     webhook.status = 503
     urls = f"{webhook.url()} {mail.url}"
     assert notify(database, urls, clock).retried == 1
@@ -146,11 +148,11 @@ def test_who_has_it_gets_it_no_more(database: Engine, webhook: HttpReceiver, mai
     assert len(webhook.taken) == len(mail.mails) == 1
 
 
-def test_a_target_that_is_gone_is_waited_for_no_longer(
+def test_a_removed_target_is_not_waited_for(
     database: Engine, webhook: HttpReceiver, mail: SmtpReceiver, clock: Clock
 ) -> None:
-    """A notification that only a removed target lacked counts as sent."""
-    lay_down(database, "torv")
+    """A notification that only a removed target lacks counts as sent."""
+    add(database, "torv")
     webhook.status = 503
     notify(database, f"{webhook.url()} {mail.url}", clock)
     clock.now = row(database).due_at
@@ -161,21 +163,21 @@ def test_a_target_that_is_gone_is_waited_for_no_longer(
 def test_a_job_that_is_killed_after_sending_sends_again(
     database: Engine, database_url: str, webhook: HttpReceiver, clock: Clock
 ) -> None:
-    """After kill -9 between sending and writing, the next job sends once more when the lease is over: the same key."""
-    (key,) = lay_down(database, "torv")
+    """After kill -9 between sending and recording, the next job sends it again with the same key, after the lease."""
+    (key,) = add(database, "torv")
     database.dispose()
 
     def main() -> None:
         def killed(*_: object) -> None:
             die()
 
-        module.outbox.record_delivery = killed  # type: ignore[assignment] # in the child alone
+        job.outbox.record_delivery = killed  # type: ignore[assignment] # in the child alone
         notify(open_engine(database_url), webhook.url(), clock)
 
     assert end_of(fork(main)) == -9
     assert [payload["key"] for payload in webhook.taken] == [key]
     assert row(database).state == "waiting"
-    assert notify(database, webhook.url(), clock).sent == 0  # it might be alive still
+    assert notify(database, webhook.url(), clock).sent == 0  # the first job might be alive
     clock.advance(LEASE)
     assert notify(database, webhook.url(), clock).sent == 1
     assert [payload["key"] for payload in webhook.taken] == [key, key]
@@ -185,8 +187,8 @@ def test_a_job_that_is_killed_after_sending_sends_again(
 def test_two_jobs_at_once_send_each_once(
     database: Engine, database_url: str, webhook: HttpReceiver, clock: Clock
 ) -> None:
-    """Of two jobs that run at once, each notification is taken by one."""
-    keys = lay_down(database, *(f"agent-{number}" for number in range(3 * CLAIMED_AT_ONCE)))
+    """Of two jobs that run at once, one claims each notification."""
+    keys = add(database, *(f"agent-{number}" for number in range(3 * CLAIMED_AT_ONCE)))
     database.dispose()
 
     def main() -> None:
@@ -200,35 +202,35 @@ def test_two_jobs_at_once_send_each_once(
     assert {found.state for found in rows(database)} == {"sent"}
 
 
-def test_a_receiver_that_hangs_keeps_nobody_waiting(
+def test_a_receiver_that_hangs_delays_no_other(
     database: Engine, webhook: HttpReceiver, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """While one receiver answers a letter at a time, the other one gets all; the slow one has failed."""
-    monkeypatch.setattr(sending, "SEND_SECONDS", 2.0)  # enough for the other one, however busy the machine is
+    """While one receiver answers byte by byte, the other one gets everything; the slow one has failed."""
+    monkeypatch.setattr(apprise_sender, "SEND_SECONDS", 2.0)  # enough for the other one, however busy the machine is
     names = [f"agent-{number}" for number in range(5)]
-    lay_down(database, *names)
+    add(database, *names)
     with dribbler() as hanging:
         report = notify(database, f"{hanging} {webhook.url()}", clock)
     assert report.retried == 5
     assert [payload["agent"] for payload in webhook.taken] == names
     assert all(len(found.delivered) == 1 and found.state == "waiting" for found in rows(database))
     failures = [found.failure.partition(": ")[2] for found in rows(database)]
-    assert failures[:3] == ["It didn't answer within 2 s."] * 3
-    assert all(failure.startswith("Not sent, as 3 before it failed") for failure in failures[3:])
+    assert failures[:3] == ["No answer within 2 s."] * 3
+    assert all(failure.startswith("Not sent after 3 failures in a row") for failure in failures[3:])
 
 
-def test_a_job_that_is_asked_to_stop_gives_back_the_rest(database: Engine, webhook: HttpReceiver, clock: Clock) -> None:
-    """What a job hadn't come to when other work waited isn't tried: it is due at once, and not counted as a failure."""
-    lay_down(database, *(f"agent-{number}" for number in range(5)))
+def test_a_job_that_is_stopped_releases_the_rest(database: Engine, webhook: HttpReceiver, clock: Clock) -> None:
+    """Notifications that it hasn't tried are due at once, and the claim counts as no attempt."""
+    add(database, *(f"agent-{number}" for number in range(5)))
     webhook.hang()
-    asked: list[bool] = []
+    stopping: list[bool] = []
 
     def stop() -> bool:
-        if asked:
-            webhook.go_on()  # by now it has heard that it should stop
+        if stopping:
+            webhook.go_on()  # by now the job has polled it
         elif webhook.tries:
-            asked.append(True)
-        return bool(asked)
+            stopping.append(True)
+        return bool(stopping)
 
     assert notify(database, webhook.url(), clock, stop).sent == 1
     untouched = [found for found in rows(database) if found.state == "waiting"]
@@ -237,9 +239,9 @@ def test_a_job_that_is_asked_to_stop_gives_back_the_rest(database: Engine, webho
     assert len(webhook.taken) == 5
 
 
-def test_dead_after_a_day(database: Engine, webhook: HttpReceiver, clock: Clock) -> None:
-    """What can't be sent for a day is dead after a last try at its end, not before; on request it has a new day."""
-    lay_down(database, "torv")
+def test_a_notification_is_dead_after_a_day(database: Engine, webhook: HttpReceiver, clock: Clock) -> None:
+    """The last attempt is at the end of the day; a requested retry starts a new day."""
+    add(database, "torv")
     webhook.status = 404
     tried_at = []
     while row(database).state == "waiting" and len(tried_at) < 50:
@@ -263,23 +265,23 @@ def test_dead_after_a_day(database: Engine, webhook: HttpReceiver, clock: Clock)
     assert notify(database, webhook.url(), clock).sent == 1
 
 
-def test_a_retry_that_is_asked_for_during_a_try_stands(
+def test_a_retry_requested_during_an_attempt_stays_in_effect(
     database: Engine, webhook: HttpReceiver, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The failure of the try that was under way, even of the last one, makes nothing of it: it is due at once."""
-    lay_down(database, "torv")
+    """When that attempt fails, even if it was the last one, the notification is due at once."""
+    add(database, "torv")
     webhook.status = 404
     clock.advance(TRIED_FOR)
-    deliver = module.deliver
+    deliver = job.deliver
 
-    def deliver_while_somebody_asks(rounds: Sequence[Delivery], stop: Callable[[], bool]) -> Iterator[Outcome]:
+    def deliver_and_request_retry(rounds: Sequence[Delivery], stop: Callable[[], bool]) -> Iterator[Outcome]:
         for outcome in deliver(rounds, stop):
             with writing(database) as connection:
                 assert request_retry(connection, [outcome.notice_id], clock.now) == 1
             yield outcome
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "deliver", deliver_while_somebody_asks)
+        patch.setattr(job, "deliver", deliver_and_request_retry)
         assert notify(database, webhook.url(), clock).dead == 0
     found = row(database)
     assert (found.state, found.due_at, found.expires_at) == ("waiting", clock.now, clock.now + TRIED_FOR)
@@ -287,19 +289,19 @@ def test_a_retry_that_is_asked_for_during_a_try_stands(
     assert notify(database, webhook.url(), clock).sent == 1
 
 
-def test_for_nobody(database: Engine, webhook: HttpReceiver, clock: Clock) -> None:
-    """Without a URL, and without one whose pattern fits, a notification is unrouted and waits for nobody."""
-    lay_down(database, "torv")
+def test_unrouted(database: Engine, webhook: HttpReceiver, clock: Clock) -> None:
+    """A notification without a matching target, or without any target, is unrouted."""
+    add(database, "torv")
     assert notify(database, "", clock).unrouted == 1
-    lay_down(database, "sindri")
+    add(database, "sindri")
     assert notify(database, f"agent:hint-*={webhook.url()}", clock).unrouted == 1
     assert [found.state for found in rows(database)] == ["unrouted", "unrouted"]
     assert webhook.tries == []
 
 
-def test_one_that_no_text_can_be_made_of(database: Engine, webhook: HttpReceiver, clock: Clock) -> None:
-    """A notification of a kind that this version doesn't know keeps no other from being sent."""
-    lay_down(database, "torv", "sindri")
+def test_an_unknown_kind_stops_no_other(database: Engine, webhook: HttpReceiver, clock: Clock) -> None:
+    """A notification of a kind that this version doesn't know is retried, and the others are sent."""
+    add(database, "torv", "sindri")
     with writing(database) as connection:
         connection.execute(Notification.__table__.update().where(Notification.id == 1).values(kind="eclipse"))  # type: ignore[attr-defined]
     report = notify(database, webhook.url(), clock)
@@ -307,65 +309,65 @@ def test_one_that_no_text_can_be_made_of(database: Engine, webhook: HttpReceiver
     assert [payload["agent"] for payload in webhook.taken] == ["sindri"]
 
 
-class _All(logging.Handler):
-    """Takes down whatever reaches the root logger."""
+class _Recorder(logging.Handler):
+    """Records whatever reaches the root logger."""
 
     def __init__(self) -> None:
         super().__init__(logging.DEBUG)
-        self.told: list[str] = []
+        self.records: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Take down one record."""
-        self.told.append(f"{record.getMessage()} {vars(record)}")
+        """Record one record."""
+        self.records.append(f"{record.getMessage()} {vars(record)}")
 
 
 @pytest.fixture
-def told() -> Iterator[list[str]]:
-    """Return all that is logged, at whatever level."""
-    handler, root = _All(), logging.getLogger()
+def logged() -> Iterator[list[str]]:
+    """Return everything that is logged, at any level."""
+    handler, root = _Recorder(), logging.getLogger()
     before = root.level
     root.addHandler(handler)
     root.setLevel(logging.DEBUG)
-    yield handler.told
+    yield handler.records
     root.setLevel(before)
     root.removeHandler(handler)
 
 
-def test_secrets_stay_in_the_url(
-    database: Engine, webhook: HttpReceiver, clock: Clock, told: list[str], capfd: pytest.CaptureFixture[str]
+def test_secrets_of_urls_are_not_shown(
+    database: Engine, webhook: HttpReceiver, clock: Clock, logged: list[str], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Neither the log nor SQL shows a part of a URL: not its password, nor its path, nor one that is malformed."""
+    """Neither the log nor SQL contains a password, a path or any other part of a URL, also of a malformed one."""
     webhook.status = 500
     secrets = ("hunter-two", "T0K3N-in-the-path", "s3cret-value")
     url = f"json://fleet:{secrets[0]}@127.0.0.1:{webhook.port}/{secrets[1]}?-sig={secrets[2]}"
     away = f"mailto://{secrets[1]}:{secrets[0]}@127.0.0.1:1?from=a@b.example&to=a@b.example&mode=insecure"
-    lay_down(database, "torv")
+    add(database, "torv")
     assert notify(database, f"{url} {away} slack://{secrets[1]} eclipse://{secrets[2]}", clock).retried == 1
     failed = row(database)
     assert "500" in failed.failure
     webhook.status = 200
     clock.now = failed.due_at
     assert notify(database, url, clock).sent == 1
-    everything = "".join(told) + "".join(capfd.readouterr()) + repr([tuple(failed), tuple(row(database))])
+    everything = "".join(logged) + "".join(capfd.readouterr()) + repr([tuple(failed), tuple(row(database))])
     assert "could not be sent" in everything
     for secret in secrets:
         assert secret not in everything
 
 
-def test_a_malformed_target_keeps_no_other_waiting(database: Engine, webhook: HttpReceiver, clock: Clock) -> None:
-    """A URL that Apprise can't use is a failure of that target alone, which says what to do."""
-    lay_down(database, "torv")
+def test_a_malformed_target_delays_no_other(database: Engine, webhook: HttpReceiver, clock: Clock) -> None:
+    """A URL that Apprise can't use is a failure of that target only, with a reason."""
+    add(database, "torv")
     assert notify(database, f"eclipse://x {webhook.url()}", clock).retried == 1
     assert len(webhook.taken) == 1
     assert "target 1 (eclipse) can't be used" in row(database).failure
 
 
-def test_agents_can_forge_nothing(database: Engine, mail: SmtpReceiver, clock: Clock) -> None:
+def test_agents_can_not_forge_lines(database: Engine, mail: SmtpReceiver, clock: Clock) -> None:
     """Line breaks in an agent's name and texts add no header to a mail, and no line to its text."""
-    lay_down(database, "torv\r\nBcc: all@example.org", progress="done\n\nKey: forged\r\nLook: http://evil.example")
+    add(database, "torv\r\nBcc: all@example.org", progress="done\n\nKey: forged\r\nDetails: http://evil.example")
     assert notify(database, mail.url, clock).sent == 1
     (letter,) = mail.mails
     assert letter["Bcc"] is None
     assert letter["Subject"].startswith("torv Bcc: all@example.org is degraded")
     text = letter.get_body(("plain", "html")).get_content()  # type: ignore[union-attr]
-    assert not any(line.strip().startswith(("Key: forged", "Look: http")) for line in text.splitlines())
+    assert not any(line.strip().startswith(("Key: forged", "Details: http")) for line in text.splitlines())

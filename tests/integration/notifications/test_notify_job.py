@@ -17,7 +17,7 @@ from fleetbeat_shared.settings import Settings
 from fleetbeat_worker import jobs
 from fleetbeat_worker.database.engine import open_engine, reading, writing
 from fleetbeat_worker.database.tables import Liveness, Notification
-from fleetbeat_worker.notifications import apprise_sender as sending, job as module
+from fleetbeat_worker.notifications import apprise_sender, job
 from fleetbeat_worker.notifications.due import announce_next_due, are_due
 from fleetbeat_worker.notifications.notice import Notice
 from fleetbeat_worker.notifications.outbox import add_notices
@@ -37,8 +37,8 @@ def webhook() -> Iterator[HttpReceiver]:
         yield receiver
 
 
-def lay_down(settings: Settings, client: Redis, *names: str) -> None:
-    """Write notices as if something had just happened."""
+def add(settings: Settings, client: Redis, *names: str) -> None:
+    """Add notices about changes of just now."""
     now = to_milliseconds(redis_time(client))
     notices = [Notice(NoticeKind.DEGRADED, f"degraded:{name}:{now}", {}, agent_name=name) for name in names]
     engine = open_engine(settings.sql_url)
@@ -47,7 +47,7 @@ def lay_down(settings: Settings, client: Redis, *names: str) -> None:
     engine.dispose()
 
 
-def look(settings: Settings, query: Any) -> list[Any]:
+def read(settings: Settings, query: Any) -> list[Any]:
     engine = open_engine(settings.sql_url)
     with reading(engine) as connection:
         found = list(connection.execute(query).all())
@@ -56,7 +56,7 @@ def look(settings: Settings, query: Any) -> list[Any]:
 
 
 def states(settings: Settings) -> set[str]:
-    return {row.state for row in look(settings, select(Notification.state))}
+    return {row.state for row in read(settings, select(Notification.state))}
 
 
 def last_sweep(settings: Settings) -> datetime:
@@ -67,25 +67,27 @@ def last_sweep(settings: Settings) -> datetime:
     return found or datetime.min.replace(tzinfo=UTC)
 
 
-def test_a_pool_sends_what_is_laid_down(redis_url: str, redis: Redis, database_url: str, webhook: HttpReceiver) -> None:
-    """Whatever is written to the outbox is sent by a pool, once, and failures are tried again by it."""
+def test_a_pool_sends_notifications(redis_url: str, redis: Redis, database_url: str, webhook: HttpReceiver) -> None:
+    """A pool sends what is in the outbox, once."""
     settings = quick_settings(redis_url, database_url, notify_urls=webhook.url())
     with running_pool(settings):
-        lay_down(settings, redis, "torv", "sindri")
+        add(settings, redis, "torv", "sindri")
         eventually(lambda: states(settings) == {"sent"})
         assert sorted(payload["agent"] for payload in webhook.taken) == ["sindri", "torv"]
         eventually(lambda: redis.get(NOTICES_DUE) is None)
 
 
-def test_a_recovery_waits_for_no_sweep(redis_url: str, redis: Redis, database_url: str, webhook: HttpReceiver) -> None:
-    """What a heartbeat changes is told at once, however long it is until the next sweep."""
+def test_a_recovery_is_notified_without_a_sweep(
+    redis_url: str, redis: Redis, database_url: str, webhook: HttpReceiver
+) -> None:
+    """A change by a heartbeat is notified at once, however late the next sweep is."""
     settings = quick_settings(redis_url, database_url, notify_urls=webhook.url(), sweep_seconds=600)
     engine = open_engine(database_url)
     with running_pool(settings):
         eventually(lambda: last_sweep(settings).year > 1)
         registration = register("torv")
         send(redis, registration)
-        eventually(lambda: look(settings, select(Liveness.state)))
+        eventually(lambda: read(settings, select(Liveness.state)))
         with writing(engine) as connection:
             connection.execute(update(Liveness).values(state="degraded"))
         send(redis, heartbeat(registration.session_id))
@@ -94,8 +96,8 @@ def test_a_recovery_waits_for_no_sweep(redis_url: str, redis: Redis, database_ur
     engine.dispose()
 
 
-def test_a_batch_that_tells_nothing_announces_nothing(redis: Redis, memory: Engine, quick: Settings) -> None:
-    """Only what is written to the outbox makes the dispatcher look there."""
+def test_a_batch_without_notices_announces_nothing(redis: Redis, memory: Engine, quick: Settings) -> None:
+    """Only batches that write to the outbox announce due notifications to the dispatcher."""
     (session,) = enrol(redis, memory, quick, "torv")
     send(redis, heartbeat(session))
     drain(redis, memory, quick)
@@ -105,13 +107,13 @@ def test_a_batch_that_tells_nothing_announces_nothing(redis: Redis, memory: Engi
 def test_a_receiver_that_hangs_stops_no_sweep(
     redis_url: str, redis: Redis, sqlite_url: str, webhook: HttpReceiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A single worker whose receiver hangs goes on sweeping: a job gives way after the message that it is at."""
-    monkeypatch.setattr(sending, "SEND_SECONDS", 0.5)
+    """A single worker continues to sweep: the job ends after the current message when other jobs wait."""
+    monkeypatch.setattr(apprise_sender, "SEND_SECONDS", 0.5)
     monkeypatch.setattr(jobs, "NOTIFY_UNDISTURBED_SECONDS", 0.1)
     settings = quick_settings(redis_url, sqlite_url, notify_urls=webhook.url())
     webhook.hang()
     with running_pool(settings):
-        lay_down(settings, redis, *(f"agent-{number}" for number in range(30)))
+        add(settings, redis, *(f"agent-{number}" for number in range(30)))
         eventually(lambda: webhook.tries)
         for _ in range(3):
             before = last_sweep(settings)
@@ -119,15 +121,15 @@ def test_a_receiver_that_hangs_stops_no_sweep(
         assert states(settings) == {"waiting"}
 
 
-def test_a_horse_that_is_killed_while_it_sends(
+def test_a_job_that_is_killed_while_it_sends(
     redis_url: str, redis: Redis, sqlite_url: str, webhook: HttpReceiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After kill -9 of the job's process while its receiver has the message, the pool sends it again."""
-    monkeypatch.setattr(module, "LEASE", timedelta(seconds=1))
+    """After kill -9 of the job's process while the receiver handles the message, the pool sends it again."""
+    monkeypatch.setattr(job, "LEASE", timedelta(seconds=1))
     settings = quick_settings(redis_url, sqlite_url, notify_urls=webhook.url())
     webhook.hang()
     with running_pool(settings) as pool:
-        lay_down(settings, redis, "torv")
+        add(settings, redis, "torv")
         eventually(lambda: webhook.tries)
         before = children(pool)
         for worker in before:
@@ -139,8 +141,8 @@ def test_a_horse_that_is_killed_while_it_sends(
     assert len(webhook.taken) == 2
 
 
-def test_a_job_is_enqueued_when_something_is_due(redis: Redis, memory: Engine, quick: Settings) -> None:
-    """The dispatcher enqueues a notify job when the time that was announced has come, and not a second one."""
+def test_a_job_is_enqueued_when_a_notification_is_due(redis: Redis, memory: Engine, quick: Settings) -> None:
+    """The dispatcher enqueues one notify job at the announced time."""
     announce_next_due(redis, memory)
     assert not are_due(redis)
     with writing(memory) as connection:
@@ -162,10 +164,10 @@ def test_a_job_is_enqueued_when_something_is_due(redis: Redis, memory: Engine, q
     assert [job_id.partition("-")[0] for job_id in queued] == ["notify"]
 
 
-def test_redis_away_keeps_no_sweep_from_its_end(memory: Engine, caplog: pytest.LogCaptureFixture) -> None:
-    """That the dispatcher can't be told of notifications is no failure of the sweep."""
+def test_announcing_without_redis_is_no_failure(memory: Engine, caplog: pytest.LogCaptureFixture) -> None:
+    """A sweep whose notifications can't be announced is complete: the next one announces them."""
     from fleetbeat_shared.connection import connect
 
     caplog.set_level(logging.DEBUG, "fleetbeat")
     announce_next_due(connect("redis://127.0.0.1:1/0", timeout_seconds=0.1), memory)
-    assert "can't be told" in caplog.text
+    assert "can't be announced" in caplog.text

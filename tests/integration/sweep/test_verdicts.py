@@ -24,7 +24,7 @@ from fleetbeat_shared.settings import Settings
 from fleetbeat_worker.database.engine import open_engine, reading
 from fleetbeat_worker.database.tables import Notification
 from fleetbeat_worker.ingest.job import Ingest
-from fleetbeat_worker.sweep import job as sweep_module
+from fleetbeat_worker.sweep import transaction
 from fleetbeat_worker.sweep.job import sweep
 from helpers import (
     backlog,
@@ -172,7 +172,7 @@ def test_a_sweep_that_is_killed_leaves_all_to_the_next(database: Engine, redis: 
     database.dispose()
 
     def die_before_the_commit() -> None:
-        sweep_module.write_pipeline = lambda *_: die()
+        transaction.write_pipeline = lambda *_: die()
         sweep(connect(quick.redis_url, timeout_seconds=5), open_engine(quick.sql_url), quick)
 
     assert end_of(fork(die_before_the_commit)) == -9

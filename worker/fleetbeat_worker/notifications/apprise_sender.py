@@ -90,8 +90,8 @@ class Sender:
             plugin = Apprise.instantiate(url, asset=self._asset)
         if plugin is None:
             message = (
-                f"{VARIABLE}: {self.target.title} can't be used: Apprise doesn't know the scheme, or a part of the URL "
-                "is missing or malformed. https://appriseit.com describes the URL of each service."
+                f"{VARIABLE}: {self.target.title} can't be used: its scheme is unknown, or its URL is malformed. "
+                "See https://appriseit.com"
             )
             raise SettingsError(message)
         return plugin
