@@ -172,7 +172,7 @@ class Place:
         port = port or find_free_port()
         self.environment["FLEETBEAT_REDIS_URL"] = f"redis://127.0.0.1:{port}/0"
         up = self.start("fleetbeat", "up", "--port", str(port), *options)
-        up.says("Fleetbeat runs.")
+        up.says("Fleetbeat is running.")
         return up
 
     def agent(self, name: str) -> dict[str, Any] | None:

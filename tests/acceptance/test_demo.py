@@ -61,7 +61,7 @@ def test_the_demonstration(whole: Whole) -> None:
     assert "\x1b" not in done.stdout
     parts = [
         *("Four agents started: hint, torv, rams, kami", "4 agents: 4 ok", "kami was killed", "1 late", "late   kami"),
-        *("two intervals", "1 degraded", "DEGRADED  kami", "started again", "4 agents: 4 ok", "What was recorded"),
+        *("two intervals", "1 degraded", "DEGRADED  kami", "started again", "4 agents: 4 ok", "The recorded events"),
         *("degraded", "recovered", "What to do next:"),
     ]
     at = 0

@@ -45,8 +45,8 @@ def test_an_agent_falls_silent_and_comes_back(place: Place) -> None:
     assert degraded["missed_intervals"] >= 2
     checks = place.run_all(["fleetbeat", "check", *words] for words in ([], ["--agent", "rams"], ["--agent", "hint"]))
     assert [check.exit_status for check in checks] == [1, 1, 1]
-    assert checks[0].stdout.startswith("DEGRADED: 1 of 2 agents: rams (last heard ")
-    assert checks[1].stdout.startswith("DEGRADED: 1 of 1 agent: rams (last heard ")
+    assert checks[0].stdout.startswith("DEGRADED: 1 of 2 agents: rams (last seen ")
+    assert checks[1].stdout.startswith("DEGRADED: 1 of 1 agent: rams (last seen ")
     assert checks[2].stdout == "UNKNOWN: no live agent is named hint.\n"
 
     place.run("fleetbeat-agent", "register", "--stable", "--name", "rams", "--every", "1h")

@@ -34,7 +34,7 @@ def watched_for(place: Place, length: timedelta) -> None:
 def test_silence_in_a_pause_flags_nobody(pipeline: Place) -> None:
     """An agent that falls silent in its pause isn't flagged in it; two intervals and grace after its end it is."""
     worker = pipeline.start("fleetbeat", "worker")
-    worker.says("Workers run")
+    worker.says("Workers started")
     pipeline.run("fleetbeat-agent", "register", "--stable", "--name", "hint", "--every", "1h")
     pipeline.eventually_state("hint", "pending")
     pipeline.run("fleetbeat", "agents", "pause", "hint", "--reason", "moves")
@@ -56,14 +56,14 @@ def test_silence_in_a_pause_flags_nobody(pipeline: Place) -> None:
 def test_silence_in_maintenance_flags_nobody(pipeline: Place) -> None:
     """A fleet that falls silent in a window isn't flagged in it; two intervals and grace after its end it is."""
     worker = pipeline.start("fleetbeat", "worker")
-    worker.says("Workers run")
+    worker.says("Workers started")
     pipeline.json("fleetbeat", "maintenance", "start", "--reason", "new switch")
     for name in ("hint", "torv"):
         pipeline.run("fleetbeat-agent", "register", "--name", name, "--every", "1s")
     pipeline.eventually_state("torv", "pending")
     watched_for(pipeline, ALLOWED + timedelta(seconds=1))
     assert flagged(pipeline) == []
-    assert pipeline.run("fleetbeat", "check").stdout.count("(new switch): nobody is flagged") == 1
+    assert pipeline.run("fleetbeat", "check").stdout.count("(new switch): no agent is flagged") == 1
     pipeline.run("fleetbeat", "maintenance", "end")
     over = eventually(lambda: event_of(pipeline, "maintenance_over"), within_seconds=PATIENCE_SECONDS)
     for name in ("hint", "torv"):

@@ -52,21 +52,23 @@ def test_scaled_up_and_down_under_load(pipeline: Place, redis: Redis) -> None:
 
 def test_two_pools_are_listed_and_scaled(pipeline: Place, redis: Redis) -> None:
     """N is spread over the pools, or goes to the one that is named; after Redis lost its data both are there again."""
-    assert "No pool of workers runs" in pipeline.run("fleetbeat", "workers", "scale", "2", exits=1).stderr
-    assert "No worker runs" in pipeline.run("fleetbeat", "workers").stdout
+    assert "No pool of workers is running" in pipeline.run("fleetbeat", "workers", "scale", "2", exits=1).stderr
+    assert "No worker is running" in pipeline.run("fleetbeat", "workers").stdout
     first = pipeline.start("fleetbeat", "worker")
     second = pipeline.start("fleetbeat", "worker")
     eventually_running(pipeline, 1, 1)
     told = pipeline.json("fleetbeat", "workers", "scale", "3")["pools"]
-    assert sorted((pool["wanted"], pool["heard"]) for pool in told) == [("1", True), ("2", True)]
+    assert sorted((pool["wanted"], pool["confirmed"]) for pool in told) == [("1", True), ("2", True)]
     eventually_running(pipeline, 1, 2)
     pools = {pool["pid"]: pool["id"] for pool in workers(pipeline)["pools"]}
     assert set(pools) == {first.process.pid, second.process.pid}
     pipeline.run("fleetbeat", "workers", "scale", "0", "--pool", pools[first.process.pid])
     pipeline.run("fleetbeat", "workers", "scale", "--auto", "1:3", "--pool", pools[second.process.pid])
-    assert "runs on the host x." in pipeline.run("fleetbeat", "workers", "scale", "1", "--host", "x", exits=1).stderr
+    assert (
+        "is running on the host x." in pipeline.run("fleetbeat", "workers", "scale", "1", "--host", "x", exits=1).stderr
+    )
     misplaced = pipeline.run("fleetbeat", "workers", "--redis-url", "redis://127.0.0.1:9/0", "scale", "1", exits=2)
-    assert "Write --redis-url behind the command" in misplaced.stderr
+    assert "Write --redis-url after the command" in misplaced.stderr
     pipeline.run("fleetbeat", "workers", "scale", exits=2)
     pipeline.run("fleetbeat", "workers", "scale", "129", exits=2)
     redis.flushall()
@@ -104,7 +106,7 @@ def test_a_pool_that_may_have_no_worker_still_watches(pipeline: Place) -> None:
     eventually_running(pipeline, 1)
     pipeline.run("fleetbeat", "workers", "scale", "0")
     eventually_running(pipeline, 0)
-    assert "none is running: fleetbeat workers scale 1" in pipeline.run("fleetbeat", "queue").stdout
+    assert "none is running. Start one: fleetbeat workers scale 1" in pipeline.run("fleetbeat", "queue").stdout
     before = last_sweep_at(pipeline)
     pipeline.run("fleetbeat", "workers", "scale", "--auto", "0:2")
     eventually(lambda: last_sweep_at(pipeline) != before, within_seconds=PATIENCE_SECONDS)

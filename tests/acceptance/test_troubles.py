@@ -38,7 +38,7 @@ def jobs_done(redis: Redis) -> int:
 def test_a_locked_file_is_told_once_for_all(pipeline: Place, redis: Redis) -> None:
     """Two workers, whose jobs begin anew all the time, meet a locked SQLite file: one line tells it, one its end."""
     worker = pipeline.start("fleetbeat", "worker", "-n", "2")
-    worker.says("Workers run")
+    worker.says("Workers started")
     session = uuid4()
     send(redis, register("hint", session, interval_seconds=3600))
     pipeline.eventually_state("hint", "pending")
@@ -62,7 +62,7 @@ def test_a_postgresql_that_is_away_is_told_once_for_all(pipeline: Place, redis: 
     """PostgreSQL refuses its connections for a while: one line tells it for both workers, and one its end."""
     pipeline.environment["FLEETBEAT_DATABASE_URL"] = postgres_url
     worker = pipeline.start("fleetbeat", "worker", "-n", "2")
-    worker.says("Workers run")
+    worker.says("Workers started")
     session = uuid4()
     send(redis, register("hint", session, interval_seconds=3600))
     pipeline.eventually_state("hint", "pending")

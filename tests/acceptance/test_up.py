@@ -59,7 +59,7 @@ def test_up_says_how_to_reach_it_and_ctrl_c_ends_it_in_order(place: Place) -> No
     eventually(lambda: watch_end(valkey, others), within_seconds=PATIENCE_SECONDS, every_seconds=0.001)
     done = up.ends()
     assert done.exit_status == 0
-    assert done.stdout.endswith("Fleetbeat has ended; what is queued is kept.\n")
+    assert done.stdout.endswith("Fleetbeat has stopped; queued messages are kept.\n")
     assert "Traceback" not in done.stderr
     assert place.is_empty()
 
@@ -127,7 +127,7 @@ def test_valkey_is_started_again_when_it_dies(place: Place) -> None:
 def test_up_lets_its_workers_follow_the_lag(place: Place) -> None:
     """With --autoscale it begins within the bounds, and its pool is known by them; what is no range starts nothing."""
     refused = place.run("fleetbeat", "up", "--autoscale", "3:2", exits=2)
-    assert "is no range of workers" in refused.stderr
+    assert "is not a range of workers" in refused.stderr
     place.start_up("--autoscale", "2:3")
     look = lambda: place.json("fleetbeat", "workers")["pools"]  # noqa: E731 - one look
     eventually(lambda: [len(pool["worker_pids"]) for pool in look()] == [2], within_seconds=PATIENCE_SECONDS)

@@ -55,7 +55,7 @@ def test_sigterm_in_the_middle_of_a_flood(pipeline: Place, redis: Redis) -> None
     send(redis, register("torv", session_id, interval_seconds=3600))
     with flood(redis, session_id) as sent:
         worker = pipeline.start("fleetbeat", "worker", "-n", "2")
-        worker.says("Workers run")
+        worker.says("Workers started")
         pipeline.eventually_state("torv", "ok")
         terminate(worker)
         assert pipeline.is_empty()
@@ -167,7 +167,7 @@ def test_no_password_is_ever_shown(guarded: Place) -> None:
     """
     url = guarded.environment["FLEETBEAT_REDIS_URL"]
     worker = guarded.start("fleetbeat", "worker", FLEETBEAT_LOG_LEVEL="DEBUG")
-    worker.says("Workers run")
+    worker.says("Workers started")
     told = [
         guarded.run("fleetbeat-agent", "register", "--stable", "--name", "hint", "--every", "1h"),
         guarded.run("fleetbeat-agent", "heartbeat", "--agent", "hint", "--wait", "20", "--json"),

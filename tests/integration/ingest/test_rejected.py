@@ -79,7 +79,7 @@ def test_thousands_are_purged_by_what_they_are(redis: Redis, database: Engine, q
     drain(redis, database, quick, within=60)
     refused = run("purge", "--all", input="n\n")
     assert (refused.exit_code, refused.stdout) == (1, "")
-    assert "Throw 1,230 rejected messages away for good? [y/N]" in refused.stderr
+    assert "Delete 1,230 rejected messages for good? [y/N]" in refused.stderr
     assert refused.stderr.endswith("Nothing was purged.\n")
     assert run("purge", "--all", input="").exit_code == 1
     assert json.loads(run("list", "--json").output)["counts"] == {"not_json": 1230}

@@ -61,13 +61,17 @@ def test_explain_as_json(fleet: Simulation) -> None:
 @pytest.mark.parametrize(
     ("args", "code", "says"),
     [
-        ((), 2, "Name an agent, or give --session ID."),
-        ((NAME, "--session", "019c0d3e-0000-7000-8000-000000000000"), 2, "Name an agent, or give --session ID."),
+        ((), 2, "Give either an agent's NAME or --session ID."),
+        (
+            (NAME, "--session", "019c0d3e-0000-7000-8000-000000000000"),
+            2,
+            "Give either an agent's NAME or --session ID.",
+        ),
         (("nobody",), 1, "No agent or session 'nobody' was ever registered"),
         (("--session", "019c0d3e-0000-7000-8000-000000000000"), 1, "was ever registered"),
         ((NAME, "--at", "2026-01-31T11:00Z"), 1, "was not registered yet"),
         ((NAME, "--at", "9999-01-01T00:00Z"), 1, "lies ahead"),
-        ((NAME, "--at", "yesterday"), 2, "'yesterday' is no time"),
+        ((NAME, "--at", "yesterday"), 2, "'yesterday' is not a time"),
     ],
 )
 def test_what_cannot_be_explained_is_said_in_a_sentence(
@@ -103,7 +107,7 @@ def test_backtest_without_flags_says_so(fleet: Simulation) -> None:
     """Where nobody would be flagged and nobody was, a sentence says it."""
     del fleet
     result = run("backtest", "--missed", "100", "--agent", "torv*", "--since", "1s")
-    assert "Nobody would have been flagged, and nobody was." in result.output
+    assert "No agent would have been flagged, and none was." in result.output
 
 
 @pytest.mark.parametrize("args", [("--since", "0s"), ("--interval", "0"), ("--grace", "x"), ("--since", "99999999d")])
@@ -119,8 +123,8 @@ def test_a_backtest_of_nobody_says_so(fleet: Simulation) -> None:
     for options in ((), ("--json",)):
         name, pattern = (run("backtest", "--agent", asked, *options) for asked in ("torf", "torf*"))
         assert (name.exit_code, pattern.exit_code) == (1, 0)
-        assert name.stderr == "Error: No agent 'torf' was ever registered; see: fleetbeat agents list --all\n"
-        assert pattern.stderr.startswith("Warning: No agent's name fits 'torf*'")
+        assert name.stderr == "Error: No agent 'torf' was ever registered. See: fleetbeat agents list --all\n"
+        assert pattern.stderr.startswith("Warning: No agent's name matches 'torf*'")
     assert json.loads(name.stdout)["sessions"] == json.loads(pattern.stdout)["sessions"] == 0
 
 
@@ -137,7 +141,7 @@ def test_an_agent_is_shown_with_its_record(fleet: Simulation) -> None:
     """`agents show` has the uptimes, the silences and the changes of state, also for programs."""
     del fleet
     result = run("agents", "show", NAME, "--events", "1")
-    for part in ("uptime", "of 24h", "Silences", "still silent", "Changes of state"):
+    for part in ("uptime", "of 24h", "Silences", "still silent", "State changes"):
         assert part in result.output
     assert "\x1b" not in result.output
     found = json.loads(run("agents", "show", NAME, "--json").stdout)

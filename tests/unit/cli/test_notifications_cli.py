@@ -67,7 +67,7 @@ def test_the_list_says_what_came_of_each(engine: Engine) -> None:
     assert "sindri" in text
     assert "\x1b" not in text
     assert "error=500" in text
-    assert "1 notification could not be sent" in text
+    assert "1 notification could not be delivered" in text
     view = answer("notifications", "list", "--state", "dead")
     assert view["outbox"] == {"waiting": 0, "dead": 1, "oldest_at": None}
     (shown,) = view["notifications"]
@@ -101,11 +101,11 @@ def test_test_tells_what_each_target_said(monkeypatch: pytest.MonkeyPatch) -> No
     """`test` sends to every target, whatever its pattern, and exits 1 when one doesn't take it; no secret is shown."""
     with http_receiver() as receiver:
         monkeypatch.setenv("FLEETBEAT_NOTIFY_URLS", f"agent:x={receiver.url('s3cret')}")
-        assert answer("notifications", "test")["targets"][0]["taken"] is True
+        assert answer("notifications", "test")["targets"][0]["delivered"] is True
         receiver.status = 403
         result = run("notifications", "test")
         assert result.exit_code == 1
-        assert "target 1 (json, agent:x) did not take it." in result.output
+        assert "target 1 (json, agent:x): failed." in result.output
         assert "403" in result.output
         assert "s3cret" not in result.output
         assert [payload["kind"] for payload in receiver.tries] == ["test", "test"]
@@ -141,6 +141,6 @@ def test_check_and_queue_tell_of_dead_ones(engine: Engine) -> None:
     assert "Notices" not in run("queue").output
     lay_down(engine, NoticeState.DEAD)
     lay_down(engine, NoticeState.WAITING)
-    assert "1 notification could not be sent for a day" in answer("check", code=3)["warning"]
+    assert "1 notification could not be delivered within a day" in answer("check", code=3)["warning"]
     assert answer("queue")["notifications"] == {"waiting": 1, "dead": 1}
     assert "1 waiting, 1 dead" in run("queue").output

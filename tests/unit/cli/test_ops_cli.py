@@ -187,7 +187,7 @@ def test_an_agent_that_never_was_is_an_error(engine: Engine) -> None:
     for asked in ("nobody", "019c0d3e-0000-7000-8000-000000000000"):
         result = run("agents", "show", asked)
         assert result.exit_code == 1
-        assert "was ever registered; see: fleetbeat agents list --all" in result.stderr
+        assert "was ever registered. See: fleetbeat agents list --all" in result.stderr
     assert engine is not None
 
 
@@ -202,7 +202,7 @@ def test_a_name_that_nobody_ever_had_is_no_good_news(
     put_agent(engine, "hint", at=now, state="ended", ended_at=now)
     plain = run(*command, "--agent", "himt")
     assert (plain.exit_code, plain.stdout) == (1, "")
-    assert plain.stderr == "Error: No agent 'himt' was ever registered; see: fleetbeat agents list --all\n"
+    assert plain.stderr == "Error: No agent 'himt' was ever registered. See: fleetbeat agents list --all\n"
     told = run(*command, "--agent", "himt", "--json")
     assert (told.exit_code, json.loads(told.stdout)[kept]) == (1, [])
     assert run(*command, "--agent", "hint").exit_code == 0
@@ -222,7 +222,7 @@ def test_a_name_that_nobody_can_have_is_wrong_usage(args: tuple[str, ...]) -> No
     for name, found in (("b\udcfccher", "U+DCFC"), ("no\x1b(body", "U+001B")):
         result = run(*args, name)
         assert result.exit_code == 2, result.output
-        assert f"no agent can have this name: it has characters that can't be printed ({found}" in result.stderr
+        assert f"not an agent's name: it has characters that can't be printed ({found}" in result.stderr
         assert "\x1b" not in result.output
         assert result.stdout == ""
 
@@ -274,7 +274,7 @@ def test_a_rejected_message_is_shown_and_does_nothing(engine: Engine) -> None:
     ]
     assert run("rejected", "show", "99").exit_code == 1
     none = run("rejected", "list", "--reason", "poison").output
-    assert none == "No rejected messages fit, of 2 messages: 1 not_json, 1 unknown_session.\n"
+    assert none == "None of the rejected messages matches. There are 2 messages: 1 not_json, 1 unknown_session.\n"
 
 
 def test_requeue_tells_what_became_of_each(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -332,7 +332,7 @@ def test_the_queue_shows_who_holds_what(engine: Engine, redis: FakeRedis) -> Non
     assert [found["name"] for found in state["workers"]] == ["w-1"]
     text = run("queue").output
     assert "3 messages not yet in SQL" in text
-    assert "2 messages in the hands of dead" in text
+    assert "2 messages claimed by dead" in text
     assert "w-1" in text
     assert answer("dashboard")["pipeline"]["workers"] == 1
     assert engine is not None
@@ -350,7 +350,7 @@ def test_an_open_incident_is_shown(engine: Engine, now: datetime) -> None:
     put_agent(engine, "rams", at=now - seconds(300), state="degraded")
     with writing(engine) as connection:
         connection.execute(update(Liveness).where(Liveness.state == "degraded").values(incident_id=number))
-    line = r"An incident is open since [-\d: ]+ UTC: 16 of 28 agents fell silent, still silent: 1"
+    line = r"Incident open since [-\d: ]+ UTC: 16 of 28 agents fell silent, still silent: 1"
     assert re.search(line, " ".join(run("dashboard").output.split()))
     told = run("check")
     assert (told.exit_code, told.output.count("\n")) == (1, 1)
@@ -400,7 +400,7 @@ def test_check_says_well_degraded_or_behind(engine: Engine, now: datetime, redis
     put_agent(engine, "rams", at=now - seconds(300), state="degraded")
     ill = run("check")
     assert (ill.exit_code, ill.output.count("\n")) == (1, 1)
-    assert ill.output.startswith("DEGRADED: 1 of 3 agents: rams (last heard 5m")
+    assert ill.output.startswith("DEGRADED: 1 of 3 agents: rams (last seen 5m")
     assert answer("check", code=1)["degraded"] == ["rams"]
     assert run("check", "--agent", "hint").exit_code == 0
     assert run("check", "--agent", "rams").exit_code == 1
@@ -532,7 +532,9 @@ def test_what_stands_beside_the_state(engine: Engine, now: datetime) -> None:
     assert answer("agents", "show", "lost")["agent"]["missed_intervals"] is None
     ill = run("check")
     assert (ill.exit_code, ill.output.count("\n")) == (1, 1)
-    assert ill.output.startswith("UNJUDGED: 1 agent can't be judged: lost; fleetbeat events --type unjudged")
+    assert ill.output.startswith(
+        "UNJUDGED: 1 agent can't be judged: lost. For the reason see: fleetbeat events --type unjudged"
+    )
     assert answer("check", code=1)["unjudged"] == ["lost"]
     put_agent(engine, "rams", at=now - seconds(300), state="degraded")
     both = answer("check", code=1)

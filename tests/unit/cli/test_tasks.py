@@ -67,7 +67,7 @@ def test_a_name_that_never_registered_is_noted(engine: Engine) -> None:
     ("args", "code", "says"),
     [
         (["add", "hint", " \x1b[31m "], 2, "a title has 1 to 500 characters"),
-        (["add", "x" * 65, "A"], 2, "no agent can have this name"),
+        (["add", "x" * 65, "A"], 2, "not an agent's name"),
         (["update", "7", "--state", "done"], 1, "There is no task 7"),
         (["done", "7"], 1, "There is no task 7"),
         (["done", str(2**70)], 2, "is too much; 1 to 9223372036854775807 is allowed"),

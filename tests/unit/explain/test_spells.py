@@ -11,7 +11,7 @@ from sqlalchemy import Engine, delete
 from fleetbeat_shared.settings import Settings
 from fleetbeat_worker.broker.inbox import Horizon
 from fleetbeat_worker.cli.explain import explanation_text
-from fleetbeat_worker.cli.output import console
+from fleetbeat_worker.cli.rendering import console
 from fleetbeat_worker.database.engine import writing
 from fleetbeat_worker.database.tables import Event
 from fleetbeat_worker.downtime import maintenance, pauses
@@ -60,7 +60,7 @@ def test_a_pause_that_lasts_says_since_and_until(memory: Engine, ask: Callable[.
     with writing(memory) as connection:
         pauses.pause(connection, session_id, at(10), None, "one \x1b[31m")
     first = ask(15)
-    assert lines(first, "paused") == ["since 2026-01-31 12:00:10 UTC (5s so far, until somebody resumes it): one"]
+    assert lines(first, "paused") == ["since 2026-01-31 12:00:10 UTC (5s so far, until resumed): one"]
     assert first.next == f"resumed when {PAUSED}"
     with writing(memory) as connection:
         pauses.pause(connection, session_id, at(20), at(3620), "two")
@@ -91,7 +91,7 @@ def test_maintenance_that_lasts_says_since_and_until(memory: Engine, ask: Callab
     with writing(memory) as connection:
         number = maintenance.add_rule(connection, WindowRule(at(5), None, reason="new switch"), at(0))
     fleet.sweep(6)
-    text = "since 2026-01-31 12:00:05 UTC (2s so far, until somebody ends it): new switch"
+    text = "since 2026-01-31 12:00:05 UTC (2s so far, until ended): new switch"
     assert lines(ask(7), "maintenance") == [text]
     with writing(memory) as connection:
         maintenance.end_rules(connection, [number], at(20))

@@ -135,7 +135,7 @@ def test_agents_show_and_check_name_the_stuck(
     assert "every 90.5s, 1.25s grace, degraded at 2 missed, stuck after 3" in " ".join(shown.split())
     one = run(main, ["check", "--agent", "loops"])
     assert (one.exit_code, one.output.count("\n")) == (0, 1)
-    assert one.output.endswith("Stuck: loops. fleetbeat explain NAME says why.\n")
+    assert one.output.endswith("Stuck: loops. For details see: fleetbeat explain NAME\n")
     every = json.loads(run(main, ["check", "--json"]).stdout)
     assert (every["stuck"], every["flapping"], every["exit_status"]) == (["loops"], ["flips"], 0)
     assert "Stuck" not in run(main, ["check", "--agent", "flips"]).output

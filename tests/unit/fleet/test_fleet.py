@@ -13,7 +13,7 @@ from sqlalchemy import Engine
 
 from fleetbeat_shared.settings import Settings
 from fleetbeat_worker.broker.inbox import Horizon
-from fleetbeat_worker.cli.rendering import render
+from fleetbeat_worker.cli.dashboard import render
 from fleetbeat_worker.database import schema
 from fleetbeat_worker.database.engine import open_engine, writing
 from fleetbeat_worker.fleet import agents as fleet, current_state as judging
@@ -170,7 +170,7 @@ def test_with_redis_away_and_no_sweep_ever_nothing_is_claimed(engine: Engine, re
     view = read_fleet(AWAY, engine, redis)
     assert view.as_of is None
     assert view.agents[0].missed_intervals is None
-    assert "nothing is known of any time yet" in text_of(view)
+    assert "no state is known yet" in text_of(view)
 
 
 def test_redis_is_read_as_it_stands(engine: Engine, redis: FakeRedis) -> None:

@@ -1,32 +1,28 @@
-"""`fleetbeat backtest`: who would have been flagged under other settings."""
+"""`fleetbeat backtest`: which agents other settings would have flagged."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
-from rich.console import Group
+from rich.console import Group, RenderableType
+from rich.table import Table
 from rich.text import Text
 from sqlalchemy import Engine
 
 from fleetbeat_shared.click_types import WholeNumber
 from fleetbeat_shared.errors import UnknownSession
 from fleetbeat_shared.messages import MAX_INTERVAL_SECONDS, MIN_INTERVAL_SECONDS
+from fleetbeat_shared.sanitize import clean
 from fleetbeat_shared.settings import Settings
 from fleetbeat_shared.time_text import format_duration
-from fleetbeat_worker.cli.options import common_options, example, json_option, open_database
-from fleetbeat_worker.cli.output import console, counted, plain_table, print_json, safe, stamp
-from fleetbeat_worker.cli.types import DurationType, NamesType, is_pattern, unknown_name, warn_of_pattern
+from fleetbeat_worker.cli.options import common_options, example, open_database, unknown_name
+from fleetbeat_worker.cli.output import counted, print_json, stamp
+from fleetbeat_worker.cli.rendering import console, numeric, plain_table, progress_bar, safe, wrapped
+from fleetbeat_worker.cli.types import DurationType, PatternType, is_pattern
 from fleetbeat_worker.database.engine import reading
 from fleetbeat_worker.explain.backtest import BacktestReport, Total, Trial, backtest as run_backtest
-
-if TYPE_CHECKING:
-    from rich.console import RenderableType
-    from rich.table import Table
 
 MOST_AGENTS = 50
 """How many agents the text lists, those with most flags first; `--json` has all."""
@@ -42,23 +38,22 @@ MOST_AGENTS = 50
 @click.option(
     "--grace",
     type=DurationType(zero=True, within=(0, MAX_INTERVAL_SECONDS)),
-    help="How much later than promised a heartbeat may come.",
+    help="How much later than promised a heartbeat may arrive.",
 )
 @click.option(
     "--interval",
     type=DurationType(within=(MIN_INTERVAL_SECONDS, MAX_INTERVAL_SECONDS)),
-    help="The interval of those that promised one.",
+    help="The interval of agents without a cron schedule.",
 )
-@click.option("--since", type=DurationType(), default="7d", show_default=True, help="How far back.")
-@click.option("--agent", "agent_glob", type=NamesType(), help="Only agents with such names: 'crawler-*'.")
+@click.option("--since", type=DurationType(), default="7d", show_default=True, help="How far to go back.")
+@click.option("--agent", "agent_glob", type=PatternType(), help="Only agents with such names: 'crawler-*'.")
 @click.option(
     "--limit",
     type=WholeNumber(0, 1_000_000),
     default=20,
     show_default=True,
-    help="How many silences to list, the latest.",
+    help="List at most this many silences, the latest.",
 )
-@json_option
 @common_options
 def backtest(  # noqa: PLR0913 - one parameter per option
     *,
@@ -71,22 +66,30 @@ def backtest(  # noqa: PLR0913 - one parameter per option
     limit: int,
     as_json: bool,
 ) -> None:
-    """Say who would have been flagged under other settings, beside who was.
+    """Show which agents would have been flagged under other settings, beside which were.
 
-    The stored heartbeats are judged again, by the same rules. What isn't given stays as it is for each agent, so that
-    without options it tells what the settings of today would have done. Exit status 1 if no agent of that name was ever
-    registered; a pattern that fits nobody gets a warning.
+    The stored heartbeats are judged again by the same rules. What isn't given stays as it is for each agent, so without
+    options this shows what today's settings would have done. Exit status 1 if no agent of the given name was ever
+    registered; a pattern that matches no name causes a warning.
     """
     trial = Trial(
         missed,
         None if grace is None else grace.total_seconds(),
         None if interval is None else interval.total_seconds(),
     )
-    with open_database(settings) as engine, _progress(shown=not as_json) as advance:
-        report = run_backtest(engine, settings, trial, since=since, agent_glob=agent_glob, limit=limit, advance=advance)
+    with open_database(settings) as engine, progress_bar("Judging sessions", shown=not as_json) as update:
+        report = run_backtest(
+            engine,
+            settings,
+            trial,
+            since=since,
+            agent_glob=agent_glob,
+            limit=limit,
+            advance=lambda done, total: update(completed=done, total=total),
+        )
         unknown = None
         if agent_glob is not None and not report.sessions and not report.unjudged:
-            unknown = _nobody(engine, agent_glob)
+            unknown = _check_name(engine, agent_glob)
     if as_json:
         print_json(_report_json(report))
     elif unknown is None:
@@ -95,27 +98,14 @@ def backtest(  # noqa: PLR0913 - one parameter per option
         raise unknown
 
 
-def _nobody(engine: Engine, pattern: str) -> UnknownSession | None:
-    """Say that a pattern fits nobody; return the error for a name that nobody ever had."""
+def _check_name(engine: Engine, pattern: str) -> UnknownSession | None:
+    """Warn of a pattern that matches no name; make the error for a name that was never registered."""
     if is_pattern(pattern):
-        warn_of_pattern(pattern)
+        hint = "See: fleetbeat agents list --all"
+        click.echo(f"Warning: No agent's name matches {clean(pattern)!r} in that period. {hint}", err=True)
         return None
     with reading(engine) as connection:
         return unknown_name(connection, pattern, ())
-
-
-@contextmanager
-def _progress(*, shown: bool) -> Iterator[Callable[[int, int], None]]:
-    """Show a bar on stderr if that is a terminal; yield what moves it."""
-    if not shown or not sys.stderr.isatty():
-        yield lambda _done, _of: None
-        return
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("Judging sessions", total=None)
-        yield lambda done, of: progress.update(task, completed=done, total=of)
 
 
 def _report_json(report: BacktestReport) -> dict[str, Any]:
@@ -140,12 +130,12 @@ def _report_text(report: BacktestReport) -> RenderableType:
     judged = f"{counted(report.heartbeats, 'heartbeat')} of {counted(report.sessions, 'session')}"
     parts: list[RenderableType] = [Text(f"{judged}, from {stamp(report.since)} to {stamp(report.until)} UTC.")]
     if report.is_cut:
-        parts.append(Text("What was before isn't stored (any more).", style="yellow"))
+        parts.append(Text("Older heartbeats are not stored (any more).", style="yellow"))
     if report.unjudged:
-        left_out = f"{counted(report.unjudged, 'session')} left out: the promise can't be worked out here."
+        left_out = f"{counted(report.unjudged, 'session')} left out: the schedule can't be evaluated here."
         parts.append(Text(left_out, style="yellow"))
     if not report.by_agent:
-        return Group(*parts, Text("Nobody would have been flagged, and nobody was."))
+        return Group(*parts, Text("No agent would have been flagged, and none was."))
     parts += [Text(), _agents_table(report)]
     hidden = len(report.by_agent) - MOST_AGENTS
     if hidden > 0:
@@ -159,10 +149,8 @@ def _report_text(report: BacktestReport) -> RenderableType:
 
 
 def _agents_table(report: BacktestReport) -> Table:
-    table = plain_table()
-    table.add_column("Agent", overflow="fold", max_width=40)
-    for header in ("Would be\nflagged", "\nfor", "Was\nflagged", "\nfor"):
-        table.add_column(header, no_wrap=True, justify="right")
+    headers = ("Would be\nflagged", "\nfor", "Was\nflagged", "\nfor")
+    table = plain_table(wrapped("Agent", max_width=40), *map(numeric, headers))
     ordered = sorted(report.by_agent.items(), key=lambda item: (-max(total.flags for total in item[1]), item[0]))
     for name, (would, was) in ordered[:MOST_AGENTS]:
         table.add_row(safe(name, "bold"), *_cells(would), *_cells(was))
@@ -175,18 +163,17 @@ def _cells(total: Total) -> tuple[str, str]:
 
 
 def _silences_table(report: BacktestReport) -> Table:
-    table = plain_table()
-    table.add_column("Silent since (UTC)", no_wrap=True)
-    table.add_column("Agent", overflow="fold", max_width=24)
-    for header in ("Would be flagged", "Was flagged", "Until"):
-        table.add_column(header, no_wrap=True)
+    table = plain_table(
+        "Silent since (UTC)", wrapped("Agent", max_width=24), "Would be flagged", "Was flagged", "Ended"
+    )
     for finding in report.findings:
+        since = finding.silent_since
         table.add_row(
-            stamp(finding.silent_since),
+            stamp(since),
             safe(finding.agent_name, "bold"),
-            _after(finding.silent_since, finding.would_at, "no"),
-            _after(finding.silent_since, finding.was_at, "no"),
-            _after(finding.silent_since, finding.ended_at, "still silent"),
+            _after(since, finding.would_at, "no"),
+            _after(since, finding.was_at, "no"),
+            _after(since, finding.ended_at, "still silent"),
         )
     return table
 

@@ -1,8 +1,9 @@
-"""`fleetbeat check`: is all well? For scripts and health checks."""
+"""`fleetbeat check`: the fleet's health in one line and an exit status, for scripts and health checks."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 
 import click
@@ -16,9 +17,8 @@ from fleetbeat_shared.settings import Settings
 from fleetbeat_shared.time_text import format_duration
 from fleetbeat_worker.broker.server import eviction_warning
 from fleetbeat_worker.cli.exit_codes import BEHIND, DONE, REFUSED
-from fleetbeat_worker.cli.options import common_options, example, json_option, open_database, open_redis
-from fleetbeat_worker.cli.output import ago, counted, print_json
-from fleetbeat_worker.cli.rendering import incident_sentence, maintenance_sentence
+from fleetbeat_worker.cli.options import common_options, example, open_database, open_redis
+from fleetbeat_worker.cli.output import ago, counted, incident_sentence, listed, maintenance_sentence, print_json
 from fleetbeat_worker.cli.types import NameType
 from fleetbeat_worker.database.engine import reading
 from fleetbeat_worker.fleet.agents import AgentView, FleetView, IncidentView, Selection, maintenance_json, read_fleet
@@ -27,30 +27,28 @@ from fleetbeat_worker.notifications.targets import parse_targets
 from fleetbeat_worker.rules.liveness import State
 from fleetbeat_worker.rules.maintenance_windows import Window
 
-NAMED = 10
-"""How many degraded agents are named in the one line."""
-
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The answer."""
+    """The answer, with the fields of `--json`."""
 
     status: str
-    """ok, degraded, unjudged, unknown (no live agent of that name) or pipeline."""
+    """ok, degraded, unjudged, unknown (no live agent has this name) or pipeline."""
     exit_status: int
     text: str
     degraded: tuple[str, ...] = ()
     unjudged: tuple[str, ...] = ()
+    """Agents whose deadline can't be computed."""
     stuck: tuple[str, ...] = ()
-    """Who beats, and does the same for longer than it may."""
+    """Agents that send heartbeats without progress for longer than they may."""
     flapping: tuple[str, ...] = ()
     as_of: datetime | None = None
     warning: str | None = None
-    """What is well now and may not stay so, with what to do."""
+    """What works now and may fail later, with what to do."""
     maintenance: Window | None = None
-    """What runs now, so that nobody is flagged."""
+    """The maintenance that runs now, so that no agent is flagged."""
     incident: IncidentView | None = None
-    """What is open now, of the whole fleet."""
+    """The open incident."""
 
 
 @click.command(
@@ -58,41 +56,27 @@ class Verdict:
         "fleetbeat check", "fleetbeat check --agent hint", "fleetbeat check || mail -s 'Fleet' ops < /dev/null"
     )
 )
-@click.option("--agent", "agent_name", type=NameType(), help="Only about the agent of this name; it must be live.")
-@json_option
+@click.option("--agent", "agent_name", type=NameType(), help="Check only the agent of this name; it must be live.")
 @common_options
 def check(*, settings: Settings, agent_name: str | None, as_json: bool) -> None:
-    """Say in one line whether all is well.
+    """Report the fleet's health in one line and an exit status.
 
     \b
     Exit status:
-      0  all is well
-      1  some agent is degraded or can't be judged (with --agent: or no live agent has this name)
-      3  the pipeline is behind or away, so that nothing is known; this wins over 1
+      0  no agent is degraded
+      1  an agent is degraded or can't be judged (with --agent: or no live agent has this name)
+      3  the pipeline is behind or unavailable, so that states are unknown; this takes precedence over 1
 
-    Behind is a pipeline whose oldest waiting message, or last sweep, is older than 30 s and than three sweep intervals
-    (FLEETBEAT_SWEEP_SECONDS).
+    The pipeline is behind when its oldest waiting message, or its last sweep, is older than 30 s and than three sweep
+    intervals (FLEETBEAT_SWEEP_SECONDS).
 
-    A Redis that may throw queued messages away, and notifications that could not be sent for a day, get a warning on
-    the error output, and change no exit status. Who is stuck or flaps is named, and changes none either.
+    A Redis that may evict queued messages, and notifications that could not be delivered within a day, cause a warning
+    on stderr. Neither a warning nor a stuck or flapping agent changes the exit status.
     """  # noqa: D301 - \b is click's mark for lines that stay as they are
-    verdict = _ask(settings, agent_name)
+    verdict = _read_verdict(settings, agent_name)
     if as_json:
-        print_json(
-            {
-                "status": verdict.status,
-                "exit_status": verdict.exit_status,
-                "text": verdict.text,
-                "degraded": list(verdict.degraded),
-                "unjudged": list(verdict.unjudged),
-                "stuck": list(verdict.stuck),
-                "flapping": list(verdict.flapping),
-                "as_of": verdict.as_of,
-                "warning": verdict.warning,
-                "maintenance": maintenance_json(verdict.maintenance),
-                "incident": verdict.incident and verdict.incident.to_json(),
-            }
-        )
+        incident = verdict.incident and verdict.incident.to_json()
+        print_json(asdict(verdict) | {"maintenance": maintenance_json(verdict.maintenance), "incident": incident})
     else:
         click.echo(verdict.text)
         if verdict.warning:
@@ -100,96 +84,99 @@ def check(*, settings: Settings, agent_name: str | None, as_json: bool) -> None:
     raise SystemExit(verdict.exit_status)
 
 
-def _ask(settings: Settings, agent_name: str | None) -> Verdict:
+def _read_verdict(settings: Settings, agent_name: str | None) -> Verdict:
     parse_targets(settings.notify_urls)
     try:
         with open_database(settings) as engine, open_redis(settings) as client:
             view = read_fleet(settings, engine, client, Selection(agent_name=agent_name, count_missed=False))
-            warnings = [_warning(settings, client), _untold(engine)]
+            warnings = [_eviction_warning(settings, client), _undelivered_warning(engine)]
     except SettingsError:
         raise
     except FleetbeatError as error:
         return Verdict("pipeline", BEHIND, f"PIPELINE: {clean(str(error))}")
-    said = " ".join(filter(None, warnings)) or None
-    verdict = judge(view, agent_name)
-    verdict = replace(verdict, warning=said, maintenance=view.maintenance, incident=view.incident)
-    return replace(verdict, stuck=_stuck(view), flapping=_flapping(view))
+    return replace(
+        judge(view, agent_name),
+        stuck=_stuck(view),
+        flapping=_flapping(view),
+        as_of=view.as_of,
+        warning=" ".join(filter(None, warnings)) or None,
+        maintenance=view.maintenance,
+        incident=view.incident,
+    )
 
 
-def _warning(settings: Settings, client: Redis) -> str | None:
+def _eviction_warning(settings: Settings, client: Redis) -> str | None:
     try:
         with redis_errors(settings.redis_url):
             return eviction_warning(client)
     except RedisUnavailable:
-        return None  # the verdict says so
+        return None  # the verdict reports it
 
 
-def _untold(engine: Engine) -> str | None:
+def _undelivered_warning(engine: Engine) -> str | None:
     with reading(engine) as connection:
         dead = read_outbox(connection).dead
     if not dead:
         return None
-    return f"{counted(dead, 'notification')} could not be sent for a day: fleetbeat notifications list --state dead"
+    hint = "See: fleetbeat notifications list --state dead"
+    return f"{counted(dead, 'notification')} could not be delivered within a day. {hint}"
 
 
 def judge(view: FleetView, agent_name: str | None = None) -> Verdict:
-    """Return the answer for a fleet, all of it or the agents of one name."""
+    """Judge a fleet: all of it, or the agents of one name."""
     if view.pipeline.trouble:
-        return Verdict("pipeline", BEHIND, f"PIPELINE: {clean(view.pipeline.trouble)}", as_of=view.as_of)
+        return Verdict("pipeline", BEHIND, f"PIPELINE: {clean(view.pipeline.trouble)}")
     if agent_name is not None and not view.agents:
-        return Verdict("unknown", REFUSED, f"UNKNOWN: no live agent is named {clean(agent_name)}.", as_of=view.as_of)
-    degraded = [agent for agent in view.agents if agent.degraded]
+        return Verdict("unknown", REFUSED, f"UNKNOWN: no live agent is named {clean(agent_name)}.")
+    degraded = tuple(agent.agent_name for agent in view.agents if agent.degraded)
     unjudged = tuple(agent.agent_name for agent in view.agents if agent.unjudged)
-    if not degraded and unjudged:
-        return Verdict("unjudged", REFUSED, _unjudged_text(unjudged), unjudged=unjudged, as_of=view.as_of)
-    if not degraded:
-        return Verdict("ok", DONE, f"OK: {_summary(view)}", as_of=view.as_of)
-    now = view.pipeline.now
-    listed = ", ".join(_name(agent, now) for agent in degraded[:NAMED])
-    more = f" and {len(degraded) - NAMED:,} more" if len(degraded) > NAMED else ""
-    names = tuple(agent.agent_name for agent in degraded)
-    text = f"DEGRADED: {len(degraded):,} of {counted(len(view.agents), 'agent')}: {listed}{more}"
-    if view.maintenance is not None:
-        text += f". {maintenance_sentence(view.maintenance, now)}"
-    if view.incident is not None:
-        text += f". {incident_sentence(view.incident, now).removesuffix('.')}"
+    if degraded:
+        return Verdict("degraded", REFUSED, " ".join(_degraded_sentences(view, unjudged)), degraded, unjudged)
     if unjudged:
-        text += f". {_unjudged_text(unjudged)}"
-    return Verdict("degraded", REFUSED, text, names, unjudged, as_of=view.as_of)
+        return Verdict("unjudged", REFUSED, _unjudged_text(unjudged), unjudged=unjudged)
+    return Verdict("ok", DONE, " ".join(_ok_sentences(view)))
 
 
-def _unjudged_text(names: tuple[str, ...]) -> str:
-    listed = ", ".join(clean(name) for name in names[:NAMED])
-    more = f" and {len(names) - NAMED:,} more" if len(names) > NAMED else ""
-    why = "fleetbeat events --type unjudged says why; registering again with another promise mends it."
-    return f"UNJUDGED: {counted(len(names), 'agent')} can't be judged: {listed}{more}; {why}"
+def _degraded_sentences(view: FleetView, unjudged: tuple[str, ...]) -> list[str]:
+    degraded = [agent for agent in view.agents if agent.degraded]
+    names = listed([_name_with_age(agent, view.pipeline.now) for agent in degraded])
+    sentences = [f"DEGRADED: {len(degraded):,} of {counted(len(view.agents), 'agent')}: {names}."]
+    sentences += _downtime_sentences(view)
+    return [*sentences, _unjudged_text(unjudged)] if unjudged else sentences
 
 
-def _name(agent: AgentView, now: datetime) -> str:
-    heard = f"last heard {ago(agent.last_seen_at, now)}" if agent.last_seen_at else "never heard"
-    return f"{clean(agent.agent_name)} ({heard})"
+def _name_with_age(agent: AgentView, now: datetime) -> str:
+    seen = f"last seen {ago(agent.last_seen_at, now)}" if agent.last_seen_at else "never seen"
+    return f"{clean(agent.agent_name)} ({seen})"
 
 
-def _summary(view: FleetView) -> str:
+def _unjudged_text(names: Sequence[str]) -> str:
+    return (
+        f"UNJUDGED: {counted(len(names), 'agent')} can't be judged: {_names(names)}. "
+        "For the reason see: fleetbeat events --type unjudged; to fix it, register again with another schedule."
+    )
+
+
+def _ok_sentences(view: FleetView) -> list[str]:
     others = [
         f"{view.counts[state]:,} {state}" for state in (State.LATE, State.PENDING, State.PAUSED) if state in view.counts
     ]
     agents = counted(len(view.agents), "agent") + (f" ({', '.join(others)})" if others else "")
     lag = format_duration(view.pipeline.lag_seconds or 0.0)
-    window = view.maintenance
-    quiet = f" {maintenance_sentence(window, view.pipeline.now)}" if window is not None else ""
-    if view.incident is not None:
-        quiet += f" {incident_sentence(view.incident, view.pipeline.now)}"
-    return f"{agents}, none degraded; backlog {view.pipeline.backlog or 0:,}, lag {lag}.{quiet}{_beside(view)}"
+    sentences = [f"OK: {agents}, none degraded; backlog {view.pipeline.backlog or 0:,}, lag {lag}."]
+    sentences += _downtime_sentences(view)
+    marked = [f"{what}: {_names(names)}." for what, names in _marked(view).items() if names]
+    return [*sentences, *marked, "For details see: fleetbeat explain NAME"] if marked else sentences
 
 
-def _beside(view: FleetView) -> str:
-    """Return who is stuck or flaps: that is told, and no reason to end with another status."""
-    text = ""
-    for what, names in (("Stuck", _stuck(view)), ("Flapping", _flapping(view))):
-        more = f" and {len(names) - NAMED:,} more" if len(names) > NAMED else ""
-        text += f" {what}: {', '.join(clean(name) for name in names[:NAMED])}{more}." if names else ""
-    return text and f"{text} fleetbeat explain NAME says why."
+def _downtime_sentences(view: FleetView) -> list[str]:
+    now = view.pipeline.now
+    sentences = [maintenance_sentence(view.maintenance, now)] if view.maintenance else []
+    return [*sentences, incident_sentence(view.incident, now)] if view.incident else sentences
+
+
+def _marked(view: FleetView) -> dict[str, tuple[str, ...]]:
+    return {"Stuck": _stuck(view), "Flapping": _flapping(view)}
 
 
 def _stuck(view: FleetView) -> tuple[str, ...]:
@@ -198,3 +185,7 @@ def _stuck(view: FleetView) -> tuple[str, ...]:
 
 def _flapping(view: FleetView) -> tuple[str, ...]:
     return tuple(agent.agent_name for agent in view.agents if agent.flapping)
+
+
+def _names(names: Sequence[str]) -> str:
+    return listed([clean(name) for name in names])

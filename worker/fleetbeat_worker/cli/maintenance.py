@@ -1,41 +1,38 @@
-"""`fleetbeat maintenance`: times in which nobody is flagged."""
+"""`fleetbeat maintenance`: windows in which no agent is flagged."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime, timedelta
 from itertools import islice, pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
+from rich.table import Table
 from rich.text import Text
 
-from fleetbeat_shared.connection import redis_errors
 from fleetbeat_shared.errors import FleetbeatError
 from fleetbeat_shared.schedules import check_schedule, find_time_zone, slots_after
 from fleetbeat_shared.settings import Settings
 from fleetbeat_shared.time_text import format_duration
-from fleetbeat_worker.broker.inbox import Inbox
-from fleetbeat_worker.cli.options import common_options, example, json_option, open_database, open_redis
-from fleetbeat_worker.cli.output import console, plain_table, print_json, safe, stamp
-from fleetbeat_worker.cli.pauses import Reason
-from fleetbeat_worker.cli.types import ROW_ID, DurationType, MomentType
+from fleetbeat_worker.cli.options import common_options, example, open_database, read_redis_time
+from fleetbeat_worker.cli.output import print_json, stamp
+from fleetbeat_worker.cli.rendering import console, plain_table, safe, wrapped
+from fleetbeat_worker.cli.types import ROW_ID, DurationType, LineType, MomentType
 from fleetbeat_worker.database.engine import reading, writing
 from fleetbeat_worker.downtime.maintenance import add_rule, end_rules, end_running_windows, read_rules
 from fleetbeat_worker.rules.maintenance_windows import Window, WindowRule, find_fault, next_start, running, windows_of
 
-if TYPE_CHECKING:
-    from rich.table import Table
-
 SLOTS_COMPARED = 100
-"""How many of a schedule's times are looked at to tell whether its windows would leave no time between them."""
+"""How many times of a schedule are compared to find out whether its windows would leave no gap."""
 
 
 @click.group()
 def maintenance() -> None:
-    """Have nobody flagged for a time. At its end every agent's clock starts anew.
+    """Manage maintenance windows, one-off or recurring.
 
-    Of windows that come again and again the first one starts it anew; the others move its deadline by their time.
+    No agent is flagged in a window, and at its end every agent's deadline restarts. Of a recurring window only the
+    first time restarts deadlines; later ones extend them by the window's length.
     """
 
 
@@ -51,12 +48,11 @@ def maintenance() -> None:
     "--at",
     "start_at",
     type=MomentType("2h for in two hours"),
-    help="When it begins: ISO 8601, or 2h for in two hours; now if not given.",
+    help="When it starts: ISO 8601, or 2h for in two hours; now if not given.",
 )
-@click.option("--cron", metavar="EXPRESSION", help="Again and again, at the times of a cron expression of five fields.")
-@click.option("--time-zone", metavar="ZONE", help="IANA name of the zone that --cron means; UTC if not given.")
-@click.option("--reason", type=Reason(), help="Why; shown on the dashboard and in events.")
-@json_option
+@click.option("--cron", metavar="EXPRESSION", help="Make it recurring, at the times of a five-field cron expression.")
+@click.option("--time-zone", metavar="ZONE", help="IANA time zone of --cron; UTC if not given.")
+@click.option("--reason", type=LineType("reason"), help="Why; shown on the dashboard and in events.")
 @common_options
 def start(  # noqa: PLR0913 - one parameter per option
     *,
@@ -68,9 +64,9 @@ def start(  # noqa: PLR0913 - one parameter per option
     reason: str | None,
     as_json: bool,
 ) -> None:
-    """Begin maintenance, now or later, once or again and again."""
-    schedule, zone = _checked(cron, time_zone, length)
-    now = _redis_time(settings)
+    """Start maintenance, now or later, once or recurring."""
+    schedule, zone = _check_schedule(cron, time_zone, length)
+    now = read_redis_time(settings)
     rule = WindowRule(_start_of(start_at, now), reason=reason)
     if schedule is not None and length is not None:
         _refuse_without_gaps(schedule, zone, rule.starts_at, length)
@@ -86,71 +82,70 @@ def start(  # noqa: PLR0913 - one parameter per option
     with open_database(settings) as engine, writing(engine) as connection:
         number = add_rule(connection, rule, now)
     if as_json:
-        print_json({"ok": True, **_json(number, rule, now)})
+        print_json({"ok": True, **_rule_json(number, rule, now)})
     else:
-        click.echo(f"Maintenance {number}: {_span(rule)}. End it with: fleetbeat maintenance end {number}")
+        click.echo(f"Maintenance {number}: {_times_text(rule)}. End it with: fleetbeat maintenance end {number}")
 
 
 @maintenance.command("list", epilog=example("fleetbeat maintenance list", "fleetbeat maintenance list --all"))
-@click.option("--all", "show_all", is_flag=True, help="What is over, too.")
-@json_option
+@click.option("--all", "show_all", is_flag=True, help="Include past maintenance.")
 @common_options
 def list_maintenance(*, settings: Settings, show_all: bool, as_json: bool) -> None:
-    """List what runs, what is to come, and with --all what is over."""
-    now = _redis_time(settings)
+    """List running and planned maintenance, with --all past maintenance too."""
+    now = read_redis_time(settings)
     with open_database(settings) as engine, reading(engine) as connection:
         rules = read_rules(connection, None if show_all else now)
     if as_json:
-        print_json({"maintenance": [_json(number, rule, now) for number, rule in rules.items()]})
+        print_json({"maintenance": [_rule_json(number, rule, now) for number, rule in rules.items()]})
     elif rules:
-        console().print(_table(rules, now))
+        console().print(_rules_table(rules, now))
     else:
-        click.echo("No maintenance. Begin some: fleetbeat maintenance start --for 2h")
+        click.echo("No maintenance. Start some: fleetbeat maintenance start --for 2h")
 
 
 @maintenance.command(epilog=example("fleetbeat maintenance end", "fleetbeat maintenance end 3"))
 @click.argument("number", type=ROW_ID, required=False, metavar="[ID]")
-@json_option
 @common_options
 def end(*, settings: Settings, number: int | None, as_json: bool) -> None:
-    """End what runs now; with an ID that maintenance, for good, whether it runs or not.
+    """End the running maintenance; with an ID end that one for good, running or planned.
 
-    Without an ID, recurring maintenance comes again at its next time.
+    Without an ID, recurring maintenance runs again at its next time.
     """
-    now = _redis_time(settings)
+    now = read_redis_time(settings)
     with open_database(settings) as engine, writing(engine) as connection:
         rules = read_rules(connection, now)
         if number is not None:
             if number not in rules:
-                message = f"There is no maintenance {number} that isn't over. See: fleetbeat maintenance list --all"
+                message = f"No maintenance {number} is running or planned. See: fleetbeat maintenance list --all"
                 raise FleetbeatError(message)
-            ended = {number: rules[number]}
-            end_rules(connection, [number], now)
+            ended = [number]
+            end_rules(connection, ended, now)
         else:
-            ended = {key: rule for key, rule in rules.items() if _running(rule, now)}
+            ended = [key for key, rule in rules.items() if _running_window(rule, now)]
             if not ended:
-                message = "No maintenance runs now. See: fleetbeat maintenance list"
+                message = "No maintenance is running. See: fleetbeat maintenance list"
                 raise FleetbeatError(message)
-            end_rules(connection, [key for key, rule in ended.items() if rule.schedule is None], now)
-            end_running_windows(connection, [key for key, rule in ended.items() if rule.schedule is not None], now)
+            end_rules(connection, [key for key in ended if rules[key].schedule is None], now)
+            end_running_windows(connection, [key for key in ended if rules[key].schedule is not None], now)
         rules = read_rules(connection)
     if as_json:
-        print_json({"ok": True, "ended": [_json(key, rules[key], now) for key in ended]})
+        print_json({"ok": True, "ended": [_rule_json(key, rules[key], now) for key in ended]})
         return
     for key in ended:
-        again = _next(rules[key], now)
-        to_come = f" It comes again at {stamp(again)} UTC, unless: fleetbeat maintenance end {key}" if again else ""
-        click.echo(f"Ended maintenance {key}.{to_come}")
+        again = _next_start(rules[key], now)
+        click.echo(f"Ended maintenance {key}.")
+        if again:
+            click.echo(f"It runs again at {stamp(again)} UTC. To prevent that: fleetbeat maintenance end {key}")
 
 
-def _checked(cron: str | None, time_zone: str | None, length: timedelta | None) -> tuple[str | None, str]:
+def _check_schedule(cron: str | None, time_zone: str | None, length: timedelta | None) -> tuple[str | None, str]:
     if cron is None:
         if time_zone is not None:
             message = "--time-zone goes with --cron; --at takes a zone in the time itself (2026-01-31T22:00+01:00)."
             raise click.UsageError(message)
         return None, "UTC"
     if length is None:
-        message = "--cron needs --for: how long each of its times lasts."
+        message = "--cron needs --for: the length of each window."
         raise click.UsageError(message)
     try:
         return check_schedule(cron), find_time_zone(time_zone or "UTC").key
@@ -162,7 +157,7 @@ def _checked(cron: str | None, time_zone: str | None, length: timedelta | None) 
 def _start_of(start_at: datetime | timedelta | None, now: datetime) -> datetime:
     moment = now + start_at if isinstance(start_at, timedelta) else start_at or now
     if moment < now:
-        message = f"{stamp(moment)} UTC is over: what was flagged then stays so. Leave --at out to begin now."
+        message = f"{stamp(moment)} UTC is past, and maintenance undoes no earlier flag. Omit --at to start now."
         raise click.UsageError(message)
     return moment
 
@@ -172,38 +167,33 @@ def _refuse_without_gaps(schedule: str, zone: str, since: datetime, length: time
     shortest = min(later - earlier for earlier, later in pairwise(slots))
     if length >= shortest:
         message = (
-            f"Each of its times would last {format_duration(length.total_seconds())}, but they come "
-            f"{format_duration(shortest.total_seconds())} apart: nobody would ever be flagged. Give a shorter --for."
+            f"Each window would last {format_duration(length.total_seconds())}, but the next starts after "
+            f"{format_duration(shortest.total_seconds())}: no agent would ever be flagged. Give a shorter --for."
         )
         raise click.UsageError(message)
 
 
-def _redis_time(settings: Settings) -> datetime:
-    with open_redis(settings) as client, redis_errors(settings.redis_url):
-        return Inbox(client).horizon().now
-
-
-def _running(rule: WindowRule, now: datetime) -> Window | None:
+def _running_window(rule: WindowRule, now: datetime) -> Window | None:
     return None if find_fault(rule) else running(windows_of([rule], now, now), now)
 
 
-def _state(rule: WindowRule, now: datetime) -> str:
-    if find_fault(rule):
-        return "unusable"
-    if _running(rule, now):
-        return "running"
-    return "planned" if _next(rule, now) else "over"
-
-
-def _next(rule: WindowRule, now: datetime) -> datetime | None:
+def _next_start(rule: WindowRule, now: datetime) -> datetime | None:
     return None if find_fault(rule) else next_start(rule, now)
 
 
-def _json(number: int, rule: WindowRule, now: datetime) -> dict[str, Any]:
-    window = _running(rule, now)
+def _state_of(rule: WindowRule, now: datetime) -> str:
+    if find_fault(rule):
+        return "unusable"
+    if _running_window(rule, now):
+        return "running"
+    return "planned" if _next_start(rule, now) else "over"
+
+
+def _rule_json(number: int, rule: WindowRule, now: datetime) -> dict[str, Any]:
+    window = _running_window(rule, now)
     return {
         "id": number,
-        "state": _state(rule, now),
+        "state": _state_of(rule, now),
         "starts_at": rule.starts_at,
         "ends_at": rule.ends_at,
         "schedule": rule.schedule,
@@ -212,34 +202,29 @@ def _json(number: int, rule: WindowRule, now: datetime) -> dict[str, Any]:
         "reason": rule.reason,
         "ended_at": rule.ended_at,
         "running_until": window.ends_at if window else None,
-        "next_start": _next(rule, now),
+        "next_start": _next_start(rule, now),
         "fault": find_fault(rule),
     }
 
 
-def _span(rule: WindowRule) -> str:
+def _times_text(rule: WindowRule) -> str:
     ended = f", ended at {stamp(rule.ended_at)} UTC" if rule.ended_at else ""
     if rule.schedule is not None:
         length = format_duration(rule.duration_seconds or 0)
         return f"{length} each time at {rule.schedule} ({rule.time_zone}), from {stamp(rule.starts_at)} UTC on{ended}"
-    end_at = f" until {stamp(rule.ends_at)} UTC" if rule.ends_at else "" if ended else " until somebody ends it"
-    return f"from {stamp(rule.starts_at)} UTC{end_at}{ended}"
+    until = f" until {stamp(rule.ends_at)} UTC" if rule.ends_at else "" if ended else " until ended"
+    return f"from {stamp(rule.starts_at)} UTC{until}{ended}"
 
 
-def _table(rules: Mapping[int, WindowRule], now: datetime) -> Table:
-    table = plain_table()
-    table.add_column("ID", no_wrap=True)
-    table.add_column("State", no_wrap=True)
-    table.add_column("When", overflow="fold")
-    table.add_column("Next (UTC)", no_wrap=True)
-    table.add_column("Reason", overflow="fold")
+def _rules_table(rules: Mapping[int, WindowRule], now: datetime) -> Table:
+    table = plain_table("ID", "State", wrapped("When"), "Next (UTC)", wrapped("Reason"))
     for number, rule in rules.items():
-        again, state, fault = _next(rule, now), _state(rule, now), find_fault(rule)
+        again, state, fault = _next_start(rule, now), _state_of(rule, now), find_fault(rule)
         table.add_row(
             Text(str(number)),
             Text(state, style="bold magenta" if state == "running" else ""),
-            safe(_span(rule)),
+            safe(_times_text(rule)),
             Text(stamp(again) if again else ""),
-            safe(f"{fault}. End it, and start it anew.", "bold yellow") if fault else safe(rule.reason),
+            safe(f"{fault}. End it, and start another.", "bold yellow") if fault else safe(rule.reason),
         )
     return table

@@ -1,48 +1,43 @@
-"""`fleetbeat queue`: what stands in Redis and RQ now."""
+"""`fleetbeat queue`: the inbox, the RQ jobs and the workers, as Redis has them now."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import click
-from rich.console import Group
+from rich.console import Group, RenderableType
+from rich.table import Table
 from rich.text import Text
 
 from fleetbeat_shared.connection import redis_errors
 from fleetbeat_shared.errors import FleetbeatError, SettingsError
 from fleetbeat_shared.settings import Settings
 from fleetbeat_shared.time_text import format_duration
-from fleetbeat_worker.cli.options import common_options, example, json_option, open_database, open_redis
-from fleetbeat_worker.cli.output import ago, console, counted, plain_table, print_json, safe
+from fleetbeat_worker.cli.options import common_options, example, open_database, open_redis
+from fleetbeat_worker.cli.output import ago, counted, print_json
+from fleetbeat_worker.cli.rendering import console, numeric, plain_table, safe, wrapped
 from fleetbeat_worker.database.engine import reading
 from fleetbeat_worker.notifications.outbox import Outbox, read_outbox
 from fleetbeat_worker.workers.status import QueueState, read_queue
 
-if TYPE_CHECKING:
-    from rich.console import RenderableType
-    from rich.table import Table
-
 
 @click.command(epilog=example("fleetbeat queue", "fleetbeat queue --json | jq .backlog"))
-@json_option
 @common_options
 def queue(*, settings: Settings, as_json: bool) -> None:
-    """Show the backlog, its oldest message, who holds how much of it, how fast it grows or shrinks, and who works.
+    """Show the backlog and its oldest message, the rates, how much each worker has claimed, and the workers.
 
-    Notifications that wait or are dead are in the database; without it they are not shown.
+    Waiting and dead notifications are stored in the database; while it is unavailable they are not shown.
     """
     with open_redis(settings) as client, redis_errors(settings.redis_url):
         state = read_queue(client)
-    outbox = _outbox(settings)
+    outbox = _read_outbox(settings)
     if as_json:
         counts = None if outbox is None else {"waiting": outbox.waiting, "dead": outbox.dead}
         print_json({**state.to_json(), "notifications": counts})
     else:
-        console().print(_text(state, outbox))
+        console().print(_queue_text(state, outbox))
 
 
-def _outbox(settings: Settings) -> Outbox | None:
-    """Return how full the outbox is; None if the database isn't there to tell."""
+def _read_outbox(settings: Settings) -> Outbox | None:
+    """Count the notifications in the outbox; None while the database is unavailable."""
     try:
         with open_database(settings) as engine, reading(engine) as connection:
             return read_outbox(connection)
@@ -52,65 +47,54 @@ def _outbox(settings: Settings) -> Outbox | None:
         return None
 
 
-def _text(state: QueueState, outbox: Outbox | None) -> RenderableType:
-    horizon = state.horizon
+def _queue_text(state: QueueState, outbox: Outbox | None) -> RenderableType:
     lag = "unknown" if state.lag_seconds is None else format_duration(state.lag_seconds)
     parts: list[RenderableType] = [
-        Text.assemble(("Inbox    ", "bold"), f"{counted(horizon.backlog, 'message')} not yet in SQL, lag {lag}"),
-        Text.assemble(
-            ("RQ jobs  ", "bold"),
-            f"{state.jobs_waiting:,} waiting, {state.jobs_started:,} started, ",
-            (f"{state.jobs_failed:,} failed", "bold yellow" if state.jobs_failed else ""),
-        ),
+        _line("Inbox", f"{counted(state.horizon.backlog, 'message')} not yet in SQL, lag {lag}")
     ]
     if state.oldest_id:
-        age = "of an unknown age" if state.lag_seconds is None else f"{format_duration(state.lag_seconds)} old"
-        parts.insert(1, Text.assemble(("Oldest   ", "bold"), safe(state.oldest_id), f", {age}"))
-    parts.insert(-1, Text.assemble(("Flow     ", "bold"), _flow_text(state)))
+        age = "of unknown age" if state.lag_seconds is None else f"{format_duration(state.lag_seconds)} old"
+        parts.append(_line("Oldest", safe(state.oldest_id), f", {age}"))
+    parts.append(_line("Rates", _rates_text(state)))
+    failed = (f"{state.jobs_failed:,} failed", "bold yellow" if state.jobs_failed else "")
+    parts.append(_line("RQ jobs", f"{state.jobs_waiting:,} waiting, {state.jobs_started:,} started, ", failed))
     if state.lost:
-        removed = f"{counted(state.lost, 'message')} removed unread; some agent trims the inbox: "
-        hint = "fleetbeat events --type inbox_trimmed"
-        parts.append(Text.assemble(("Lost     ", "bold"), (f"{removed}{hint}", "bold yellow")))
+        lost = f"{counted(state.lost, 'message')} removed unread: an agent trims the inbox. "
+        parts.append(_line("Lost", (f"{lost}See: fleetbeat events --type inbox_trimmed", "bold yellow")))
     if outbox is not None and (outbox.waiting or outbox.dead):
         dead = f"{outbox.dead:,} dead: fleetbeat notifications list --state dead" if outbox.dead else "none dead"
-        told = (f"{outbox.waiting:,} waiting, ", (dead, "bold yellow" if outbox.dead else ""))
-        parts.append(Text.assemble(("Notices  ", "bold"), *told))
-    if not state.workers:
-        hint = "fleetbeat workers scale 1" if state.pools else "fleetbeat worker"
-        parts.append(Text.assemble(("Workers  ", "bold"), (f"none is running: {hint}", "bold yellow")))
+        parts.append(_line("Outbox", f"{outbox.waiting:,} waiting, ", (dead, "bold yellow" if outbox.dead else "")))
+    if state.workers:
+        parts += [_line("Workers", f"{len(state.workers):,}"), Text(), _workers_table(state)]
     else:
-        parts += [Text.assemble(("Workers  ", "bold"), f"{len(state.workers):,}"), Text(), _workers_table(state)]
-    holders = {name: number for name, number in state.pending.items() if name not in _names(state)}
+        hint = "fleetbeat workers scale 1" if state.pools else "fleetbeat worker"
+        parts.append(_line("Workers", (f"none is running. Start one: {hint}", "bold yellow")))
+    running = {worker.name for worker in state.workers}
     parts += [
-        safe(f"{counted(number, 'message')} in the hands of {name}, which is no worker here; others take them over.")
-        for name, number in holders.items()
+        safe(f"{counted(number, 'message')} claimed by {name}, which isn't running; other workers will take over.")
+        for name, number in state.pending.items()
+        if name not in running
     ]
     return Group(*parts)
 
 
-def _flow_text(state: QueueState) -> str:
+def _line(title: str, *parts: str | Text | tuple[str, str]) -> Text:
+    return Text.assemble((f"{title:9}", "bold"), *parts)
+
+
+def _rates_text(state: QueueState) -> str:
     arrival, drain = state.flow.arrival_rate, state.flow.drain_rate
     if arrival is None or drain is None:
-        return "unknown; a pool of workers measures it"
+        return "unknown; they are measured while workers run"
     if state.seconds_to_empty is None:
-        outlook = "; it will not be empty"
+        outlook = "; the backlog does not shrink"
     else:
         outlook = f"; empty in {format_duration(round(state.seconds_to_empty))}" if state.horizon.backlog else ""
-    return f"{arrival:,.0f}/s come, {drain:,.0f}/s are stored{outlook}"
-
-
-def _names(state: QueueState) -> set[str]:
-    return {worker.name for worker in state.workers}
+    return f"{arrival:,.0f}/s arrive, {drain:,.0f}/s are stored{outlook}"
 
 
 def _workers_table(state: QueueState) -> Table:
-    table = plain_table()
-    table.add_column("Worker", overflow="fold")
-    table.add_column("State", no_wrap=True)
-    table.add_column("Holds", justify="right", no_wrap=True)
-    table.add_column("Job", overflow="fold")
-    table.add_column("Process", overflow="fold")
-    table.add_column("Last sign", no_wrap=True)
+    table = plain_table(wrapped("Worker"), "State", numeric("Claimed"), wrapped("Job"), wrapped("Process"), "Last seen")
     for worker in state.workers:
         seen = worker.last_heartbeat_at
         table.add_row(

@@ -1,4 +1,4 @@
-"""`fleetbeat rejected`: messages that were set aside with a reason."""
+"""`fleetbeat rejected`: messages that could not be stored, each with the reason."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import wraps
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import click
-from rich.console import Group
+from rich.console import Group, RenderableType
 from rich.text import Text
 from sqlalchemy import Engine, Row
 
 from fleetbeat_shared.errors import FleetbeatError
 from fleetbeat_shared.messages import Reason
 from fleetbeat_shared.settings import Settings
-from fleetbeat_shared.time_text import parse_duration
 from fleetbeat_worker.cli.exit_codes import REFUSED
-from fleetbeat_worker.cli.options import common_options, example, json_option, open_database, open_redis
-from fleetbeat_worker.cli.output import clock, console, counted, facts_table, plain_table, print_json, safe, stamp
-from fleetbeat_worker.cli.types import LIMIT, ROW_ID, NameType
+from fleetbeat_worker.cli.options import common_options, example, limit_option, open_database, open_redis
+from fleetbeat_worker.cli.output import clock, counted, print_json, stamp
+from fleetbeat_worker.cli.rendering import console, facts_table, numeric, plain_table, progress_bar, safe, wrapped
+from fleetbeat_worker.cli.types import ROW_ID, DurationType, NameType
 from fleetbeat_worker.database.engine import reading
 from fleetbeat_worker.ingest.rejected import PURGED_AT_ONCE, STORED, apply_again, purge as purge_rejected
 from fleetbeat_worker.ingest.rejected_rows import (
@@ -33,73 +33,61 @@ from fleetbeat_worker.ingest.rejected_rows import (
     rejected_message,
 )
 
-if TYPE_CHECKING:
-    from rich.console import RenderableType
-
 LINES_SHOWN = 20
 """Of more messages than these, only counts and a progress bar are shown."""
 
-_C = TypeVar("_C")
+_T = TypeVar("_T")
 
 
-def _seconds(_context: click.Context, _option: click.Parameter, text: str | None) -> float | None:
-    try:
-        return None if text is None else parse_duration(text)
-    except ValueError as error:
-        raise click.BadParameter(str(error)) from error
-
-
-def _choosing(command: Callable[..., _C]) -> Callable[..., _C]:
+def _filter_options(command: Callable[..., _T]) -> Callable[..., _T]:
     """Give a command the options that choose rejected messages, and call it with `choice`."""
 
-    @click.option("--reason", type=click.Choice([one.value for one in Reason]), help="Only those set aside for this.")
+    @click.option("--reason", type=click.Choice([one.value for one in Reason]), help="Only those with this reason.")
     @click.option("--agent", "agent_name", type=NameType(), help="Only those of the agent of this name.")
-    @click.option("--older-than", metavar="DURATION", callback=_seconds, help="Only those received before: 7d, 12h.")
-    @click.option("--younger-than", metavar="DURATION", callback=_seconds, help="Only those received since: 10m, 1d.")
+    @click.option("--older-than", type=DurationType(zero=True), help="Only those received before: 7d, 12h.")
+    @click.option("--younger-than", type=DurationType(zero=True), help="Only those received since: 10m, 1d.")
     @wraps(command)
     def with_choice(
         *args: Any,  # noqa: ANN401 - the command's own
         reason: str | None,
         agent_name: str | None,
-        older_than: float | None,
-        younger_than: float | None,
+        older_than: timedelta | None,
+        younger_than: timedelta | None,
         **kwargs: Any,  # noqa: ANN401 - the command's own
-    ) -> _C:
+    ) -> _T:
+        now = datetime.now(UTC)
         choice = Choice(
             Reason(reason) if reason else None,
             agent_name,
-            before=_ago(older_than),
-            after=_ago(younger_than),
+            before=None if older_than is None else now - older_than,
+            after=None if younger_than is None else now - younger_than,
         )
         return command(*args, choice=choice, **kwargs)
 
     return with_choice
 
 
-def _ago(seconds: float | None) -> datetime | None:
-    if seconds is None:
-        return None
-    try:
-        return datetime.now(UTC) - timedelta(seconds=seconds)
-    except OverflowError:
-        message = "A duration is too long; write for example 30d."
-        raise click.UsageError(message) from None
+def _choice_options(command: Callable[..., _T]) -> Callable[..., _T]:
+    """Give a command IDs, `--all` and the filters, and call it with `ids`, `take_all` and `choice`."""
+    command = click.option("--all", "take_all", is_flag=True, help="All that the other options choose.")(
+        _filter_options(command)
+    )
+    return click.argument("ids", metavar="[ID]...", type=ROW_ID, nargs=-1)(command)
 
 
 @click.group()
 def rejected() -> None:
-    """Look at messages that were set aside, requeue them, and purge them."""
+    """Inspect, requeue and purge rejected messages."""
 
 
 @rejected.command(
     "list", epilog=example("fleetbeat rejected list", "fleetbeat rejected list --reason unknown_session --limit 200")
 )
-@_choosing
-@click.option("--limit", type=LIMIT, default=50, show_default=True, help="At most this many.")
-@json_option
+@_filter_options
+@limit_option
 @common_options
 def list_rejected(*, settings: Settings, choice: Choice, limit: int, as_json: bool) -> None:
-    """List the latest rejected messages, the newest last, and count them by reason."""
+    """List the latest rejected messages, newest last, and count all of them by reason."""
     with open_database(settings) as engine, reading(engine) as connection:
         counts = count_rejected(connection)
         found = latest_rejected(connection, limit, choice)
@@ -107,19 +95,15 @@ def list_rejected(*, settings: Settings, choice: Choice, limit: int, as_json: bo
         print_json({"counts": counts, "rejected": [_row_json(row) for row in found]})
     elif found:
         console().print(_list_text(found, counts))
+    elif counts:
+        click.echo(f"None of the rejected messages matches. There are {_by_reason(counts)}.")
     else:
-        others = f" fit, of {_by_reason(counts)}" if counts else ""
-        click.echo(f"No rejected messages{others}.")
+        click.echo("No rejected messages.")
 
 
 def _list_text(found: Sequence[Row[Any]], counts: dict[str, int]) -> RenderableType:
     now = datetime.now(UTC)
-    table = plain_table()
-    table.add_column("Id", justify="right", no_wrap=True)
-    table.add_column("Received (UTC)", no_wrap=True)
-    table.add_column("Reason", no_wrap=True)
-    table.add_column("Bytes", justify="right", no_wrap=True)
-    table.add_column("Detail", overflow="fold")
+    table = plain_table(numeric("ID"), "Received (UTC)", "Reason", numeric("Bytes"), wrapped("Detail"))
     for row in found:
         table.add_row(
             Text(str(row.id)),
@@ -128,7 +112,7 @@ def _list_text(found: Sequence[Row[Any]], counts: dict[str, int]) -> RenderableT
             Text(f"{row.size:,}"),
             safe(row.detail),
         )
-    return Group(table, Text(), safe(f"In all {_by_reason(counts)}"))
+    return Group(table, Text(), safe(f"In total {_by_reason(counts)}"))
 
 
 def _by_reason(counts: dict[str, int]) -> str:
@@ -138,14 +122,13 @@ def _by_reason(counts: dict[str, int]) -> str:
 
 @rejected.command(epilog=example("fleetbeat rejected show 12"))
 @click.argument("rejected_id", metavar="ID", type=ROW_ID)
-@json_option
 @common_options
 def show(*, settings: Settings, rejected_id: int, as_json: bool) -> None:
-    r"""Show one rejected message; bytes that a terminal shouldn't see are written as \x1b and the like."""
+    r"""Show one rejected message; bytes that can't be printed are written as \x1b and the like."""
     with open_database(settings) as engine, reading(engine) as connection:
         row = rejected_message(connection, rejected_id)
     if row is None:
-        message = f"There is no rejected message {rejected_id}; see: fleetbeat rejected list"
+        message = f"There is no rejected message {rejected_id}. See: fleetbeat rejected list"
         raise FleetbeatError(message)
     if as_json:
         raw = {"raw": visible(row.raw), "raw_base64": base64.b64encode(row.raw).decode()}
@@ -157,10 +140,22 @@ def show(*, settings: Settings, rejected_id: int, as_json: bool) -> None:
         "inbox entry": safe(row.entry_id),
         "reason": safe(row.reason, "bold"),
         "detail": safe(row.detail),
-        "session": Text(str(row.session_id or "not known")),
+        "session": Text(str(row.session_id or "unknown")),
         f"{len(row.raw):,} bytes": Text(visible(row.raw)),
     }
     console().print(facts_table(facts))
+
+
+def visible(raw: bytes) -> str:
+    r"""Convert bytes to text that hides nothing and does nothing: what can't be printed becomes `\x1b` and the like."""
+    text = raw.decode("utf-8", errors="backslashreplace")
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
+def _row_json(row: Row[Any]) -> dict[str, Any]:
+    names = ("id", "entry_id", "received_at", "reason", "detail", "session_id")
+    size = row.size if hasattr(row, "size") else len(row.raw)
+    return {name: getattr(row, name) for name in names} | {"size": size}
 
 
 @rejected.command(
@@ -168,39 +163,41 @@ def show(*, settings: Settings, rejected_id: int, as_json: bool) -> None:
         "fleetbeat rejected requeue 12 13", "fleetbeat rejected requeue --reason unknown_session --younger-than 1d"
     )
 )
-@click.argument("ids", metavar="[ID]...", type=ROW_ID, nargs=-1)
-@click.option("--all", "take_all", is_flag=True, help="All of them, or all that the other options choose.")
-@_choosing
-@json_option
+@_choice_options
 @common_options
 def requeue(*, settings: Settings, ids: tuple[int, ...], take_all: bool, choice: Choice, as_json: bool) -> None:
-    """Take rejected messages up once more, with the time at which they were received.
+    """Try to store rejected messages again, as of the time at which they were received.
 
-    What is accepted now leaves the list, in the transaction that stores it; the rest stays. Exit status 1 if any stays.
-    It may be stopped at any time and given again.
+    A message that is accepted now leaves the list in the transaction that stores it; the others stay. Exit status 1 if
+    any stays. It can be stopped at any time and run again.
     """
     chosen: list[int] = []
     outcomes: list[tuple[int, str]] = []
     try:
         with open_database(settings) as engine, open_redis(settings) as client:
             chosen = _choose(engine, ids, choice, take_all=take_all)
-            for number, outcome in _with_bar(apply_again(settings, engine, client, chosen), len(chosen), "Requeueing"):
+            steps = apply_again(settings, engine, client, chosen)
+            for number, outcome in _with_progress(steps, len(chosen), "Requeueing"):
                 outcomes.append((number, outcome))
                 if not as_json and len(chosen) <= LINES_SHOWN:
-                    click.echo(f"{number}: {outcome}")  # at once: if the database goes away, what was done is told
+                    click.echo(f"{number}: {outcome}")  # at once: it is known even if the database then goes away
     finally:
-        counts = Counter(outcome for _, outcome in outcomes)
         if not as_json and (outcomes or not sys.exc_info()[0]):
-            left = ", ".join(f"{number:,} {name}" for name, number in counts.items() if name != STORED)
-            still = f"{len(outcomes) - counts[STORED]:,} still rejected"
-            listed = f" ({left})" if left and len(outcomes) > LINES_SHOWN else ""
-            untried = len(chosen) - len(outcomes)
-            rest = f", {untried:,} not tried" if untried else ""
-            click.echo(f"{counted(counts[STORED], 'message')} stored, {still}{listed}{rest}.")
+            click.echo(_requeue_summary(outcomes, len(chosen)))
     if as_json:
         print_json({"results": [{"id": number, "outcome": outcome} for number, outcome in outcomes]})
-    if counts[STORED] < len(outcomes):
+    if any(outcome != STORED for _, outcome in outcomes):
         raise SystemExit(REFUSED)
+
+
+def _requeue_summary(outcomes: Sequence[tuple[int, str]], chosen: int) -> str:
+    counts = Counter(outcome for _, outcome in outcomes)
+    reasons = ", ".join(f"{number:,} {name}" for name, number in counts.items() if name != STORED)
+    listed = f" ({reasons})" if reasons and len(outcomes) > LINES_SHOWN else ""
+    untried = chosen - len(outcomes)
+    rest = f", {untried:,} not tried" if untried else ""
+    stored, still = counts[STORED], len(outcomes) - counts[STORED]
+    return f"{counted(stored, 'message')} stored, {still:,} still rejected{listed}{rest}."
 
 
 @rejected.command(
@@ -208,77 +205,53 @@ def requeue(*, settings: Settings, ids: tuple[int, ...], take_all: bool, choice:
         "fleetbeat rejected purge 12 13", "fleetbeat rejected purge --reason not_json --older-than 30d --yes"
     )
 )
-@click.argument("ids", metavar="[ID]...", type=ROW_ID, nargs=-1)
-@click.option("--all", "take_all", is_flag=True, help="All of them, or all that the other options choose.")
-@click.option("--yes", is_flag=True, help="Don't ask.")
-@_choosing
-@json_option
+@_choice_options
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 @common_options
 def purge(  # noqa: PLR0913 - one argument for each option
     *, settings: Settings, ids: tuple[int, ...], take_all: bool, yes: bool, choice: Choice, as_json: bool
 ) -> None:
-    """Throw rejected messages away for good. Asks before; exit status 1 if the answer is no."""
+    """Delete rejected messages for good, after asking; exit status 1 if the answer is no."""
     with open_database(settings) as engine:
         chosen = _choose(engine, ids, choice, take_all=take_all)
         what = counted(len(chosen), "rejected message")
-        if chosen and not yes and not _agreed(f"Throw {what} away for good?"):
+        if chosen and not yes and not _confirm(f"Delete {what} for good?"):
             click.echo("Nothing was purged.", err=True)
             raise SystemExit(REFUSED)
         slices = -(-len(chosen) // PURGED_AT_ONCE)
-        purged = sum(_with_bar(purge_rejected(engine, chosen), slices, "Purging"))
+        purged = sum(_with_progress(purge_rejected(engine, chosen), slices, "Purging"))
     if as_json:
         print_json({"purged": purged})
     else:
         click.echo(f"{counted(purged, 'rejected message')} purged.")
 
 
-def _agreed(question: str) -> bool:
+def _confirm(question: str) -> bool:
     try:
         return click.confirm(question, err=True)
-    except click.Abort:  # Ctrl-C, or no answer to be had
+    except click.Abort:  # Ctrl-C, or the end of the input
         click.echo(err=True)
         return False
 
 
-def _with_bar(steps: Iterable[_C], total: int, title: str) -> Iterator[_C]:
-    """Yield the steps; if there are many, show on a terminal how far they are."""
-    from rich.console import Console
-    from rich.progress import track
-
-    bar = Console(stderr=True)
-    hidden = not bar.is_terminal or total <= 1
-    yield from track(steps, title, total=total, console=bar, disable=hidden, transient=True)
+def _with_progress(steps: Iterable[_T], total: int, title: str) -> Iterator[_T]:
+    """Yield the steps, with a progress bar on a terminal if there are several."""
+    with progress_bar(title, shown=total > 1, total=lambda: total) as update:
+        for step in steps:
+            yield step
+            update(advance=1)
 
 
 def _choose(engine: Engine, ids: tuple[int, ...], choice: Choice, *, take_all: bool) -> list[int]:
-    """Return which rejected messages are meant: those with the ids, which must be there, or all that are chosen."""
+    """Find the rejected messages with the IDs, all of which must exist, or all that the options choose."""
     by_options = take_all or choice != Choice()
     if bool(ids) == by_options:
-        message = "Give ids, or options that choose, or --all."
+        message = "Give IDs, or options that choose, or --all."
         raise click.UsageError(message)
     with reading(engine) as connection:
         known = rejected_ids(connection, choice)
-    missing = sorted(set(ids) - set(known))
+    missing = ", ".join(map(str, sorted(set(ids) - set(known))))
     if missing:
-        listed = ", ".join(str(number) for number in missing)
-        message = f"There is no rejected message {listed}; nothing was done. See: fleetbeat rejected list"
+        message = f"There is no rejected message {missing}; nothing was done. See: fleetbeat rejected list"
         raise FleetbeatError(message)
     return list(dict.fromkeys(ids)) or known
-
-
-def visible(raw: bytes) -> str:
-    r"""Return bytes as text that hides nothing and does nothing: what can't be printed becomes `\x1b` and the like."""
-    text = raw.decode("utf-8", errors="backslashreplace")
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
-
-
-def _row_json(row: Row[Any]) -> dict[str, Any]:
-    return {
-        "id": row.id,
-        "entry_id": row.entry_id,
-        "received_at": row.received_at,
-        "reason": row.reason,
-        "detail": row.detail,
-        "session_id": row.session_id,
-        "size": row.size if hasattr(row, "size") else len(row.raw),
-    }

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
+from rich.table import Table
 from rich.text import Text
 from sqlalchemy import Row
 
@@ -14,45 +15,27 @@ from fleetbeat_shared.errors import FleetbeatError
 from fleetbeat_shared.sanitize import clean
 from fleetbeat_shared.settings import Settings
 from fleetbeat_shared.time_text import format_duration
-from fleetbeat_worker.cli.options import common_options, example, json_option, open_database
-from fleetbeat_worker.cli.output import ago, console, plain_table, print_json, safe
-from fleetbeat_worker.cli.types import ROW_ID, NameType
+from fleetbeat_worker.cli.options import common_options, example, open_database
+from fleetbeat_worker.cli.output import ago, print_json
+from fleetbeat_worker.cli.rendering import console, numeric, plain_table, safe, wrapped
+from fleetbeat_worker.cli.types import ROW_ID, LineType, NameType
 from fleetbeat_worker.database.engine import reading, writing
 from fleetbeat_worker.rules.enums import TaskState
 from fleetbeat_worker.store.sessions import agent_is_known
 from fleetbeat_worker.store.tasks import TaskCounts, add_task, count_tasks, read_tasks, update_task
 
-if TYPE_CHECKING:
-    from rich.table import Table
-
-MAX_TITLE = 500
-"""As long as a progress text may be."""
-
 _STATE = click.Choice([state.value for state in TaskState])
-
-
-class _Title(click.ParamType[str]):
-    """A task's title: one line."""
-
-    name = "TITLE"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:  # noqa: ANN401
-        """Return the title without control characters."""
-        title = clean(str(value))
-        if not 0 < len(title) <= MAX_TITLE:
-            self.fail(f"a title has 1 to {MAX_TITLE} characters; this one has {len(title)}.", param, ctx)
-        return title
+_TITLE = LineType("title")
 
 
 @click.group()
 def tasks() -> None:
-    """Keep the work items of agents; the dashboard shows how many are open, and how many stale."""
+    """Manage the work items of agents; the dashboard shows how many are open, and how many stale."""
 
 
 @tasks.command(epilog=example('fleetbeat tasks add hint "Sort the inbox"'))
 @click.argument("agent", type=NameType())
-@click.argument("title", type=_Title())
-@json_option
+@click.argument("title", type=_TITLE)
 @common_options
 def add(*, settings: Settings, agent: str, title: str, as_json: bool) -> None:
     """Add an open task for an agent."""
@@ -61,7 +44,7 @@ def add(*, settings: Settings, agent: str, title: str, as_json: bool) -> None:
         known = agent_is_known(connection, agent)
     if not known:
         click.echo(f"Note: no agent named {agent} has registered yet.", err=True)
-    _tell(task, as_json=as_json)
+    _print_task(task, as_json=as_json)
 
 
 @tasks.command(
@@ -69,8 +52,7 @@ def add(*, settings: Settings, agent: str, title: str, as_json: bool) -> None:
 )
 @click.argument("task_id", type=ROW_ID)
 @click.option("--state", type=_STATE, help="Its new state.")
-@click.option("--title", type=_Title(), help="Its new title.")
-@json_option
+@click.option("--title", type=_TITLE, help="Its new title.")
 @common_options
 def update(*, settings: Settings, task_id: int, state: str | None, title: str | None, as_json: bool) -> None:
     """Change a task's state or title."""
@@ -82,20 +64,18 @@ def update(*, settings: Settings, task_id: int, state: str | None, title: str | 
 
 @tasks.command(epilog=example("fleetbeat tasks done 7"))
 @click.argument("task_id", type=ROW_ID)
-@json_option
 @common_options
 def done(*, settings: Settings, task_id: int, as_json: bool) -> None:
-    """Say that a task is done."""
+    """Mark a task as done."""
     _change(settings, task_id, TaskState.DONE, None, as_json=as_json)
 
 
 @tasks.command("list", epilog=example("fleetbeat tasks list hint", "fleetbeat tasks list hint --state open"))
 @click.argument("agent", type=NameType())
 @click.option("--state", type=_STATE, help="Only those in this state.")
-@json_option
 @common_options
 def list_tasks(*, settings: Settings, agent: str, state: str | None, as_json: bool) -> None:
-    """List an agent's tasks, the oldest first; those that are stale say so."""
+    """List an agent's tasks, oldest first; stale ones are marked."""
     with open_database(settings) as engine, reading(engine) as connection:
         found = read_tasks(connection, agent, TaskState(state) if state else None)
     if as_json:
@@ -108,30 +88,29 @@ def list_tasks(*, settings: Settings, agent: str, state: str | None, as_json: bo
 
 @tasks.command(epilog=example("fleetbeat tasks counts hint"))
 @click.argument("agent", type=NameType())
-@json_option
 @common_options
 def counts(*, settings: Settings, agent: str, as_json: bool) -> None:
-    """Count an agent's tasks: open (not done), and of these stale (untouched for long)."""
+    """Count an agent's tasks: open (not done), and of these stale (not updated for long)."""
     before = datetime.now(UTC) - timedelta(seconds=settings.stale_task_seconds)
     with open_database(settings) as engine, reading(engine) as connection:
         found = count_tasks(connection, before, agent).get(agent, TaskCounts())
     if as_json:
         print_json({"agent_name": agent, "open": found.open, "stale": found.stale})
     else:
-        long = format_duration(settings.stale_task_seconds)
-        click.echo(f"{agent}: {found.open} open, {found.stale} stale (untouched for {long})")
+        age = format_duration(settings.stale_task_seconds)
+        click.echo(f"{agent}: {found.open} open, {found.stale} stale (not updated for {age})")
 
 
 def _change(settings: Settings, task_id: int, state: TaskState | None, title: str | None, *, as_json: bool) -> None:
     with open_database(settings) as engine, writing(engine) as connection:
         task = update_task(connection, task_id, datetime.now(UTC), state=state, title=title)
     if task is None:
-        message = f"There is no task {task_id}; see: fleetbeat tasks list AGENT"
+        message = f"There is no task {task_id}. See: fleetbeat tasks list AGENT"
         raise FleetbeatError(message)
-    _tell(task, as_json=as_json)
+    _print_task(task, as_json=as_json)
 
 
-def _tell(task: Row[Any], *, as_json: bool) -> None:
+def _print_task(task: Row[Any], *, as_json: bool) -> None:
     if as_json:
         print_json(_task_json(task))
     else:
@@ -139,25 +118,15 @@ def _tell(task: Row[Any], *, as_json: bool) -> None:
 
 
 def _task_json(task: Row[Any]) -> dict[str, Any]:
-    return {
-        "id": task.id,
-        "agent_name": task.agent_name,
-        "title": task.title,
-        "state": task.state,
-        "created_at": task.created_at,
-        "updated_at": task.updated_at,
-    }
+    names = ("id", "agent_name", "title", "state", "created_at", "updated_at")
+    return {name: getattr(task, name) for name in names}
 
 
 def _tasks_table(found: Sequence[Row[Any]], settings: Settings, now: datetime) -> Table:
-    table = plain_table()
-    table.add_column("Task", justify="right", no_wrap=True)
-    table.add_column("State", no_wrap=True)
-    table.add_column("Touched", no_wrap=True)
-    table.add_column("Title", overflow="fold")
+    table = plain_table(numeric("Task"), "State", "Updated", wrapped("Title"))
     for task in found:
-        silent_seconds = (now - task.updated_at).total_seconds()
-        stale = task.state != TaskState.DONE and silent_seconds > settings.stale_task_seconds
+        age_seconds = (now - task.updated_at).total_seconds()
+        stale = task.state != TaskState.DONE and age_seconds > settings.stale_task_seconds
         state = Text.assemble(str(task.state), (" (stale)", "yellow")) if stale else safe(task.state)
         table.add_row(Text(str(task.id)), state, Text(ago(task.updated_at, now)), safe(task.title))
     return table

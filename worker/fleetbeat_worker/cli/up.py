@@ -1,4 +1,4 @@
-"""`fleetbeat up`: all of it on one machine."""
+"""`fleetbeat up`: everything that Fleetbeat needs, on one machine."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fleetbeat_shared.click_types import WholeNumber
 from fleetbeat_shared.settings import DEFAULT_REDIS_PORT, Settings
 from fleetbeat_worker.broker.embedded_valkey import DataDirectory, EmbeddedValkey, end_predecessor
 from fleetbeat_worker.cli.options import asked_to_stop, example, pool_options
-from fleetbeat_worker.cli.worker import LOOK_SECONDS, check_notify_urls, open_exporter, prepare_database
+from fleetbeat_worker.cli.worker import POLL_SECONDS, check_notify_urls, open_exporter, prepare_database
 from fleetbeat_worker.telemetry.log import set_up
 from fleetbeat_worker.workers.autoscale import Bounds
 from fleetbeat_worker.workers.pool import Pool
@@ -29,50 +29,56 @@ from fleetbeat_worker.workers.pool import Pool
     type=click.Path(file_okay=False, path_type=Path),
     envvar="FLEETBEAT_DATA_DIR",
     show_envvar=True,
-    help="Where everything is kept.",
+    help="The directory for all data.",
 )
-@click.option("--port", type=WholeNumber(1, 65535), default=DEFAULT_REDIS_PORT, show_default=True, help="For agents.")
+@click.option(
+    "--port",
+    type=WholeNumber(1, 65535),
+    default=DEFAULT_REDIS_PORT,
+    show_default=True,
+    help="The port that agents connect to.",
+)
 @pool_options
 def up(*, data_dir: Path | None, port: int, workers: int, bounds: Bounds) -> None:
     """Start Valkey, SQLite, workers and the dispatcher, until Ctrl-C.
 
-    What is queued survives a restart, also after a crash. While it runs, fleetbeat workers scale changes how many
-    workers there are.
+    Queued messages survive a restart, also after a crash. While it runs, fleetbeat workers scale changes the number of
+    workers.
     """
     settings = Settings.from_environment(os.environ)
     if data_dir is not None:
         settings = settings.model_copy(update={"data_dir": data_dir})
     set_up(settings.log_level)
-    asked = asked_to_stop()
+    stop_asked = asked_to_stop()
     directory = DataDirectory(settings.data_path)
     with directory.lock(port) as predecessors_port:
         server = EmbeddedValkey(directory.path / "valkey", port)
         end_predecessor(predecessors_port, directory.path / "valkey")
         settings = settings.model_copy(update={"redis_url": server.url})
-        _run(settings, server, Pool(settings, workers, bounds, open_exporter(settings)), asked)
+        _run(settings, server, Pool(settings, workers, bounds, open_exporter(settings)), stop_asked)
 
 
-def _run(settings: Settings, server: EmbeddedValkey, pool: Pool, asked: Callable[[], bool]) -> None:
+def _run(settings: Settings, server: EmbeddedValkey, pool: Pool, stop_asked: Callable[[], bool]) -> None:
     check_notify_urls(settings)
     settings.export(os.environ)  # for the jobs, which read their settings where they run
     server.start()
     try:
-        prepare_database(settings, asked)
+        prepare_database(settings, stop_asked)
         pool.start()
         try:
             click.echo(_greeting(settings))
-            while not asked():
-                pool.look_after(LOOK_SECONDS)
+            while not stop_asked():
+                pool.look_after(POLL_SECONDS)
                 server.start_again_if_ended()
         finally:
             pool.stop()
     finally:
         server.stop()
-    click.echo("Fleetbeat has ended; what is queued is kept.")
+    click.echo("Fleetbeat has stopped; queued messages are kept.")
 
 
 def _greeting(settings: Settings) -> str:
-    lines = ["Fleetbeat runs. Agents on this machine reach it at:", "", f"    {settings.redis_url}", ""]
+    lines = ["Fleetbeat is running. Agents on this machine connect to:", "", f"    {settings.redis_url}", ""]
     default = Settings()
     variables = {
         "FLEETBEAT_REDIS_URL": settings.redis_url if settings.redis_url != default.redis_url else None,
@@ -80,5 +86,5 @@ def _greeting(settings: Settings) -> str:
     }
     exports = [f"    export {name}={shlex.quote(value)}" for name, value in variables.items() if value is not None]
     if exports:
-        lines += ["That is not the default: in other terminals, first run", "", *exports, ""]
-    return "\n".join([*lines, "Look at the fleet:  fleetbeat dashboard", "Stop:               Ctrl-C"])
+        lines += ["That is not the default. In other terminals, first run", "", *exports, ""]
+    return "\n".join([*lines, "Show the fleet:  fleetbeat dashboard", "Stop:            Ctrl-C"])

@@ -1,4 +1,4 @@
-"""`fleetbeat worker`: the processes that do the work."""
+"""`fleetbeat worker`: a pool of RQ workers with its dispatcher."""
 
 from __future__ import annotations
 
@@ -16,11 +16,10 @@ from fleetbeat_worker.broker import rq_queue
 from fleetbeat_worker.broker.inbox import Inbox
 from fleetbeat_worker.broker.rq_queue import count_workers
 from fleetbeat_worker.broker.server import redis_now
-from fleetbeat_worker.cli.options import asked_to_stop, common_options, example, metrics_options, pool_options
+from fleetbeat_worker.cli.options import asked_to_stop, example, metrics_options, pool_options, url_options
 from fleetbeat_worker.database import schema
 from fleetbeat_worker.database.engine import open_engine
 from fleetbeat_worker.notifications.job import notify
-from fleetbeat_worker.rules.backoff import backoff
 from fleetbeat_worker.sweep.job import sweep
 from fleetbeat_worker.telemetry.exporter import Exporter
 from fleetbeat_worker.telemetry.log import logger, set_up
@@ -28,8 +27,10 @@ from fleetbeat_worker.telemetry.problems import Complaint
 from fleetbeat_worker.workers.autoscale import Bounds
 from fleetbeat_worker.workers.pool import Pool
 
-LOOK_SECONDS = 1.0
-BURST_LOOK_SECONDS = 0.1
+POLL_SECONDS = 1.0
+"""How often the pool is looked after."""
+
+BURST_POLL_SECONDS = 0.1
 
 
 @click.command(
@@ -41,112 +42,107 @@ BURST_LOOK_SECONDS = 0.1
     )
 )
 @pool_options
-@click.option("--burst", is_flag=True, help="Store what is in the inbox now, sweep once, send what is due, and exit.")
-@common_options
+@click.option(
+    "--burst", is_flag=True, help="Store what is in the inbox now, sweep once, send due notifications, and exit."
+)
+@url_options
 @metrics_options
 def worker(*, settings: Settings, workers: int, bounds: Bounds, burst: bool) -> None:
     """Run RQ workers and a dispatcher until Ctrl-C or SIGTERM.
 
-    Redis or the database may be away, at the start or later: the workers wait for them and say so.
-    While they run, fleetbeat workers scale changes how many they are.
+    Redis or the database may be unavailable, at the start or later: the workers log that and wait. While they run,
+    fleetbeat workers scale changes their number.
     """
     set_up(settings.log_level)
-    # A URL that is none of Redis's ends us here, with its name; each child would fail at it again and again.
+    # An invalid URL is reported here once; otherwise each child would fail with it again and again.
     connect(settings.redis_url, timeout_seconds=rq_queue.WORKER_TIMEOUT_SECONDS).close()
     check_notify_urls(settings)
     settings.export(os.environ)  # for the jobs, which read their settings where they run
-    asked = asked_to_stop()
+    stop_asked = asked_to_stop()
     exporter = open_exporter(settings)
-    prepare_database(settings, asked)
-    if not asked():
-        logger.info("Workers run", extra={"workers": workers, "redis": place(settings.redis_url)})
-        run_pool(settings, Pool(settings, workers, bounds, exporter), burst=burst, asked=asked)
-        logger.info("Workers ended")
+    prepare_database(settings, stop_asked)
+    if not stop_asked():
+        logger.info("Workers started", extra={"workers": workers, "redis": place(settings.redis_url)})
+        _run_pool(settings, Pool(settings, workers, bounds, exporter), burst=burst, stop_asked=stop_asked)
+        logger.info("Workers stopped")
 
 
 def check_notify_urls(settings: Settings) -> None:
-    """Make sure that notifications can be sent where the settings say. Raises SettingsError."""
+    """Check that notifications can be sent to the targets of the settings. Raises SettingsError."""
     if settings.notify_urls.strip():
-        from fleetbeat_worker.notifications.apprise_sender import (
-            check_targets,  # it brings Apprise, for who sends something
-        )
+        from fleetbeat_worker.notifications.apprise_sender import check_targets  # imports Apprise: only if needed
 
         check_targets(settings.notify_urls)
 
 
 def open_exporter(settings: Settings) -> Exporter | None:
-    """Return the exporter that the settings ask for, if they do. Raises FleetbeatError when it can't have its port."""
+    """Open the metrics exporter if the settings ask for one. Raises FleetbeatError when its port can't be used."""
     if settings.metrics_port is None:
         return None
     from fleetbeat_worker.fleet.gauges import Sources
-    from fleetbeat_worker.telemetry.exporter import (
-        Exporter,  # it brings an HTTP server, which other workers needn't hold
-    )
 
     return Exporter(settings, settings.metrics_port, lambda settings: Sources(settings).read)
 
 
-def prepare_database(settings: Settings, asked: Callable[[], bool]) -> None:
-    """Wait until the database can be used, and make sure of its schema.
-
-    Raises SchemaOutdated, SettingsError.
-    """
+def prepare_database(settings: Settings, stop_asked: Callable[[], bool]) -> None:
+    """Wait until the database can be used, and create or check its schema. Raises SchemaOutdated, SettingsError."""
     complaint = Complaint("database", "parent")
-    pauses = backoff(0.1, 5.0)
-    while not asked():
+    pause_seconds = 0.1
+    while not stop_asked():
         engine = open_engine(settings.sql_url)
         try:
             schema.prepare(engine)
         except DatabaseUnavailable as error:
             complaint.trouble(f"{error} Workers wait for it.")
-            time.sleep(next(pauses))
+            time.sleep(pause_seconds)
+            pause_seconds = min(pause_seconds * 2, 5.0)
         else:
-            complaint.over("The database is there.")
+            complaint.over("The database is available.")
             return
         finally:
             engine.dispose()
 
 
-def run_pool(settings: Settings, pool: Pool, *, burst: bool, asked: Callable[[], bool]) -> None:
-    """Run a pool until asked to stop, or until the inbox is drained."""
+def _run_pool(settings: Settings, pool: Pool, *, burst: bool, stop_asked: Callable[[], bool]) -> None:
+    """Run a pool until asked to stop; in a burst, until the inbox is drained."""
     pool.start()
-    drained = _drained(settings) if burst else lambda: False
-    while not asked() and not drained():
-        pool.look_after(BURST_LOOK_SECONDS if burst else LOOK_SECONDS)
+    is_drained = _make_drain_check(settings) if burst else lambda: False
+    while not stop_asked() and not is_drained():
+        pool.look_after(BURST_POLL_SECONDS if burst else POLL_SECONDS)
     pool.stop()
-    if burst and not asked():
+    if burst and not stop_asked():
         _end_burst(settings)
 
 
-def _drained(settings: Settings) -> Callable[[], bool]:
-    """Return what tells whether the inbox is empty through the last message that stood in it at the first look."""
+def _make_drain_check(settings: Settings) -> Callable[[], bool]:
+    """Make a function that tells whether the inbox is drained, up to the entry that was the last at its first call."""
     last_id: list[str | None] = []
 
-    def drained() -> bool:
+    def is_drained() -> bool:
         from redis.exceptions import RedisError
 
         try:
-            # A client for each look: the pool may fork between two.
+            # A client for each call: the pool may fork between two.
             with closing(connect(settings.redis_url, timeout_seconds=rq_queue.WORKER_TIMEOUT_SECONDS)) as client:
                 inbox = Inbox(client)
                 if not last_id:
                     last_id.append(inbox.last_id())
                 return last_id[0] is None or not inbox.holds_through(last_id[0])
         except (RedisError, OSError):
-            return False  # the dispatcher tells about it
+            return False  # the dispatcher logs it
 
-    return drained
+    return is_drained
 
 
 def _end_burst(settings: Settings) -> None:
-    """Sweep, tell people, and leave no job behind that the dispatcher enqueued in its last moments."""
+    """Sweep, send the due notifications, and withdraw the jobs that the dispatcher enqueued last."""
     engine = open_engine(settings.sql_url)
     try:
         client = connect(settings.redis_url, timeout_seconds=rq_queue.WORKER_TIMEOUT_SECONDS)
         with closing(client), redis_errors(settings.redis_url):
             sweep(client, engine, settings)
             while notify(engine, settings.notify_urls, lambda: redis_now(client)).sent:
-                pass  # a portion at a time
+                pass  # one call sends a limited number
             if not count_workers(client):
                 rq_queue.withdraw(client)
     finally:

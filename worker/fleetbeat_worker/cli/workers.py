@@ -1,45 +1,44 @@
-"""`fleetbeat workers`: the pools and their workers, over all machines."""
+"""`fleetbeat workers`: the pools and their workers on all machines."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 from click.core import ParameterSource
 from redis import Redis
-from rich.console import Group
+from rich.console import Group, RenderableType
+from rich.table import Table
 from rich.text import Text
 
 from fleetbeat_shared.click_types import WholeNumber
 from fleetbeat_shared.connection import redis_errors
 from fleetbeat_shared.errors import FleetbeatError
 from fleetbeat_shared.settings import Settings
-from fleetbeat_worker.cli.options import common_options, example, json_option, open_redis
-from fleetbeat_worker.cli.output import ago, console, counted, plain_table, print_json, safe
+from fleetbeat_worker.cli.options import common_options, example, open_redis
+from fleetbeat_worker.cli.output import ago, counted, print_json
+from fleetbeat_worker.cli.rendering import console, numeric, plain_table, safe, wrapped
 from fleetbeat_worker.cli.types import BoundsType
 from fleetbeat_worker.workers.autoscale import MOST_WORKERS, Bounds
 from fleetbeat_worker.workers.registry import PoolState, read_pools, spread, want
 from fleetbeat_worker.workers.status import Member, Workforce, read_workforce
 
-if TYPE_CHECKING:
-    from rich.console import RenderableType
+CONFIRM_SECONDS = 15.0
+"""How long pools may take to confirm a new worker count; they read it once a second."""
 
-HEARD_SECONDS = 15.0
-"""How long pools may take to hear what is wanted of them; they listen once a second."""
-LOOK_SECONDS = 0.2
+POLL_SECONDS = 0.2
 
 
 @click.group(
     invoke_without_command=True,
     epilog=example("fleetbeat workers", "fleetbeat workers scale 8", "fleetbeat workers --json | jq .workers"),
 )
-@json_option
 @common_options
 @click.pass_context
 def workers(context: click.Context, *, settings: Settings, as_json: bool) -> None:
-    """List the pools of workers on all machines, and change how many workers they have."""
+    """List the pools of workers on all machines, and scale them."""
     if context.invoked_subcommand is not None:
         _refuse_options_before(context, context.invoked_subcommand)
         return
@@ -48,16 +47,15 @@ def workers(context: click.Context, *, settings: Settings, as_json: bool) -> Non
     if as_json:
         print_json(found.to_json())
     else:
-        console().print(_text(found))
+        console().print(_workforce_text(found))
 
 
 def _refuse_options_before(context: click.Context, command: str) -> None:
-    """Refuse options that stand before the subcommand, where they would do nothing: it would ask another Redis."""
+    """Refuse options before the subcommand: they would have no effect, and another Redis would be asked."""
     for parameter in context.command.params:
         if parameter.name and context.get_parameter_source(parameter.name) is ParameterSource.COMMANDLINE:
-            message = (
-                f"Write {parameter.opts[0]} behind the command: fleetbeat workers {command} … {parameter.opts[0]} …"
-            )
+            option = parameter.opts[0]
+            message = f"Write {option} after the command: fleetbeat workers {command} … {option} …"
             raise click.UsageError(message)
 
 
@@ -67,12 +65,11 @@ def _refuse_options_before(context: click.Context, command: str) -> None:
     )
 )
 @click.argument("number", type=WholeNumber(0), metavar="[N]", required=False)
-@click.option("--auto", "bounds", type=BoundsType(), metavar="MIN:MAX", help="Let each pool follow the lag instead.")
+@click.option("--auto", "bounds", type=BoundsType(), help="Instead of N: adjust each pool to the lag, in this range.")
 @click.option("--host", help="Only the pools on this host.")
 @click.option("--pool", "pool_id", metavar="ID", help="Only this pool.")
-@json_option
 @common_options
-def scale(  # noqa: PLR0913 - each is an option of the command
+def scale(  # noqa: PLR0913 - one parameter per option
     *,
     settings: Settings,
     number: int | None,
@@ -81,91 +78,85 @@ def scale(  # noqa: PLR0913 - each is an option of the command
     pool_id: str | None,
     as_json: bool,
 ) -> None:
-    """Change how many workers run, without restarting anything.
+    """Change the number of workers without a restart.
 
-    N is the total of all chosen pools; it is spread evenly over them, and each has at most 64. A surplus worker
-    finishes its batch first. With 0 nothing is stored, but the pools stay and can be scaled up again. A pool that is
-    started later begins with its own -n.
+    N is the total of all chosen pools, spread evenly over them; each can have at most 64. A surplus worker finishes its
+    batch first. With 0 nothing is stored, but the pools stay and can be scaled up again. A pool that is started later
+    begins with its own -n.
     """
     if (number is None) == (bounds is None):
-        message = "Say how many workers there should be: either N, or --auto MIN:MAX."
+        message = "Give the number of workers: either N, or --auto MIN:MAX."
         raise click.UsageError(message)
     with open_redis(settings) as client, redis_errors(settings.redis_url):
-        wanted = _wanted(_chosen(client, host, pool_id), number, bounds)
+        wanted = _spread_over(_choose_pools(client, host, pool_id), number, bounds)
         want(client, wanted)
-        heard = _wait_until_heard(client, wanted)
-    late = [key for key in wanted if key not in heard]
+        confirmed = _wait_until_confirmed(client, wanted)
     if as_json:
-        pools = [{"id": key, "wanted": str(each), "heard": key in heard} for key, each in wanted.items()]
+        pools = [{"id": key, "wanted": str(each), "confirmed": key in confirmed} for key, each in wanted.items()]
         print_json({"pools": pools})
     else:
-        for key in heard:
-            console().print(Text.assemble("Pool ", safe(key, "bold"), f" will have {_told(wanted[key])}."))
-    if late:
+        for key in confirmed:
+            console().print(Text.assemble("Pool ", safe(key, "bold"), f" will have {_bounds_text(wanted[key])}."))
+    missing = [key for key in wanted if key not in confirmed]
+    if missing:
         message = (
-            f"{counted(len(late), 'pool')} didn't hear it within {HEARD_SECONDS:g} s: {', '.join(late)}. "
-            "Look at them with: fleetbeat workers"
+            f"{counted(len(missing), 'pool')} did not confirm within {CONFIRM_SECONDS:g} s: {', '.join(missing)}. "
+            "See: fleetbeat workers"
         )
         raise FleetbeatError(message)
 
 
-def _chosen(client: Redis, host: str | None, pool_id: str | None) -> list[PoolState]:
+def _choose_pools(client: Redis, host: str | None, pool_id: str | None) -> list[PoolState]:
     pools = read_pools(client)
     if not pools:
-        message = "No pool of workers runs. Start one with: fleetbeat worker"
+        message = "No pool of workers is running. Start one: fleetbeat worker"
         raise FleetbeatError(message)
     chosen = [pool for pool in pools if host in {None, pool.hostname} and pool_id in {None, pool.id}]
     if not chosen:
         where = [f"on the host {host}"] if host is not None else []
-        where += [f"with the id {pool_id}"] if pool_id is not None else []
-        message = f"No pool runs {' '.join(where)}. List them with: fleetbeat workers"
+        where += [f"with the ID {pool_id}"] if pool_id is not None else []
+        message = f"No pool is running {' '.join(where)}. See: fleetbeat workers"
         raise FleetbeatError(message)
     return chosen
 
 
-def _wanted(pools: list[PoolState], number: int | None, bounds: Bounds | None) -> dict[str, Bounds]:
+def _spread_over(pools: list[PoolState], number: int | None, bounds: Bounds | None) -> dict[str, Bounds]:
     if number is None:
         return {pool.id: bounds for pool in pools if bounds is not None}
-    if number > MOST_WORKERS * len(pools):
-        message = (
-            f"{counted(len(pools), 'pool')} can have {MOST_WORKERS * len(pools)} workers at most; start more pools."
-        )
+    most = MOST_WORKERS * len(pools)
+    if number > most:
+        message = f"{counted(len(pools), 'pool')} can have {most} workers at most. Start more pools."
         raise click.UsageError(message)
     return {key: Bounds(each, each) for key, each in spread(number, pools).items()}
 
 
-def _wait_until_heard(client: Redis, wanted: Mapping[str, Bounds]) -> list[str]:
-    """Return the pools that say that they heard it; wait for them for a time."""
-    ends_at = time.monotonic() + HEARD_SECONDS
+def _wait_until_confirmed(client: Redis, wanted: Mapping[str, Bounds]) -> list[str]:
+    """Wait for the pools to report what was requested; return those that did in time."""
+    ends_at = time.monotonic() + CONFIRM_SECONDS
     while True:
-        said = {pool.id: pool.bounds for pool in read_pools(client)}
-        heard = [key for key, bounds in wanted.items() if said.get(key) == bounds]
-        if len(heard) == len(wanted) or time.monotonic() >= ends_at:
-            return heard
-        time.sleep(LOOK_SECONDS)
+        reported = {pool.id: pool.bounds for pool in read_pools(client)}
+        confirmed = [key for key, bounds in wanted.items() if reported.get(key) == bounds]
+        if len(confirmed) == len(wanted) or time.monotonic() >= ends_at:
+            return confirmed
+        time.sleep(POLL_SECONDS)
 
 
-def _told(bounds: Bounds) -> str:
+def _bounds_text(bounds: Bounds) -> str:
     if bounds.are_fixed:
         return counted(bounds.most, "worker")
-    return f"{bounds.least} to {bounds.most} workers, as the lag asks for"
+    return f"{bounds.least} to {bounds.most} workers, depending on the lag"
 
 
-def _text(found: Workforce) -> RenderableType:
+def _workforce_text(found: Workforce) -> RenderableType:
     if not found.pools and not found.members:
-        return Text("No worker runs. Start some with: fleetbeat worker", style="bold yellow")
+        return Text("No worker is running. Start some: fleetbeat worker", style="bold yellow")
     parts: list[RenderableType] = [_pools_table(found)]
     parts += [Text(), _members_table(found)] if found.members else []
     return Group(*parts)
 
 
-def _pools_table(found: Workforce) -> RenderableType:
-    table = plain_table()
-    table.add_column("Pool", overflow="fold")
-    table.add_column("Wanted", no_wrap=True)
-    table.add_column("Running", justify="right", no_wrap=True)
-    table.add_column("Started", no_wrap=True)
-    table.add_column("Last seen", no_wrap=True)
+def _pools_table(found: Workforce) -> Table:
+    table = plain_table(wrapped("Pool"), "Wanted", numeric("Running"), "Started", "Last seen")
     for pool in found.pools:
         table.add_row(
             safe(pool.id, "bold"),
@@ -177,20 +168,14 @@ def _pools_table(found: Workforce) -> RenderableType:
     return table
 
 
-def _members_table(found: Workforce) -> RenderableType:
-    table = plain_table()
-    table.add_column("Host", overflow="fold")
-    table.add_column("Pid", justify="right", no_wrap=True)
-    table.add_column("State", no_wrap=True)
-    table.add_column("Job", overflow="fold")
-    table.add_column("Rate", justify="right", no_wrap=True)
-    table.add_column("Last seen", no_wrap=True)
+def _members_table(found: Workforce) -> Table:
+    table = plain_table(wrapped("Host"), numeric("PID"), "State", wrapped("Job"), numeric("Rate"), "Last seen")
     for member in found.members:
-        table.add_row(*_row(member, found))
+        table.add_row(*_member_cells(member, found))
     return table
 
 
-def _row(member: Member, found: Workforce) -> tuple[Any, ...]:
+def _member_cells(member: Member, found: Workforce) -> tuple[Any, ...]:
     worker = member.worker
     seen = worker.last_heartbeat_at
     return (
