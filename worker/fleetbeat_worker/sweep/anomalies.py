@@ -19,7 +19,7 @@ from fleetbeat_worker.rules.liveness import UNJUDGEABLE
 from fleetbeat_worker.rules.spans import to_milliseconds
 from fleetbeat_worker.store.events import find_flapping, flapping_window_start, read_change_times, record_agent_events
 from fleetbeat_worker.store.sessions import set_time
-from fleetbeat_worker.sweep.queries import SweptAgent, find_flapping_agents, find_stuck_candidates
+from fleetbeat_worker.sweep.queries import ReportedAgent, SweptAgent, find_flapping_agents, find_stuck_candidates
 
 _Found = list[tuple[SweptAgent, dict[str, Any]]]
 """Agents of one kind, each with the detail of its event."""
@@ -95,7 +95,7 @@ def _record(connection: Connection, kind: EventType, now: datetime, found: _Foun
     ]
 
 
-def _is_stuck(agent: SweptAgent, watermark: datetime, limit: int, unwatched: Unwatched) -> bool:
+def _is_stuck(agent: ReportedAgent, watermark: datetime, limit: int, unwatched: Unwatched) -> bool:
     times = (agent.changed_at, agent.state_changed_at, agent.resumed_at)
     unchanged_since = max(to_milliseconds(time) for time in times if time is not None)
     since = to_milliseconds(agent.since)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from datetime import datetime
 from typing import Any
@@ -25,28 +25,20 @@ _LIVENESS: Table = Liveness.__table__  # type: ignore[assignment] # a mapped cla
 
 @dataclass(frozen=True, slots=True)
 class SweptAgent:
-    """A live session as sweeps read it: columns of `agents` and `liveness`, and two values that are derived."""
+    """A live session as a sweep reads it: what overdue agents are judged and notified by."""
 
     session_id: UUID
     agent_name: str
     project: str | None
     flapping_at: datetime | None
-    stuck_at: datetime | None
-    stuck_after: int | None
-    changed_at: datetime | None
-    progress: str | None
-    work_item_id: str | None
-    status: str | None
-    state: str
-    state_changed_at: datetime
     registered_at: datetime
     last_seen_at: datetime | None
     resumed_at: datetime | None
     deadline_at: datetime
     incident_id: int | None
     promise: Promise
-    cleared_at: datetime | None = None
-    """The end of the maintenance window from which its silence counts, if it does; not read from the database."""
+    cleared_at: datetime | None
+    """The end of the maintenance window from which its silence counts, if it does; not in the database."""
 
     @property
     def since(self) -> datetime:
@@ -59,17 +51,42 @@ class SweptAgent:
         return silence | promise_facts(self.promise, missed_limit)
 
 
-_DERIVED = ("promise", "cleared_at")
-_NAMES = [field.name for field in fields(SweptAgent) if field.name not in _DERIVED]
-_COLUMNS: list[Any] = [
-    getattr(Liveness if name in _LIVENESS.c and name != "session_id" else Agent, name)
-    for name in (*_NAMES, *PROMISE_COLUMNS)
-]
-_AGENTS = select(*_COLUMNS).join_from(Agent, Liveness, Liveness.session_id == Agent.session_id)
+@dataclass(frozen=True, slots=True)
+class ReportedAgent(SweptAgent):
+    """A live session with its state and what it reports: more than overdue agents need, who may be the whole fleet."""
+
+    state: str
+    state_changed_at: datetime
+    stuck_at: datetime | None
+    stuck_after: int | None
+    changed_at: datetime | None
+    progress: str | None
+    work_item_id: str | None
+    status: str | None
 
 
-def _swept_agent(row: Row[Any]) -> SweptAgent:
-    return SweptAgent(*(*row[: len(_NAMES)], cached_promise(*row[len(_NAMES) :])))
+_NAMES = [field.name for field in fields(SweptAgent)[:-2]]
+_REPORTED = [field.name for field in fields(ReportedAgent)[len(fields(SweptAgent)) :]]
+_PLACE = len(_NAMES)
+_END = _PLACE + len(PROMISE_COLUMNS)
+
+
+def _columns(names: Iterable[str]) -> list[Any]:
+    return [getattr(Agent if hasattr(Agent, name) else Liveness, name) for name in names]
+
+
+_SWEPT = select(*_columns((*_NAMES, *PROMISE_COLUMNS))).join_from(
+    Agent, Liveness, Liveness.session_id == Agent.session_id
+)
+_REPORTED_AGENTS = _SWEPT.add_columns(*_columns(_REPORTED))
+
+
+def _swept(row: Row[Any]) -> SweptAgent:
+    return SweptAgent(*(*row[:_PLACE], cached_promise(*row[_PLACE:]), None))
+
+
+def _reported(row: Row[Any]) -> ReportedAgent:
+    return ReportedAgent(*(*row[:_PLACE], cached_promise(*row[_PLACE:_END]), None, *row[_END:]))
 
 
 def find_overdue(connection: Connection, watermark: datetime, session_id: UUID | None = None) -> list[SweptAgent]:
@@ -78,15 +95,15 @@ def find_overdue(connection: Connection, watermark: datetime, session_id: UUID |
     A row that a batch has locked is skipped: the batch brings a heartbeat, and the next sweep reads the row again. An
     agent that can't be judged is skipped, too.
     """
-    query = _overdue(_AGENTS, watermark)
+    query = _overdue(_SWEPT, watermark)
     if session_id is not None:
         query = query.where(Liveness.session_id == session_id)
-    return [_swept_agent(row) for row in connection.execute(query)]
+    return [_swept(row) for row in connection.execute(query)]
 
 
 def find_overdue_ids(connection: Connection, watermark: datetime) -> list[UUID]:
     """Lock the agents that `find_overdue` reads, and read only their session ids."""
-    return list(connection.execute(_overdue(_AGENTS.with_only_columns(Agent.session_id), watermark)).scalars())
+    return list(connection.execute(_overdue(_SWEPT.with_only_columns(Agent.session_id), watermark)).scalars())
 
 
 def _overdue(query: Select[Any], watermark: datetime) -> Select[Any]:
@@ -132,15 +149,15 @@ def flag(  # noqa: PLR0913 - the columns of the events
     record_agent_events(connection, EventType.DEGRADED, events)
 
 
-def find_flapping_agents(connection: Connection) -> list[SweptAgent]:
+def find_flapping_agents(connection: Connection) -> list[ReportedAgent]:
     """Lock and read the agents that are marked as flapping, except those that a batch has locked."""
-    query = _AGENTS.where(
+    query = _REPORTED_AGENTS.where(
         Agent.flapping_at.is_not(None), Agent.unjudged_at.is_(None), Liveness.state != State.ENDED.value
     )
-    return [_swept_agent(row) for row in connection.execute(_locked(connection, query))]
+    return [_reported(row) for row in connection.execute(_locked(connection, query))]
 
 
-def find_stuck_candidates(connection: Connection, watermark: datetime, fleet_limit: int | None) -> list[SweptAgent]:
+def find_stuck_candidates(connection: Connection, watermark: datetime, fleet_limit: int | None) -> list[ReportedAgent]:
     """Lock and read the agents that are ok and have reported no change for their limit of intervals and the grace.
 
     Outages and maintenance are not excluded yet. `fleet_limit` is for agents without a limit of their own.
@@ -150,7 +167,7 @@ def find_stuck_candidates(connection: Connection, watermark: datetime, fleet_lim
     seconds = "(COALESCE(agents.stuck_after, :fleet) * liveness.interval_seconds + liveness.grace_seconds)"
     on_postgresql = connection.dialect.name == "postgresql"
     allowed = f"make_interval(secs => {seconds})" if on_postgresql else f"1000.0 * {seconds}"
-    query = _AGENTS.with_only_columns(Agent.session_id).where(
+    query = _REPORTED_AGENTS.with_only_columns(Agent.session_id).where(
         Liveness.state == State.OK.value,
         Liveness.interval_seconds.is_not(None),
         Agent.stuck_at.is_(None),
@@ -165,22 +182,22 @@ def find_stuck_candidates(connection: Connection, watermark: datetime, fleet_lim
     ids = connection.execute(_locked(connection, query)).scalars().all()
     # Read under the locks: a batch may have changed `agents` just before it released its rows.
     return [
-        _swept_agent(row)
+        _reported(row)
         for some in in_chunks(ids)
-        for row in connection.execute(_AGENTS.where(Agent.session_id.in_(some)))
+        for row in connection.execute(_REPORTED_AGENTS.where(Agent.session_id.in_(some)))
     ]
 
 
-def find_degraded(connection: Connection, before: datetime) -> list[SweptAgent]:
+def find_degraded(connection: Connection, before: datetime) -> list[ReportedAgent]:
     """Read the agents degraded since before a given time, except flapping ones and members of an incident."""
-    query = _AGENTS.where(
+    query = _REPORTED_AGENTS.where(
         Liveness.state == State.DEGRADED.value,
         Liveness.state_changed_at <= before,
         Agent.flapping_at.is_(None),
         Liveness.incident_id.is_(None),
         Agent.unjudged_at.is_(None),
     )
-    return [_swept_agent(row) for row in connection.execute(query)]
+    return [_reported(row) for row in connection.execute(query)]
 
 
 def count_unjudged(connection: Connection) -> int:
