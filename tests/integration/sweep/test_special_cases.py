@@ -1,4 +1,4 @@
-"""What sweeps find, and people are told of it, on a simulated clock."""
+"""Combinations of incidents, flapping, maintenance and pauses, on a simulated clock."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from sqlalchemy import Engine
 from fleetbeat_worker.database.engine import writing
 from fleetbeat_worker.downtime.maintenance import add_rule
 from fleetbeat_worker.downtime.pauses import pause, resume
-from fleetbeat_worker.notifications.messages import Facts, compose
+from fleetbeat_worker.notifications.messages import compose
+from fleetbeat_worker.notifications.wording import Facts
 from fleetbeat_worker.rules.enums import NoticeKind
 from fleetbeat_worker.rules.maintenance_windows import WindowRule
 from helpers import events, notices, state
@@ -20,21 +21,21 @@ def sweep_until(fleet: Simulation, start: int, end: int) -> None:
 
 
 def titles(engine: Engine, *kinds: str) -> list[str]:
-    """Return the titles of what was told."""
-    told = []
+    """Return the titles of the notifications."""
+    found = []
     for row in notices(engine, *kinds):
         facts = Facts(NoticeKind(row.kind), row.key, row.agent_name, row.project, row.created_at, row.detail)
-        told.append(compose(facts, row.created_at).title)
-    return told
+        found.append(compose(facts, row.created_at).title)
+    return found
 
 
-def moments(engine: Engine, *kinds: str) -> list[float]:
-    """Return when something was told, in seconds after noon."""
+def times(engine: Engine, *kinds: str) -> list[float]:
+    """Return the times of notifications, in seconds after noon."""
     return [(row.created_at - NOON).total_seconds() for row in notices(engine, *kinds)]
 
 
-def test_an_agent_that_dies_while_it_flaps_is_told_of_as_degraded(database: Engine) -> None:
-    """Its single changes are no longer told by then, so what says that it is calm says that it is silent, and since."""
+def test_an_agent_that_dies_while_it_flaps(database: Engine) -> None:
+    """Its silence has no notice of its own, so the notice that it is calm says that it is degraded, and since when."""
     fleet = Simulation(database, flapping_changes=3)
     session_id = fleet.register("torv", 0)
     for second in (1, 27, 53):
@@ -46,11 +47,11 @@ def test_an_agent_that_dies_while_it_flaps_is_told_of_as_degraded(database: Engi
     assert (calm.detail["since"], calm.detail["progress"]) == (at(53).isoformat(), "page 53")
 
 
-def test_a_reminder_that_comes_due_in_maintenance_comes_after_it(database: Engine) -> None:
-    """Nobody is woken in the window; afterwards each reminder comes once, also one of just before it, and none again.
+def test_reminders_due_in_maintenance_are_sent_after_it(database: Engine) -> None:
+    """They are delayed until the end of the window, each is written once, and so is one due just before the window.
 
-    Flagged at 60, with a reminder each hour: those of 3660 and 14460 lie in windows. That of 10860 lies just before
-    one, and no sweep came in between.
+    Flagged at 60, with a reminder each hour: those of 3660 and 14460 are due in windows. That of 10860 is due just
+    before one, without a sweep in between.
     """
     fleet = Simulation(database, notify_reminder_hours=1, sweep_seconds=60)
     fleet.sweep(0)
@@ -61,13 +62,13 @@ def test_a_reminder_that_comes_due_in_maintenance_comes_after_it(database: Engin
     for second in range(60, 15_000, 60):
         if second != 10_860:
             fleet.sweep(second)
-    assert moments(database, "degraded") == [60]
-    assert moments(database, "reminder") == [3720, 7260, 10_980, 14_520]
+    assert times(database, "degraded") == [60]
+    assert times(database, "reminder") == [3720, 7260, 10_980, 14_520]
     assert [row.detail["number"] for row in notices(database, "reminder")] == [1, 2, 3, 4]
 
 
-def test_who_beats_no_more_is_not_stuck(database: Engine) -> None:
-    """An agent that may miss more intervals than it may do the same for is never stuck when it is silent."""
+def test_a_silent_agent_is_not_stuck(database: Engine) -> None:
+    """Even if its limit of missed intervals is higher than the one for stuck."""
     fleet = Simulation(database, stuck_after=3)
     promise = {"interval_seconds": 10.0, "grace_seconds": 1.0, "missed_intervals": 10}
     silent, circling = (fleet.register(name, 0, **promise) for name in ("silent", "circling"))
@@ -75,12 +76,12 @@ def test_who_beats_no_more_is_not_stuck(database: Engine) -> None:
     for second in range(1, 120, 5):
         fleet.beat(circling, second, progress="page 7")
         fleet.sweep(second)
-    told = [(row.kind, row.agent_name) for row in notices(database)]
-    assert told == [("stuck", "circling"), ("degraded", "silent")]
+    found = [(row.kind, row.agent_name) for row in notices(database)]
+    assert found == [("stuck", "circling"), ("degraded", "silent")]
 
 
-def test_who_was_paused_in_an_incident_is_counted_once(database: Engine) -> None:
-    """Members that are resumed and fall silent anew are members as before: never more agents than there are."""
+def test_a_member_of_an_incident_that_was_paused_counts_once(database: Engine) -> None:
+    """Members that are resumed and fall silent again don't count as more agents."""
     fleet = Simulation(database)
     names = [f"agent {number}" for number in range(5)]
     sessions = [fleet.register(name, 0) for name in names]
@@ -100,8 +101,8 @@ def test_who_was_paused_in_an_incident_is_counted_once(database: Engine) -> None
     assert (over.detail["agents"], over.detail["back"], over.detail["silent"]) == (5, 3, 2)
 
 
-def test_who_left_an_incident_is_not_told_as_back(database: Engine) -> None:
-    """A member that came back and fell silent by itself is told of by its name, and no longer counts in it."""
+def test_a_member_that_recovered_and_fell_silent_alone_leaves_the_incident(database: Engine) -> None:
+    """It gets notices of its own, and no longer counts in the incident."""
     fleet = Simulation(database)
     names = [f"agent {number}" for number in range(5)]
     sessions = [fleet.register(name, 0) for name in names]
@@ -119,19 +120,19 @@ def test_who_left_an_incident_is_not_told_as_back(database: Engine) -> None:
     assert [row.agent_name for row in notices(database, "recovered")] == ["agent 0"]
 
 
-def test_an_overtaken_sweep_tells_maintenance_no_second_time(database: Engine) -> None:
-    """A sweep that looked before another and decides after it begins and ends no window once more."""
+def test_an_overtaken_sweep_records_maintenance_once(database: Engine) -> None:
+    """A sweep that read Redis before another one and commits after it records no window again."""
     fleet = Simulation(database)
     with writing(database) as connection:
         add_rule(connection, WindowRule(at(10), at(20)), at(0))
     running = [fleet.sweep(second).maintenance_since for second in (5, 10.1, 9.9, 12, 20.1, 19.9, 25)]
     assert running == [None, at(10), at(10), at(10), None, None, None]
-    told = events(database, "maintenance", "maintenance_over")
-    assert [(row.type, row.occurred_at) for row in told] == [("maintenance", at(10)), ("maintenance_over", at(20))]
+    found = events(database, "maintenance", "maintenance_over")
+    assert [(row.type, row.occurred_at) for row in found] == [("maintenance", at(10)), ("maintenance_over", at(20))]
 
 
-def test_maintenance_goes_by_a_clock_that_was_turned_back(database: Engine) -> None:
-    """A look that lies further in the future than a sweep can be late was one of before: its time counts no longer."""
+def test_maintenance_after_the_clock_was_set_back(database: Engine) -> None:
+    """A last sweep further in the future than a sweep can be late was before the change, and is ignored."""
     fleet = Simulation(database)
     fleet.sweep(7200)
     with writing(database) as connection:
@@ -139,8 +140,8 @@ def test_maintenance_goes_by_a_clock_that_was_turned_back(database: Engine) -> N
     assert [fleet.sweep(second).maintenance_since for second in (3595, 3605, 3615)] == [None, at(3600), None]
 
 
-def test_who_was_heard_only_in_an_earlier_life_is_pending_after_a_pause(database: Engine) -> None:
-    """The end of a pause makes nobody ok who wasn't heard since the session was opened anew."""
+def test_an_agent_registered_again_is_pending_after_a_pause(database: Engine) -> None:
+    """After a pause only an agent with a heartbeat since its registration is ok."""
     fleet = Simulation(database)
     session_id = fleet.register("torv", 0)
     fleet.beat(session_id, 1)
