@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import re
-import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
@@ -131,22 +130,15 @@ def test_a_degraded_agent_that_was_paused_comes_back_without_having_recovered(
     assert kinds(database, "recovered") == []
 
 
-def test_a_pause_ends_once(database: Engine, database_url: str, redis: Redis, quick: Settings) -> None:
+def test_a_pause_ends_once(
+    database: Engine, redis: Redis, quick: Settings, sweep_at_once: Callable[[Settings], list[str]]
+) -> None:
     """Four sweeps at once resume an agent with one event, and who resumes it by hand afterwards finds nothing to do."""
     enrol(redis, database, quick, "torv")
     silence(database, redis, "torv", 5)
     let_pass(database, 10)
 
-    def run() -> None:
-        engine = open_engine(database_url)
-        sweep(redis, engine, quick)
-        engine.dispose()
-
-    threads = [threading.Thread(target=run) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    sweep_at_once(quick)
     assert kinds(database, "resumed") == [("torv", "resumed")]
     with writing(database) as connection:
         assert resume(connection, "torv", redis_time(redis), 2) == []

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from datetime import datetime
 from typing import Any
@@ -178,31 +177,19 @@ def test_the_watermark_never_goes_back(
     assert drain(redis, database, quick) == 1
 
 
-def test_two_sweeps_at_once_flag_once(
-    database: Engine, redis: Redis, quick: Settings, database_url: str, look: Callable[[], list[str]]
+def test_sweeps_at_once_flag_once(
+    database: Engine,
+    redis: Redis,
+    quick: Settings,
+    look: Callable[[], list[str]],
+    sweep_at_once: Callable[[Settings], list[str]],
 ) -> None:
     """Each silent agent gets one flag and one event from sweeps that run at the same time."""
     names = [f"agent {number:02}" for number in range(30)]
     enrol(redis, database, quick, *names, interval_seconds=5.0)
     look()
     let_pass(database, 12)
-    barrier = threading.Barrier(4)
-    flagged: list[str] = []
-
-    def work() -> None:
-        engine = open_engine(database_url)
-        with reading(engine):
-            pass  # connected before the start
-        barrier.wait()
-        flagged.extend(sweep(redis, engine, quick).degraded)
-        engine.dispose()
-
-    threads = [threading.Thread(target=work) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert sorted(flagged) == names
+    assert sorted(sweep_at_once(quick)) == names
     assert len(events(database, "degraded")) == 30
 
 
