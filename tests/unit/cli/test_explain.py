@@ -5,20 +5,16 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
-from fakeredis import FakeRedis
+from command_line import run
 from sqlalchemy import Engine
 
-from fleetbeat_shared import connection
-from fleetbeat_worker.cli import main
 from fleetbeat_worker.cli.types import DurationType, MomentType
 from simulated import Simulation
 
 
 @pytest.fixture
-def fleet(engine: Engine, redis: FakeRedis, monkeypatch: pytest.MonkeyPatch) -> Simulation:
-    """Return a fleet of January, whose agent died, with Redis as the commands see it."""
-    monkeypatch.setattr(connection, "connect", lambda *_, **__: redis)
+def fleet(engine: Engine) -> Simulation:
+    """Return a fleet of January, whose agent died."""
     fleet = Simulation(engine)
     session_id = fleet.register("torv [bold]", 0, interval_seconds=10.0, grace_seconds=1.0, work="\x1b[31mred")
     for second in (1, 11, 41):
@@ -29,15 +25,11 @@ def fleet(engine: Engine, redis: FakeRedis, monkeypatch: pytest.MonkeyPatch) -> 
     return fleet
 
 
-def run(*args: str) -> Result:
-    return CliRunner().invoke(main, args)
-
-
 NAME = "torv [bold]"
 
 
-def test_explain_tells_all_in_plain_text(fleet: Simulation) -> None:
-    """The text has the verdict, the sum and the heartbeats; what an agent is called acts on no terminal."""
+def test_explain_prints_verdict_deadline_and_heartbeats(fleet: Simulation) -> None:
+    """The text has the verdict, the deadline's computation and the heartbeats, without escape codes."""
     del fleet
     result = run("explain", NAME, "--at", "2026-01-31T12:01:05Z")
     assert result.exit_code == 0, result.output
@@ -48,7 +40,7 @@ def test_explain_tells_all_in_plain_text(fleet: Simulation) -> None:
 
 
 def test_explain_as_json(fleet: Simulation) -> None:
-    """`--json` is one object, of now or of a moment, by name or by session."""
+    """`--json` prints one object, for now or a past time, by name or by session."""
     del fleet
     by_name = json.loads(run("explain", NAME, "--at", "2026-01-31T12:01:11Z", "--json").stdout)
     assert by_name["verdict"]["state"] == "degraded"
@@ -74,16 +66,14 @@ def test_explain_as_json(fleet: Simulation) -> None:
         ((NAME, "--at", "yesterday"), 2, "'yesterday' is not a time"),
     ],
 )
-def test_what_cannot_be_explained_is_said_in_a_sentence(
-    fleet: Simulation, args: tuple[str, ...], code: int, says: str
-) -> None:
-    """Wrong usage, unknown agents and impossible times end with an error that says what to do."""
+def test_explain_errors(fleet: Simulation, args: tuple[str, ...], code: int, says: str) -> None:
+    """Wrong usage, unknown agents and impossible times end with one sentence and their exit status."""
     del fleet
     result = run("explain", *args)
     assert (result.exit_code, says in result.stderr) == (code, True), result.output
 
 
-def test_backtest_tells_both(fleet: Simulation) -> None:
+def test_backtest_compares_both_settings(fleet: Simulation) -> None:
     """The text has both totals and the silences; `--json` all agents."""
     del fleet
     result = run("backtest", "--missed", "1", "--agent", "torv*")
@@ -103,22 +93,33 @@ def test_backtest_tells_both(fleet: Simulation) -> None:
     ]
 
 
-def test_backtest_without_flags_says_so(fleet: Simulation) -> None:
-    """Where nobody would be flagged and nobody was, a sentence says it."""
+def test_backtest_without_flags(fleet: Simulation) -> None:
+    """If no agent would be flagged and none was, one sentence says so."""
     del fleet
     result = run("backtest", "--missed", "100", "--agent", "torv*", "--since", "1s")
     assert "No agent would have been flagged, and none was." in result.output
 
 
-@pytest.mark.parametrize("args", [("--since", "0s"), ("--interval", "0"), ("--grace", "x"), ("--since", "99999999d")])
-def test_backtest_refuses_impossible_durations(fleet: Simulation, args: tuple[str, str]) -> None:
-    """What is no duration, or none that could be meant, is wrong usage."""
+@pytest.mark.parametrize(
+    ("option", "value", "says"),
+    [
+        ("--since", "0s", "out of range"),
+        ("--since", "99999999d", "out of range"),
+        ("--grace", "x", "duration"),
+        ("--interval", "0", "0 is too little; 1s to 31d is allowed"),
+        ("--interval", "0.5s", "0.5s is too little; 1s to 31d is allowed"),
+        ("--interval", "40d", "40d is too much; 1s to 31d is allowed"),
+    ],
+)
+def test_backtest_refuses_durations_outside_their_limits(fleet: Simulation, option: str, value: str, says: str) -> None:
+    """What isn't a duration, or one that no registration could have, is a usage error."""
     del fleet
-    assert run("backtest", *args).exit_code == 2
+    result = run("backtest", option, value)
+    assert (result.exit_code, says in result.stderr) == (2, True), result.output
 
 
-def test_a_backtest_of_nobody_says_so(fleet: Simulation) -> None:
-    """A name that nobody ever had is an error, a pattern that fits nobody a warning; both leave JSON as it is."""
+def test_backtest_of_an_unknown_name(fleet: Simulation) -> None:
+    """An unregistered name is an error, a pattern without a match a warning; both leave the JSON valid."""
     del fleet
     for options in ((), ("--json",)):
         name, pattern = (run("backtest", "--agent", asked, *options) for asked in ("torf", "torf*"))
@@ -128,17 +129,8 @@ def test_a_backtest_of_nobody_says_so(fleet: Simulation) -> None:
     assert json.loads(name.stdout)["sessions"] == json.loads(pattern.stdout)["sessions"] == 0
 
 
-@pytest.mark.parametrize(("interval", "how"), [("0.5s", "little"), ("40d", "much")])
-def test_backtest_tries_no_interval_that_a_registration_refuses(fleet: Simulation, interval: str, how: str) -> None:
-    """What an agent can't promise is nothing to try."""
-    del fleet
-    result = run("backtest", "--interval", interval)
-    assert result.exit_code == 2
-    assert f"{interval} is too {how}; 1s to 31d is allowed" in result.stderr
-
-
-def test_an_agent_is_shown_with_its_record(fleet: Simulation) -> None:
-    """`agents show` has the uptimes, the silences and the changes of state, also for programs."""
+def test_agents_show_has_uptimes_silences_and_changes(fleet: Simulation) -> None:
+    """`agents show` has the uptimes, the silences and the state changes, also with `--json`."""
     del fleet
     result = run("agents", "show", NAME, "--events", "1")
     for part in ("uptime", "of 24h", "Silences", "still silent", "State changes"):
@@ -155,8 +147,8 @@ def convert(kind: Any, text: str) -> Any:
     return kind.convert(text, None, None)
 
 
-def test_times_as_people_type_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A time is ISO, in local time unless it says a zone, or a duration."""
+def test_moments_and_durations_are_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A moment is ISO 8601, in local time unless it has a zone, or a duration."""
     import time
 
     monkeypatch.setenv("TZ", "Europe/Berlin")

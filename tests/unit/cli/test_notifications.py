@@ -1,19 +1,15 @@
 from __future__ import annotations
 
-import json
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
+from command_line import answer, run
 from fakeredis import FakeRedis
 from sqlalchemy import Engine, select, update
 
-from fleetbeat_shared import connection
 from fleetbeat_shared.errors import SettingsError
 from fleetbeat_shared.redis_keys import NOTICES_DUE
 from fleetbeat_shared.settings import Settings
-from fleetbeat_worker.cli import main
 from fleetbeat_worker.cli.worker import check_notify_urls
 from fleetbeat_worker.database.engine import reading, writing
 from fleetbeat_worker.database.tables import Notification
@@ -24,24 +20,8 @@ from fleetbeat_worker.rules.spans import to_milliseconds
 from receivers import http_receiver
 
 
-@pytest.fixture(autouse=True)
-def _redis(monkeypatch: pytest.MonkeyPatch, redis: FakeRedis) -> None:
-    """Let the commands use the Redis in memory."""
-    monkeypatch.setattr(connection, "connect", lambda *_, **__: redis)
-
-
-def run(*args: str) -> Result:
-    return CliRunner().invoke(main, args)
-
-
-def answer(*args: str, code: int = 0) -> Any:
-    result = run(*args, "--json")
-    assert result.exit_code == code, result.output
-    return json.loads(result.stdout)
-
-
-def lay_down(engine: Engine, state: NoticeState, name: str | None = "torv", failure: str | None = None) -> int:
-    """Write a notification of two days ago in a state; return its id."""
+def put_notification(engine: Engine, state: NoticeState, name: str | None = "torv", failure: str | None = None) -> int:
+    """Store a notification of two days ago in a state; return its id."""
     then = datetime.now(UTC) - timedelta(days=2)
     kind = NoticeKind.DEGRADED if name else NoticeKind.OUTAGE
     with writing(engine) as opened:
@@ -57,12 +37,12 @@ def state_of(engine: Engine, number: int) -> str:
         return str(opened.execute(select(Notification.state).where(Notification.id == number)).scalar_one())
 
 
-def test_the_list_says_what_came_of_each(engine: Engine) -> None:
-    """`list` shows the latest by state and agent, with the failure of those that are dead; JSON has every fact."""
+def test_list_shows_results(engine: Engine) -> None:
+    """`list` selects by state and agent, and shows the failure of dead ones; JSON has every column."""
     assert "No notifications" in run("notifications", "list").output
-    lay_down(engine, NoticeState.SENT)
-    dead = lay_down(engine, NoticeState.DEAD, "sin\x1b[31mdri", "target 1 (json): error=500")
-    lay_down(engine, NoticeState.UNROUTED, None)
+    put_notification(engine, NoticeState.SENT)
+    dead = put_notification(engine, NoticeState.DEAD, "sin\x1b[31mdri", "target 1 (json): error=500")
+    put_notification(engine, NoticeState.UNROUTED, None)
     text = run("notifications", "list").output
     assert "sindri" in text
     assert "\x1b" not in text
@@ -76,9 +56,9 @@ def test_the_list_says_what_came_of_each(engine: Engine) -> None:
 
 
 def test_retry_takes_ids_or_all_dead_ones(engine: Engine, redis: FakeRedis) -> None:
-    """A notification that is asked for again is due at once, for a day, and the dispatcher hears of it."""
-    dead = [lay_down(engine, NoticeState.DEAD, name) for name in ("a", "b", "c")]
-    unrouted, sent = lay_down(engine, NoticeState.UNROUTED), lay_down(engine, NoticeState.SENT)
+    """A retried notification is due at once, for a day, and is announced to the dispatcher."""
+    dead = [put_notification(engine, NoticeState.DEAD, name) for name in ("a", "b", "c")]
+    unrouted, sent = put_notification(engine, NoticeState.UNROUTED), put_notification(engine, NoticeState.SENT)
     assert answer("notifications", "retry", str(dead[0]), str(unrouted)) == {"retried": 2}
     assert state_of(engine, dead[1]) == "dead"
     assert answer("notifications", "retry", "--dead") == {"retried": 2}
@@ -97,8 +77,8 @@ def test_retry_takes_ids_or_all_dead_ones(engine: Engine, redis: FakeRedis) -> N
         assert run("notifications", "retry", *args).exit_code == 2
 
 
-def test_test_tells_what_each_target_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`test` sends to every target, whatever its pattern, and exits 1 when one doesn't take it; no secret is shown."""
+def test_test_message_reports_each_target(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`test` sends to every target, whatever its pattern, and exits with 1 if one refuses; no secret is shown."""
     with http_receiver() as receiver:
         monkeypatch.setenv("FLEETBEAT_NOTIFY_URLS", f"agent:x={receiver.url('s3cret')}")
         assert answer("notifications", "test")["targets"][0]["delivered"] is True
@@ -116,7 +96,7 @@ def test_test_tells_what_each_target_said(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.parametrize("url", ["eclipse://s3cret", "slack://s3cret", "mailto://s3cret"])
-def test_workers_refuse_a_target_that_can_not_be_used(url: str) -> None:
+def test_workers_refuse_an_unusable_target(url: str) -> None:
     """A worker doesn't start with a URL that Apprise can't use; it says which, and nothing of it."""
     with pytest.raises(SettingsError) as caught:
         check_notify_urls(Settings(notify_urls=f"json://fine {url}"))
@@ -135,12 +115,12 @@ def test_a_malformed_variable_ends_check_and_worker(engine: Engine, monkeypatch:
         assert "s3cret" not in result.output
 
 
-def test_check_and_queue_tell_of_dead_ones(engine: Engine) -> None:
-    """`check` warns of notifications that are dead; `queue` counts them, and those that wait."""
+def test_check_and_queue_count_dead_notifications(engine: Engine) -> None:
+    """`check` warns of dead notifications; `queue` counts dead and waiting ones."""
     assert answer("queue")["notifications"] == {"waiting": 0, "dead": 0}
     assert "Notices" not in run("queue").output
-    lay_down(engine, NoticeState.DEAD)
-    lay_down(engine, NoticeState.WAITING)
+    put_notification(engine, NoticeState.DEAD)
+    put_notification(engine, NoticeState.WAITING)
     assert "1 notification could not be delivered within a day" in answer("check", code=3)["warning"]
     assert answer("queue")["notifications"] == {"waiting": 1, "dead": 1}
     assert "1 waiting, 1 dead" in run("queue").output

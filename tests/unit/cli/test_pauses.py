@@ -1,21 +1,13 @@
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
-from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
-from fakeredis import FakeRedis
+from command_line import answer, run
 from ops_fixtures import put_agent, put_sweep, seconds
 from sqlalchemy import Engine, update
 
-from fleetbeat_shared import connection
-from fleetbeat_worker.cli import main
-from fleetbeat_worker.database import schema
-from fleetbeat_worker.database.engine import open_engine, writing
+from fleetbeat_worker.database.engine import writing
 from fleetbeat_worker.database.tables import Maintenance
 from helpers import agent, events, state
 
@@ -23,26 +15,10 @@ UNSET = "019c0d3e-0000-7000-8000-000000000000"
 
 
 @pytest.fixture
-def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, redis: FakeRedis) -> Iterator[Engine]:
-    """Return the database that the commands use; the Redis that they use is `redis`."""
-    url = f"sqlite:///{tmp_path / 'fleet.db'}"
-    monkeypatch.setenv("FLEETBEAT_DATABASE_URL", url)
-    monkeypatch.setattr(connection, "connect", lambda *_, **__: redis)
-    made = open_engine(url)
-    schema.upgrade(made)
-    put_sweep(made, datetime.now(UTC))
-    yield made
-    made.dispose()
-
-
-def run(*args: str) -> Result:
-    return CliRunner().invoke(main, args)
-
-
-def answer(*args: str) -> Any:
-    result = run(*args, "--json")
-    assert result.exit_code == 0, result.output
-    return json.loads(result.stdout)
+def engine(engine: Engine) -> Engine:
+    """Return the database after a first sweep."""
+    put_sweep(engine, datetime.now(UTC))
+    return engine
 
 
 def test_pause_and_resume(engine: Engine) -> None:
@@ -67,8 +43,8 @@ def test_pause_and_resume(engine: Engine) -> None:
     assert (row.state, row.paused_at, row.deadline_at - row.resumed_at) == ("ok", None, seconds(62))
 
 
-def test_a_pause_again_has_the_new_end(engine: Engine) -> None:
-    """Pausing what is paused changes the end and the reason, and not since when."""
+def test_repeated_pause_changes_end_and_reason(engine: Engine) -> None:
+    """Pausing a paused agent changes the end and the reason, but not the start."""
     session = put_agent(engine, "hint", at=datetime.now(UTC))
     answer("agents", "pause", "hint", "--for", "2h", "--reason", "a")
     before = agent(engine, session)
@@ -96,8 +72,8 @@ def test_a_pause_again_has_the_new_end(engine: Engine) -> None:
     ],
     ids=str,
 )
-def test_what_cant_be_paused(engine: Engine, args: tuple[str, ...], code: int, told: str) -> None:
-    """An unknown, ended or unpaused agent is told of in a sentence, and nothing changes."""
+def test_pause_and_resume_errors(engine: Engine, args: tuple[str, ...], code: int, told: str) -> None:
+    """An unknown, ended or unpaused agent causes an error of one sentence, and nothing changes."""
     now = datetime.now(UTC)
     session = put_agent(engine, "hint", at=now)
     put_agent(engine, "gone", at=now, state="ended", ended_at=now)
@@ -107,8 +83,9 @@ def test_what_cant_be_paused(engine: Engine, args: tuple[str, ...], code: int, t
     assert events(engine) == []
 
 
-def test_maintenance_from_now_until_its_end(engine: Engine) -> None:
-    """It runs at once, the dashboard, `check` and `agents` say so, and `end` ends it."""
+def test_maintenance_from_now_until_its_end(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It runs at once, is shown by the dashboard, `check` and `agents`, and `end` ends it."""
+    monkeypatch.setenv("COLUMNS", "160")  # so that no sentence is wrapped
     put_agent(engine, "hint", at=datetime.now(UTC))
     told = answer("maintenance", "start", "--for", "2h", "--reason", "new switch")
     assert (told["id"], told["state"], told["reason"]) == (1, "running", "new switch")
@@ -129,8 +106,8 @@ def test_maintenance_from_now_until_its_end(engine: Engine) -> None:
     assert (again.exit_code, "No maintenance is running" in again.output) == (1, True)
 
 
-def test_maintenance_of_later(engine: Engine) -> None:
-    """With --at it is planned, in local time, with a zone, or as a time from now; ended before, it never was."""
+def test_planned_maintenance(engine: Engine) -> None:
+    """--at takes local time, a zone, or a duration from now; a window ended before its start never runs."""
     assert engine is not None
     at = (datetime.now(UTC) + timedelta(days=2)).replace(microsecond=0)
     told = answer("maintenance", "start", "--at", at.isoformat(), "--for", "1h")
@@ -146,7 +123,7 @@ def test_maintenance_of_later(engine: Engine) -> None:
 
 
 def test_recurring_maintenance_ends_once_or_for_good(engine: Engine) -> None:
-    """`end` ends the window that runs and says when the next one comes; with its number it comes no more."""
+    """`end` ends the running window and prints the next one; with an ID there is no next one."""
     assert engine is not None
     minute = datetime.now(UTC) - timedelta(minutes=5)
     cron = ("--cron", f"{minute.minute} * * * *", "--for", "30m")
@@ -165,8 +142,8 @@ def test_recurring_maintenance_ends_once_or_for_good(engine: Engine) -> None:
     assert answer("maintenance", "list")["maintenance"] == []
 
 
-def test_maintenance_that_cant_be_worked_out_is_listed(engine: Engine) -> None:
-    """One whose time zone is gone says so, and can be ended."""
+def test_unusable_maintenance_is_listed(engine: Engine) -> None:
+    """A window whose time zone no longer exists is listed as unusable, and can be ended."""
     answer("maintenance", "start", "--cron", "0 3 * * *", "--for", "1h")
     with writing(engine) as connection:
         connection.execute(update(Maintenance).values(time_zone="Mars/Olympus"))
@@ -193,8 +170,8 @@ def test_maintenance_that_cant_be_worked_out_is_listed(engine: Engine) -> None:
     ],
     ids=str,
 )
-def test_maintenance_that_makes_no_sense(engine: Engine, args: tuple[str, ...], told: str) -> None:
-    """What can't be meant is refused with what to write instead, and nothing is stored."""
+def test_maintenance_errors(engine: Engine, args: tuple[str, ...], told: str) -> None:
+    """Contradictory options are refused with what to write instead, and nothing is stored."""
     assert engine is not None
     result = run("maintenance", "start", *args)
     assert (result.exit_code, told in " ".join(result.output.split())) == (2, True), result.output
