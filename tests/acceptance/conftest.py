@@ -5,13 +5,14 @@ from pathlib import Path
 
 import pytest
 
+from acceptance.command_server import CommandServer
 from acceptance.place import QUICK, Place
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Iterator[Place]:
+def place(tmp_path: Path, commands: CommandServer) -> Iterator[Place]:
     """Return a directory and an environment without any setting but short times."""
-    made = Place(tmp_path, **QUICK)
+    made = Place(tmp_path, commands, **QUICK)
     yield made
     made.end_all()
 
@@ -25,9 +26,9 @@ def pipeline(place: Place, redis_url: str) -> Place:
 
 
 @pytest.fixture(scope="session")
-def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+def fleet(tmp_path_factory: pytest.TempPathFactory, commands: CommandServer) -> Iterator[Place]:
     """Return a place where `fleetbeat up` runs, for all tests that only use it, each with agents of its own."""
-    made = Place(tmp_path_factory.mktemp("fleet"), **QUICK)
+    made = Place(tmp_path_factory.mktemp("fleet"), commands, **QUICK)
     try:
         made.start_up()
         yield made

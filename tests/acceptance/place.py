@@ -16,6 +16,7 @@ from typing import Any
 
 import psutil
 
+from acceptance.command_server import SCRIPTS, CommandServer
 from fleetbeat_worker.broker.embedded_valkey import find_free_port
 from helpers import eventually
 
@@ -98,7 +99,8 @@ class Running:
 class Place:
     """A directory and an environment; whatever runs there can be found and ended."""
 
-    def __init__(self, directory: Path, **variables: str) -> None:
+    def __init__(self, directory: Path, commands: CommandServer, **variables: str) -> None:
+        self._commands = commands
         self.directory = directory.resolve()
         # A folder below, so that a test's own files are none of those that the commands leave.
         temporary = self.directory / "tmp"
@@ -114,24 +116,30 @@ class Place:
 
     def run(self, *command: str, exits: int | None = 0, **variables: str) -> Done:
         """Run a command to its end, and hold it to an exit status."""
-        done = subprocess.run(
-            command,
-            env=self.environment | variables,
-            cwd=self.directory,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=PATIENCE_SECONDS,
-            check=False,
-        )
-        told = Done(done.returncode, done.stdout.decode(), done.stderr.decode())
+        told = self._run(command, self.environment | variables)
         assert "Traceback" not in told.all, told.all
         assert exits is None or told.exit_status == exits, (command, told)
         return told
 
-    def run_all(self, commands: Iterable[Sequence[str]]) -> list[Done]:
+    def _run(self, command: Sequence[str], environment: dict[str, str]) -> Done:
+        if command[0] in SCRIPTS:
+            return Done(*self._commands.run(command, environment, self.directory, PATIENCE_SECONDS))
+        done = subprocess.run(
+            command,
+            env=environment,
+            cwd=self.directory,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE_SECONDS,
+            check=False,
+        )
+        return Done(done.returncode, done.stdout, done.stderr)
+
+    def run_all(self, commands: Iterable[Sequence[str]], **variables: str) -> list[Done]:
         """Run commands, some at the same time, whatever their exit statuses; return what they printed, in order."""
         with ThreadPoolExecutor(3) as pool:
-            return list(pool.map(lambda command: self.run(*command, exits=None), commands))
+            return list(pool.map(lambda command: self.run(*command, exits=None, **variables), commands))
 
     def json(self, *command: str, exits: int | None = 0) -> Any:
         """Run a command with --json, and return the object that it prints."""

@@ -66,7 +66,7 @@ def leaks(place: Place, *, but: Path | None = None) -> list[Path]:
 def test_no_command_of_an_agent_shows_a_password(example: Place, shape: str) -> None:
     """Of whatever shape a URL is: no output, log, spool or crontab has its password, and `run` runs its command."""
     url = URLS[shape].format(secret=SECRET, port=find_free_port())
-    told = look(example, ["env", f"FLEETBEAT_REDIS_URL={url}"], COMMANDS)
+    told = look(example, COMMANDS, FLEETBEAT_REDIS_URL=url)
     assert leaks(example) == []
     assert [done.exit_status for words, done in zip(COMMANDS, told, strict=True) if words[0] == "run"] == [0]
 
@@ -76,16 +76,16 @@ def test_nor_does_help_or_a_url_that_came_another_way(example: Place) -> None:
     url = URLS["refused"].format(secret=SECRET, port=find_free_port())
     in_a_file = example.directory / "secret-url"
     in_a_file.write_text(url)
-    look(example, ["env", f"FLEETBEAT_REDIS_URL_FILE={in_a_file}"], COMMANDS)
-    look(example, [], [(command[0], "--redis-url", url, *command[1:]) for command in COMMANDS if command[0] != "cron"])
-    look(example, ["env", f"FLEETBEAT_REDIS_URL={url}"], HELP)
+    look(example, COMMANDS, FLEETBEAT_REDIS_URL_FILE=str(in_a_file))
+    look(example, [(command[0], "--redis-url", url, *command[1:]) for command in COMMANDS if command[0] != "cron"])
+    look(example, HELP, FLEETBEAT_REDIS_URL=url)
     assert leaks(example, but=in_a_file) == []
 
 
-def look(place: Place, before: list[str], commands: list[tuple[str, ...]]) -> list[Done]:
+def look(place: Place, commands: list[tuple[str, ...]], **variables: str) -> list[Done]:
     """Run commands, and hold what they print to the rule."""
-    tried = [[*before, "fleetbeat-agent", *command] for command in commands]
-    told = place.run_all(tried)
+    tried = [["fleetbeat-agent", *command] for command in commands]
+    told = place.run_all(tried, **variables)
     assert [words for words, done in zip(tried, told, strict=True) if SECRET in done.all] == []
     return told
 

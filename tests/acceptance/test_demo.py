@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import pytest
 
+from acceptance.command_server import CommandServer
 from acceptance.place import PATIENCE_SECONDS, Place, Running
 from helpers import eventually
 
@@ -27,9 +28,9 @@ def leftovers(place: Place) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Whole]:
+def whole(tmp_path_factory: pytest.TempPathFactory, commands: CommandServer) -> Iterator[Whole]:
     """Start a demonstration that runs to its end while others are broken off."""
-    place = Place(tmp_path_factory.mktemp("demo"))
+    place = Place(tmp_path_factory.mktemp("demo"), commands)
     try:
         yield Whole(place, place.start("fleetbeat", "demo"), time.monotonic())
     finally:

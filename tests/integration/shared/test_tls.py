@@ -12,6 +12,7 @@ from urllib.parse import urlencode
 import pytest
 import trustme
 
+from acceptance.command_server import CommandServer
 from acceptance.place import QUICK, Place
 from processes import fork
 
@@ -68,8 +69,8 @@ def serve(accepted: socket.socket, context: ssl.SSLContext, inner: int) -> None:
 
 
 @pytest.fixture
-def place(tmp_path: Path, sqlite_url: str) -> Iterator[Place]:
-    made = Place(tmp_path, **QUICK, FLEETBEAT_DATABASE_URL=sqlite_url)
+def place(tmp_path: Path, commands: CommandServer, sqlite_url: str) -> Iterator[Place]:
+    made = Place(tmp_path, commands, **QUICK, FLEETBEAT_DATABASE_URL=sqlite_url)
     yield made
     made.end_all()
 
