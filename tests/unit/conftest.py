@@ -2,13 +2,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from fakeredis import FakeRedis, FakeServer
 from sqlalchemy import Engine
 
-from fleetbeat_worker.database import schema
 from fleetbeat_worker.database.engine import open_engine
 
 
@@ -21,12 +19,10 @@ def _no_settings(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempP
 
 
 @pytest.fixture
-def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
+def engine(sqlite_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
     """Return the database that the commands use."""
-    url = f"sqlite:///{tmp_path / 'fleet.db'}"
-    monkeypatch.setenv("FLEETBEAT_DATABASE_URL", url)
-    made = open_engine(url)
-    schema.upgrade(made)
+    monkeypatch.setenv("FLEETBEAT_DATABASE_URL", sqlite_url)
+    made = open_engine(sqlite_url)
     yield made
     made.dispose()
 

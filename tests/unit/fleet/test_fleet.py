@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,8 +12,7 @@ from sqlalchemy import Engine
 from fleetbeat_shared.settings import Settings
 from fleetbeat_worker.broker.inbox import Horizon
 from fleetbeat_worker.cli.dashboard import render
-from fleetbeat_worker.database import schema
-from fleetbeat_worker.database.engine import open_engine, writing
+from fleetbeat_worker.database.engine import writing
 from fleetbeat_worker.fleet import agents as fleet, current_state as judging
 from fleetbeat_worker.fleet.agents import FleetView, Selection, read_agent, read_fleet
 from fleetbeat_worker.fleet.pipeline import view_pipeline
@@ -25,14 +22,6 @@ from fleetbeat_worker.store.tasks import add_task
 from fleetbeat_worker.workers.registry import Crew
 
 AWAY = Settings(redis_url="redis://user:secret@127.0.0.1:1/0")
-
-
-@pytest.fixture
-def engine(tmp_path: Path) -> Iterator[Engine]:
-    made = open_engine(f"sqlite:///{tmp_path / 'fleet.db'}")
-    schema.upgrade(made)
-    yield made
-    made.dispose()
 
 
 def look(

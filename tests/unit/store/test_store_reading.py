@@ -1,28 +1,15 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-
-import pytest
 from ops_fixtures import NOON, put_agent, put_event, put_rejected, put_sweep, seconds
 from sqlalchemy import Engine
 
-from fleetbeat_worker.database import schema
-from fleetbeat_worker.database.engine import open_engine, reading, writing
+from fleetbeat_worker.database.engine import reading, writing
 from fleetbeat_worker.ingest.rejected_rows import count_rejected, latest_rejected, rejected_ids, rejected_message
 from fleetbeat_worker.rules.enums import TaskState
 from fleetbeat_worker.store.events import read_latest_events
 from fleetbeat_worker.store.pipeline import PipelineState, read_pipeline_state
 from fleetbeat_worker.store.sessions import agent_is_known, read_newest_session, read_session, read_sessions
 from fleetbeat_worker.store.tasks import TaskCounts, add_task, count_tasks, read_tasks, update_task
-
-
-@pytest.fixture
-def engine(tmp_path: Path) -> Iterator[Engine]:
-    made = open_engine(f"sqlite:///{tmp_path / 'fleet.db'}")
-    schema.upgrade(made)
-    yield made
-    made.dispose()
 
 
 def test_sessions_are_live_or_ended(engine: Engine) -> None:
