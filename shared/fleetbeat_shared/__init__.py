@@ -1,1 +1,1 @@
-"""The contract between agents and workers: messages, settings, names, errors and time rules."""
+"""The contract between agents and workers: messages, settings, Redis keys, errors, schedules and durations."""

@@ -1,4 +1,4 @@
-"""Whole numbers as options of commands. Only the command lines import it, as it needs click."""
+"""Types of options that both commands share. Only command lines import this module, as it needs click."""
 
 from __future__ import annotations
 
@@ -7,24 +7,25 @@ from typing import Any
 
 import click
 
-_ENDLESS = 10**9
-"""A limit that nobody comes near with a real number: it tells nothing."""
+_NO_LIMIT = 10**9
+"""A maximum above this is left out of an error: no sensible number reaches it."""
 
 
 class WholeNumber(click.IntRange):
-    """A whole number within limits; a mistake is told with what was typed and what is allowed."""
+    """A whole number within limits; an error shows what was typed and what is allowed."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:  # noqa: ANN401 - click's signature
-        """Return the number that a text is."""
+        """Parse the number."""
         try:
             number = int(value)
         except ValueError:
-            self.fail(f"{value!r} is no whole number; {self._allowed(_ENDLESS)} is allowed.", param, ctx)
-        for limit, how in ((self.min, "little"), (self.max, "much")):
-            if limit is not None and (number < limit if how == "little" else number > limit):
-                self.fail(f"{value} is too {how}; {self._allowed()} is allowed.", param, ctx)
+            self.fail(f"{value!r} is not a whole number; {self._allowed(_NO_LIMIT)} is allowed.", param, ctx)
+        if self.min is not None and number < self.min:
+            self.fail(f"{value} is too small; {self._allowed()} is allowed.", param, ctx)
+        if self.max is not None and number > self.max:
+            self.fail(f"{value} is too large; {self._allowed()} is allowed.", param, ctx)
         return number
 
-    def _allowed(self, endless: float = math.inf) -> str:
+    def _allowed(self, largest: float = math.inf) -> str:
         least = 0 if self.min is None else self.min
-        return f"at least {least}" if self.max is None or self.max > endless else f"{least} to {self.max}"
+        return f"at least {least}" if self.max is None or self.max > largest else f"{least} to {self.max}"

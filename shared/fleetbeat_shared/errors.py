@@ -1,16 +1,16 @@
-"""Every error that Fleetbeat raises on purpose.
+"""Errors that Fleetbeat raises on purpose.
 
     FleetbeatError
     ├── SettingsError        a variable or option has a value that can't be used (also a ValueError)
-    ├── InvalidMessage       what an agent passed, or what the inbox held, is no valid message (also a ValueError)
-    ├── RedisUnavailable     Redis can't be reached, or refuses what we need of it
-    ├── SpoolUnusable        the directory for heartbeats that wait for Redis can't be written or trusted
+    ├── InvalidMessage       an agent passed, or the inbox held, an invalid message (also a ValueError)
+    ├── RedisUnavailable     Redis can't be reached, or refuses a command
+    ├── SpoolUnusable        the spool directory can't be written or trusted
     ├── DatabaseUnavailable  the database can't be reached, is locked or is full; trying again may help
-    ├── SchemaOutdated       the database's schema is not the one that this version works with
+    ├── SchemaOutdated       the database's schema doesn't fit this version
     ├── UnknownSession       no session with this id is registered
-    ├── SessionEnded         the session has ended, so that its heartbeats count no more
-    ├── MessageRejected      the workers set the message aside with another reason
-    ├── NotConfirmed         no worker confirmed the message in the time that the caller gave
+    ├── SessionEnded         the session has ended; its heartbeats are rejected
+    ├── MessageRejected      the workers rejected the message for another reason
+    ├── NotConfirmed         no worker confirmed the message in time
     └── AlreadyRunning       another process holds the data directory
 
 Each carries `code`, a short stable name for programs that read `--json`.
@@ -20,7 +20,7 @@ from __future__ import annotations
 
 
 class FleetbeatError(Exception):
-    """The root of the errors that Fleetbeat raises on purpose."""
+    """The root of all errors that Fleetbeat raises on purpose."""
 
     code = "error"
 
@@ -32,7 +32,7 @@ class SettingsError(FleetbeatError, ValueError):
 
 
 class InvalidMessage(FleetbeatError, ValueError):
-    """A message that can't be accepted.
+    """A message that isn't valid.
 
     `reason` is one of the values of `fleetbeat_shared.messages.Reason`.
     """
@@ -46,27 +46,27 @@ class InvalidMessage(FleetbeatError, ValueError):
 
 
 class RedisUnavailable(FleetbeatError):
-    """Redis can't be reached, or refuses what is needed of it."""
+    """Redis can't be reached, or refuses a command."""
 
     code = "redis_unavailable"
     spooled: bool | None = None
-    """Whether the message was kept on disk, to be sent later; None where that isn't tried."""
+    """Whether the message was spooled, to be sent later; None where it can't be."""
 
 
 class SpoolUnusable(FleetbeatError):
-    """The directory for heartbeats that wait for Redis can't be written or trusted."""
+    """The spool directory, which keeps heartbeats while Redis is away, can't be written or trusted."""
 
     code = "spool_unusable"
 
 
 class DatabaseUnavailable(FleetbeatError):
-    """The database can't be reached, is locked, or has no room; nothing was changed and trying again may help."""
+    """The database can't be reached, is locked or is full; nothing was changed, and trying again may help."""
 
     code = "database_unavailable"
 
 
 class SchemaOutdated(FleetbeatError):
-    """The database's schema is not the one that this version of Fleetbeat works with."""
+    """The database's schema doesn't fit this version of Fleetbeat."""
 
     code = "schema_outdated"
 
@@ -84,7 +84,7 @@ class SessionEnded(FleetbeatError):
 
 
 class MessageRejected(FleetbeatError):
-    """The workers set the message aside; the text gives their reason."""
+    """The workers rejected the message; the text gives the reason."""
 
     code = "rejected"
 

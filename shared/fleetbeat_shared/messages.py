@@ -1,7 +1,7 @@
-"""The messages that agents send, as they travel: JSON objects told apart by `kind`.
+"""Messages of agents, and the workers' reply: JSON objects, distinguished by `kind`.
 
-A message enters Fleetbeat here, on either side, so this is where text is stripped of control characters, where a name
-that has some is refused, and where every limit is held.
+Producer and workers both validate messages here: text is stripped of control characters, names that hold some are
+refused, and every limit is checked.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from fleetbeat_shared.errors import InvalidMessage
 from fleetbeat_shared.identifiers import normalise_name
 from fleetbeat_shared.sanitize import clean
 from fleetbeat_shared.schedules import check_schedule, find_time_zone
-from fleetbeat_shared.validation_errors import whats_wrong, with_names
+from fleetbeat_shared.validation_errors import describe_error, replace_names
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -46,18 +46,18 @@ MAX_INTERVAL_SECONDS = 31 * 86_400.0
 MAX_BUFFERED_SECONDS = 366 * 86_400.0
 MAX_MISSED_INTERVALS = 100
 MAX_STUCK_AFTER = 100_000
-MAX_COUNT = 2**31 - 1  # what an SQL integer holds
+MAX_COUNT = 2**31 - 1  # the largest SQL integer
 
 
 class Reason(StrEnum):
-    """Why a message was set aside in `rejected_messages`."""
+    """Why a message was rejected and put into `rejected_messages`."""
 
     TOO_LARGE = "too_large"
     """More bytes than a message may have."""
     NOT_JSON = "not_json"
-    """Not a JSON text."""
+    """Not JSON."""
     INVALID = "invalid"
-    """JSON, but not of a message's shape."""
+    """JSON, but not a valid message."""
     UNKNOWN_SESSION = "unknown_session"
     """No such session is registered."""
     SESSION_ENDED = "session_ended"
@@ -77,9 +77,9 @@ def _clean_text(value: object) -> object:
 def _check_name(name: str) -> str:
     name = normalise_name(name)
     if not name.isprintable():
-        # Not cleaned as other texts are: what is left could be another agent's name, and change what that promised.
+        # Not cleaned as other texts are: the result could be another agent's name, and change that agent's promise.
         points = dict.fromkeys(f"U+{ord(letter):04X}" for letter in name if not letter.isprintable())
-        message = f"it has characters that can't be printed ({', '.join([*points][:3])}); write it without them"
+        message = f"it has characters that can't be printed ({', '.join([*points][:3])}); leave them out"
         raise ValueError(message)
     return name
 
@@ -103,24 +103,24 @@ def _check_moment(moment: datetime) -> datetime:
 
 
 def _clean_metadata(value: dict[str, Any]) -> dict[str, Any]:
-    """Hold metadata to what every database stores and every terminal may see."""
+    """Restrict metadata to what every database can store and every terminal can show safely."""
     try:
         text = json.dumps(value, allow_nan=False)
         size = len(json.dumps(value, ensure_ascii=False).encode())
-        value = from_json(text)  # keys as they will travel, and no deeper than the workers' parser goes
+        value = from_json(text)  # keys become text, and the nesting is as deep as the workers' parser allows
     except (ValueError, TypeError, RecursionError) as error:
-        message = f"is no JSON object: {error}"
+        message = f"is not a JSON object: {error}"
         raise ValueError(message) from error
     if size > MAX_METADATA_BYTES:
         message = f"is {size} bytes of JSON; at most {MAX_METADATA_BYTES} are allowed"
         raise ValueError(message)
-    # \n, \t and the like have short escapes of their own in JSON, so both forms are looked for.
+    # \n, \t and the like have short escapes of their own in JSON, so both forms are searched for.
     if _ESCAPED_CONTROL.search(text) or re.search(r"\\[bfnrt]", text):
         value = _clean_json(value)
     return value
 
 
-def _clean_json(value: Any) -> Any:  # noqa: ANN401 - JSON is what it is
+def _clean_json(value: Any) -> Any:  # noqa: ANN401 - any JSON value
     if isinstance(value, str):
         return clean(value)
     if isinstance(value, dict):
@@ -130,7 +130,7 @@ def _clean_json(value: Any) -> Any:  # noqa: ANN401 - JSON is what it is
     return value
 
 
-# Strict, as bytes would pass the cleaning by.
+# Strict, as bytes would bypass the cleaning.
 Text = Annotated[str, Field(strict=True), BeforeValidator(_clean_text)]
 Progress = Annotated[Text, Field(max_length=500)]
 Moment = Annotated[AwareDatetime, AfterValidator(_check_moment)]
@@ -140,25 +140,25 @@ Count = Annotated[int, Field(ge=0, le=MAX_COUNT)]
 
 
 class _Message(BaseModel):
-    """What all messages have."""
+    """The fields of all messages."""
 
-    # Each is built at its first use: a process that sends one message pays for one.
+    # Each model is built at its first use: a process that sends one message pays for one model.
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True)
 
     version: Literal[1] = 1
     id: UUID7
-    """Made by the sender; the key under which the message is stored once, however often it is delivered."""
+    """Made by the sender. The message is stored once under this key, however often it is delivered."""
     session_id: UUID
     sent_at: Moment
     """The sender's clock. Shown, never trusted."""
 
     def to_wire(self) -> bytes:
-        """Return the message as it travels.
+        """Encode the message as JSON.
 
         Raises InvalidMessage when it is larger than a message may be.
         """
-        unsaid = {name for name in ("reply", "parallel") if vars(self).get(name) is False}
-        wire = self.model_dump_json(exclude_none=True, exclude=unsaid).encode()
+        defaults = {name for name in ("reply", "parallel") if vars(self).get(name) is False}
+        wire = self.model_dump_json(exclude_none=True, exclude=defaults).encode()
         if len(wire) > MAX_MESSAGE_BYTES:
             detail = f"the message is {len(wire)} bytes; at most {MAX_MESSAGE_BYTES} are allowed"
             raise InvalidMessage(Reason.TOO_LARGE, detail)
@@ -166,7 +166,7 @@ class _Message(BaseModel):
 
 
 class Register(_Message):
-    """An agent makes itself known, or changes what it promised."""
+    """Registers an agent, or changes its promise."""
 
     kind: Literal["register"] = "register"
     agent_name: AgentName
@@ -177,12 +177,12 @@ class Register(_Message):
     """IANA name; with a schedule only, UTC if absent."""
     grace_seconds: Annotated[float, Field(ge=0, le=MAX_INTERVAL_SECONDS)] | None = None
     missed_intervals: Annotated[int, Field(ge=1, le=MAX_MISSED_INTERVALS)] | None = None
-    """How many intervals it may miss before it is degraded; as the fleet's setting says if absent."""
+    """How many intervals it may miss before it is degraded; if absent, the fleet's setting applies."""
     stuck_after: Annotated[int, Field(ge=0, le=MAX_STUCK_AFTER)] | None = None
-    """After how many intervals without a change in what it does it is stuck: 0 never, absent as the fleet's setting."""
+    """After how many intervals without a change in its work it is stuck; 0: never; absent: as the fleet's setting."""
     project: Annotated[Text, Field(max_length=128)] | None = None
     work: Annotated[Text, Field(max_length=500)] | None = None
-    """What the agent is about to do: its current work until it reports progress."""
+    """What the agent is going to do: its current work until it reports progress."""
     parent_id: UUID | None = None
     """The session that this one works for."""
     metadata: Metadata | None = None
@@ -204,7 +204,7 @@ class Register(_Message):
 
 
 class Heartbeat(_Message):
-    """A sign of life, with whatever the agent has to say. What is absent leaves what was there."""
+    """Reports that an agent is alive, and what it does. An absent field keeps its earlier value."""
 
     kind: Literal["heartbeat"] = "heartbeat"
     progress: Progress | None = None
@@ -213,18 +213,18 @@ class Heartbeat(_Message):
     """A word of the agent's own: ok, busy, blocked, error."""
     summary: Annotated[Text, Field(max_length=500)] | None = None
     error: Annotated[Text, Field(max_length=2000)] | None = None
-    """An empty text says that an earlier error is over."""
+    """An empty text clears an earlier error."""
     open_tasks: Count | None = None
     stale_tasks: Count | None = None
     metadata: Metadata | None = None
     buffered_seconds: Annotated[float, Field(ge=0, le=MAX_BUFFERED_SECONDS)] | None = None
     """How long the message waited before it was sent."""
     reply: bool = False
-    """Whether the sender waits for an answer."""
+    """Whether the sender waits for a reply."""
 
 
 class Deregister(_Message):
-    """An agent says goodbye."""
+    """Ends a session."""
 
     kind: Literal["deregister"] = "deregister"
     error: Annotated[Text, Field(max_length=2000)] | None = None
@@ -252,13 +252,13 @@ class Reply(BaseModel):
 
 @cache
 def _adapter() -> TypeAdapter[Register | Heartbeat | Deregister]:
-    return TypeAdapter(Message)  # takes time to build, and only workers need it
+    return TypeAdapter(Message)  # slow to build, and only workers need it
 
 
 def parse_message(wire: bytes) -> Register | Heartbeat | Deregister:
-    """Return the message that some bytes of the inbox are.
+    """Parse the bytes of an inbox entry.
 
-    Raises InvalidMessage, with a reason, and a detail of one line without control characters.
+    Raises InvalidMessage with a reason, and a detail of one line without control characters.
     """
     if len(wire) > MAX_MESSAGE_BYTES:
         raise InvalidMessage(Reason.TOO_LARGE, f"{len(wire)} bytes; at most {MAX_MESSAGE_BYTES} are allowed")
@@ -271,21 +271,21 @@ def parse_message(wire: bytes) -> Register | Heartbeat | Deregister:
 
 @cache
 def _fields() -> dict[str, FieldInfo]:
-    """Return the fields of all messages: one that several have is the same in each."""
+    """Collect the fields of all messages by name; a field that several messages have is the same in each."""
     return {name: field for kind in (Register, Heartbeat, Deregister) for name, field in kind.model_fields.items()}
 
 
-def describe(error: ValidationError, called: Mapping[str, str] | None = None, about: str | None = None) -> str:
-    """Return what pydantic found, in one line; names and short values of the input may be in it, cleaned.
+def describe(error: ValidationError, labels: Mapping[str, str] | None = None, field: str | None = None) -> str:
+    """Describe pydantic's errors in one line, which may hold names and short values of the input, cleaned.
 
-    `called` has other names for fields, where those who read it know them by these. `about` is the field that it is
-    about where that was looked at alone.
+    Fields are named by their labels, where `labels` has one. `field` is the name of a field that was validated alone.
     """
+    labels = labels or {}
     found = []
     for item in error.errors(include_url=False)[:5]:
         parts = [str(part) for part in item["loc"] if part not in {"register", "heartbeat", "deregister"}]
-        parts = parts or ([about] if about else [])
-        place = ".".join((called or {}).get(part, part) for part in parts)
-        what = whats_wrong(item, _fields().get(parts[0]) if parts else None)
-        found.append(f"{place}: {what}" if place else with_names(what, called or {}))
+        parts = parts or ([field] if field else [])
+        path = ".".join(labels.get(part, part) for part in parts)
+        what = describe_error(item, _fields().get(parts[0]) if parts else None)
+        found.append(f"{path}: {what}" if path else replace_names(what, labels))
     return clean("; ".join(found))[:500]

@@ -1,4 +1,4 @@
-"""The names that both sides agree on: Redis keys, the consumer group, the RQ queue."""
+"""Redis keys and related names: streams, consumer group, RQ queue."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ GROUP = "fleetbeat"
 """The consumer group through which the workers read the inbox."""
 
 ACCOUNT = "fleetbeat:account"
-"""A hash: what the workers took out of the inbox, counted."""
+"""A hash: how many entries the workers took out of the inbox, and more counts."""
 
 QUEUE = "fleetbeat"
 """The RQ queue of the jobs `ingest`, `sweep`, `notify` and `prune`. One queue only: with several, RQ pops in a way that
@@ -30,34 +30,34 @@ STORED = "fleetbeat:stored"
 """A hash: how many entries each worker took out of the inbox, by its name."""
 
 PULSE = "fleetbeat:pulse"
-"""When Redis last took what a pool wrote, in milliseconds since 1970."""
+"""When Redis last accepted a write of a pool, in milliseconds since 1970."""
 
 PULSE_GAPS = "fleetbeat:pulse-gaps"
-"""A list: when it didn't, lately, as `start:end`."""
+"""A list: recent gaps in the pulse, as `start:end`."""
 
 PROBE = "fleetbeat:probe"
-"""Written and removed before each sweep, to see whether Redis takes it."""
+"""Written and removed before each sweep, to check that Redis accepts writes."""
 
 OLD_ROWS = "fleetbeat:old-rows"
-"""There while a prune job left old rows for the next one."""
+"""Set while a prune job has left old rows for the next one."""
 
 NOTICES_DUE = "fleetbeat:notices-due"
-"""When the next notification is due, in milliseconds since 1970; absent if none waits."""
+"""When the next notification is due, in milliseconds since 1970; absent if there is none."""
 
 POOLS = "fleetbeat:pools"
-"""A hash: the pools of workers that run, each as JSON under its id."""
+"""A hash: the running pools of workers, each as JSON under its id."""
 
 WANTED = "fleetbeat:wanted"
-"""A hash: how many workers each pool should have, under its id: `4`, or `1:8` for as many as the lag asks for."""
+"""A hash: how many workers each pool should have, under its id: `4`, or `1:8` for autoscaling."""
 
 REPLY_SECONDS = 60
-"""How long a worker's answer waits for the sender that asked for it."""
+"""How long a worker's reply is kept for the sender that asked for it."""
 
 
 REPLY_PREFIX = "fleetbeat:reply:"
-"""How the keys of answers begin."""
+"""The prefix of the keys of replies."""
 
 
 def reply_key(message_id: UUID) -> str:
-    """Return the key of the list on which the answer to a message arrives."""
+    """Build the key of the list to which the reply to a message is pushed."""
     return f"{REPLY_PREFIX}{message_id}"

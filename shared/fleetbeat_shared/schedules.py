@@ -1,6 +1,6 @@
 """Cron schedules with time zones.
 
-croniter is imported where it is used: an agent that beats on a plain interval never pays for it.
+croniter is imported where it is used: an agent with a plain interval never pays for it.
 """
 
 from __future__ import annotations
@@ -14,20 +14,6 @@ from zoneinfo import ZoneInfo
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-
-@lru_cache(maxsize=1024)
-def find_time_zone(name: str) -> ZoneInfo:
-    """Return the time zone with this IANA name.
-
-    Raises ValueError when there is none.
-    """
-    try:
-        return ZoneInfo(name)
-    except (KeyError, OSError, ValueError) as error:
-        message = f"{name!r} is no time zone; write an IANA name such as UTC or Europe/Berlin"
-        raise ValueError(message) from error
-
-
 _NICKNAMES = {
     "@yearly": "0 0 1 1 *",
     "@annually": "0 0 1 1 *",
@@ -37,8 +23,6 @@ _NICKNAMES = {
     "@midnight": "0 0 * * *",
     "@hourly": "0 * * * *",
 }
-
-
 _FIELDS = (
     ("minute", "0 to 59"),
     ("hour", "0 to 23"),
@@ -46,42 +30,55 @@ _FIELDS = (
     ("month", "1 to 12 or jan to dec"),
     ("day of the week", "0 to 7 or sun to sat"),
 )
-"""What the fields of an expression are called, and which numbers they may hold."""
+"""The fields of an expression: name and allowed values."""
+
+
+@lru_cache(maxsize=1024)
+def find_time_zone(name: str) -> ZoneInfo:
+    """Find the time zone with this IANA name.
+
+    Raises ValueError when there is none.
+    """
+    try:
+        return ZoneInfo(name)
+    except (KeyError, OSError, ValueError) as error:
+        message = f"{name!r} is not a time zone. Example: Europe/Berlin"
+        raise ValueError(message) from error
 
 
 def check_schedule(expression: str) -> str:
-    """Return the cron expression as five fields with single spaces; nicknames such as `@daily` are spelled out.
+    """Normalise a cron expression to five fields with single spaces; nicknames such as `@daily` are expanded.
 
-    Raises ValueError, with the field that is wrong, when it is none, or names a time that never comes (30 February).
+    Raises ValueError, with the wrong field, when it isn't one, or when its time never comes (30 February).
     """
     expression = " ".join(expression.split())
     expression = _NICKNAMES.get(expression.lower(), expression)
-    wrong = _wrong(expression)
-    if wrong is not None:
-        message = f"{expression!r} is no cron expression: {wrong}"
+    problem = _find_problem(expression)
+    if problem is not None:
+        message = f"{expression!r} is not a cron expression: {problem}"
         raise ValueError(message)
     return expression
 
 
-def _wrong(expression: str) -> str | None:
-    """Return what is wrong with an expression, or None."""
+def _find_problem(expression: str) -> str | None:
+    """Describe what is wrong with an expression; None if it is valid."""
     fields = expression.split(" ")
     if len(fields) != len(_FIELDS):
         return (
             "it needs five fields (minute, hour, day, month, day of the week), or one of @hourly, @daily and the like"
         )
     if re.search(r"\b[rh]\b", expression.lower()):
-        return "R and H stand for a different time at each look"
-    if _comes(expression):
+        return "R and H, which stand for random times, are not supported"
+    if _is_valid(expression):
         return None
     for place, (field, (name, numbers)) in enumerate(zip(fields, _FIELDS, strict=True)):
-        if not _comes(" ".join([*["*"] * place, field, *["*"] * (len(fields) - place - 1)])):
+        if not _is_valid(" ".join([*["*"] * place, field, *["*"] * (len(fields) - place - 1)])):
             return f"its {name} {field!r} can't be read; {numbers} is allowed, and *, lists, ranges and steps of them"
-    return f"it names a time that never comes, day {fields[2]!r} of month {fields[3]!r}"
+    return f"its time never comes, day {fields[2]!r} of month {fields[3]!r}"
 
 
-def _comes(expression: str) -> bool:
-    """Return whether croniter can read an expression, and finds a time for it."""
+def _is_valid(expression: str) -> bool:
+    """Tell whether croniter can parse an expression and finds a time for it."""
     from croniter import CroniterError, croniter
 
     try:
@@ -94,8 +91,8 @@ def _comes(expression: str) -> bool:
 def slots_after(expression: str, time_zone: str, moment: datetime) -> Iterator[datetime]:
     """Yield the schedule's times after a moment (aware), as UTC, without end.
 
-    In the night in which clocks go back, a time of day comes twice. As with cron, a schedule of fixed hours means it
-    once, the first time; one whose hours begin with `*` goes by the real time.
+    When clocks go back, a time of day comes twice. As with cron, a schedule of fixed hours then has only the first of
+    the two; one whose hours begin with `*` has both.
     """
     from croniter import croniter
 
@@ -108,6 +105,6 @@ def slots_after(expression: str, time_zone: str, moment: datetime) -> Iterator[d
 
 
 def is_slot(expression: str, time_zone: str, now: datetime) -> bool:
-    """Return whether one of the schedule's times lies in the minute of `now` (aware)."""
+    """Tell whether one of the schedule's times falls into the minute of `now` (aware)."""
     minute = now.astimezone(UTC).replace(second=0, microsecond=0)
     return next(slots_after(expression, time_zone, minute - timedelta(seconds=1))) == minute

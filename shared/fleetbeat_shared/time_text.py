@@ -1,4 +1,4 @@
-"""Durations as people write them: `30s`, `5m`, `6h`, `1d`, `1h30m`, or a bare number of seconds."""
+"""Durations and times as text: parses `30s`, `5m`, `1h30m` or a bare number of seconds, and formats them back."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ _WHOLE = re.compile(r"(?:\d+(?:\.\d+)?[smhdw])+|\d+(?:\.\d+)?", re.ASCII)
 
 
 class TypedSeconds(float):
-    """Seconds that know how somebody wrote them, so that an error can say it back."""
+    """Seconds with the text that they were parsed from, so that an error can quote it."""
 
     __slots__ = ("typed",)
 
+    typed: str
+
     def __new__(cls, seconds: float, typed: str) -> Self:
-        """Return the seconds that a text means."""
+        """Combine the seconds with their text."""
         made = super().__new__(cls, seconds)
         made.typed = typed
         return made
 
-    typed: str
-
 
 def parse_duration(text: str) -> TypedSeconds:
-    """Return a duration in seconds.
+    """Parse a duration into seconds.
 
-    Raises ValueError, with an example in its text, when it isn't one.
+    Raises ValueError, with examples in its text, when it isn't one.
     """
     compact = text.strip().lower().replace(" ", "")
     if _WHOLE.fullmatch(compact) is None:
-        message = f"{text!r} is no duration; write for example 30s, 5m, 6h or 1d"
+        message = f"{text!r} is not a duration. Examples: 30s, 5m, 6h, 1d"
         raise ValueError(message)
     if compact[-1].isdigit():
         return TypedSeconds(float(compact), text.strip())
@@ -40,7 +40,7 @@ def parse_duration(text: str) -> TypedSeconds:
 
 
 def format_duration(seconds: float) -> str:
-    """Return a duration as people say it, in its two largest units: `45s`, `6m`, `2h 5m`, `3d 4h`."""
+    """Format a duration in its two largest units: `45s`, `6m`, `2h 5m`, `3d 4h`."""
     span = timedelta(seconds=abs(seconds))
     if span < timedelta(seconds=10) and span.microseconds:
         return f"{span.total_seconds():.1f}s"
@@ -52,11 +52,11 @@ def format_duration(seconds: float) -> str:
 
 
 def amount(seconds: float) -> str:
-    """Return a duration without loss: in words if two units are enough, else in seconds: `6m`, `68.25s`."""
+    """Format a duration without rounding: in two units if they are enough, otherwise in seconds: `6m`, `68.25s`."""
     words = format_duration(seconds)
     return words if parse_duration(words) == seconds else f"{seconds:.3f}".rstrip("0").rstrip(".") + "s"
 
 
 def exact(moment: datetime) -> str:
-    """Return a moment to the millisecond, so that sums can be checked."""
+    """Format a time to the millisecond, so that a reader can check sums."""
     return f"{moment:%Y-%m-%d %H:%M:%S}" + (f".{moment.microsecond // 1000:03}" if moment.microsecond else "")

@@ -61,7 +61,7 @@ def json_object(_context: click.Context, _option: click.Parameter, text: str | N
     except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
-        message = """it is no JSON object; write for example '{"model": "small"}'"""
+        message = """it is not a JSON object. Example: '{"model": "small"}'"""
         raise click.BadParameter(message)
     return value
 

@@ -38,7 +38,7 @@ TROUBLES = {
     "no replica": (
         ("CONFIG", "SET", "min-replicas-to-write", "1"),
         ("CONFIG", "SET", "min-replicas-to-write", "0"),
-        "too few of its replicas are there",
+        "too few replicas are connected",
     ),
     "full": (("CONFIG", "SET", "maxmemory", "1"), ("CONFIG", "SET", "maxmemory", "0"), "its memory is full"),
 }

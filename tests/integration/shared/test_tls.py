@@ -109,7 +109,7 @@ def test_agents_and_workers_meet_over_tls(place: Place, port: int, certificates:
         ("127.0.0.1", {"ssl_ca_certs": "other-ca.pem"}, "certificate isn't trusted"),
         ("127.0.0.1", {"ssl_ca_certs": None}, "certificate isn't trusted"),
         ("localhost", {}, "certificate isn't trusted for this host"),
-        ("127.0.0.1", {"ssl_certfile": None, "ssl_keyfile": None}, "it may want another certificate"),
+        ("127.0.0.1", {"ssl_certfile": None, "ssl_keyfile": None}, "it may require another client certificate"),
         ("127.0.0.1", {"ssl_ca_certs": "missing.pem"}, "can't be opened"),
         ("127.0.0.1", {"ssl_certfile": "missing.pem"}, "can't be opened"),
     ],

@@ -525,7 +525,7 @@ def test_an_agent_that_cannot_be_judged_stops_no_other(
     assert sorted(fleet.notices()) == [("degraded", "silent"), ("unjudged", "bad")]
     assert (state(fleet.engine, bad), agent(fleet.engine, bad).unjudged_at is not None) == ("pending", True)
     (event,) = events(fleet.engine, "unjudged")
-    assert "'Mars/Olympus' is no time zone" in event.detail["why"]
+    assert "'Mars/Olympus' is not a time zone" in event.detail["why"]
 
 
 def test_agents_that_cannot_be_judged_for_one_reason_share_a_notice(fleet: Fleet) -> None:
@@ -542,7 +542,7 @@ def test_agents_that_cannot_be_judged_for_one_reason_share_a_notice(fleet: Fleet
     with reading(fleet.engine) as connection:
         (detail,) = connection.execute(select(Notification.detail).where(Notification.agent_name.is_(None))).scalars()
     assert (detail["agents"], detail["names"]) == (25, names[:20])
-    assert "'Mars/Olympus' is no time zone" in detail["why"]
+    assert "'Mars/Olympus' is not a time zone" in detail["why"]
 
 
 def test_a_heartbeat_ends_unjudged(fleet: Fleet) -> None:

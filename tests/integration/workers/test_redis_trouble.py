@@ -191,7 +191,7 @@ def test_a_redis_without_its_replica_takes_nothing(
         replica.kill()
 
 
-REFUSED = "too few of its replicas are there"
+REFUSED = "too few replicas are connected"
 
 
 def join(master: Place, replica: Place) -> None:

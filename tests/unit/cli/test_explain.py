@@ -106,9 +106,9 @@ def test_backtest_without_flags(fleet: Simulation) -> None:
         ("--since", "0s", "out of range"),
         ("--since", "99999999d", "out of range"),
         ("--grace", "x", "duration"),
-        ("--interval", "0", "0 is too little; 1s to 31d is allowed"),
-        ("--interval", "0.5s", "0.5s is too little; 1s to 31d is allowed"),
-        ("--interval", "40d", "40d is too much; 1s to 31d is allowed"),
+        ("--interval", "0", "0 is too small; 1s to 31d is allowed"),
+        ("--interval", "0.5s", "0.5s is too small; 1s to 31d is allowed"),
+        ("--interval", "40d", "40d is too large; 1s to 31d is allowed"),
     ],
 )
 def test_backtest_refuses_durations_outside_their_limits(fleet: Simulation, option: str, value: str, says: str) -> None:

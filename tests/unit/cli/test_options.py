@@ -121,7 +121,7 @@ def test_database_without_schema_is_refused(tmp_path: Path) -> None:
     ("args", "code", "says"),
     [
         (["dashboard", "--database-url", "mysql://u:secret@h/x"], 2, "FLEETBEAT_DATABASE_URL is no URL"),
-        (["queue", "--redis-url", "http://u:secret@h"], 2, "FLEETBEAT_REDIS_URL is no Redis URL"),
+        (["queue", "--redis-url", "http://u:secret@h"], 2, "FLEETBEAT_REDIS_URL is not a Redis URL"),
         (
             ["queue", "--redis-url", "redis://u:secret@127.0.0.1:1/0"],
             75,

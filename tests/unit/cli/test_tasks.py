@@ -61,7 +61,7 @@ def test_task_for_an_unregistered_name_prints_a_note(engine: Engine) -> None:
         (["add", "x" * 65, "A"], 2, "not an agent's name"),
         (["update", "7", "--state", "done"], 1, "There is no task 7"),
         (["done", "7"], 1, "There is no task 7"),
-        (["done", str(2**70)], 2, "is too much; 1 to 9223372036854775807 is allowed"),
+        (["done", str(2**70)], 2, "is too large; 1 to 9223372036854775807 is allowed"),
         (["update", "7"], 2, "give --state or --title"),
         (["update", "7", "--state", "lost"], 2, "'lost' is not one of"),
     ],

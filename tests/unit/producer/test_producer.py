@@ -125,7 +125,7 @@ def test_deregister_says_goodbye(producer_redis: FakeRedis) -> None:
     [
         (lambda: register("hint"), "either interval_seconds or schedule"),
         (lambda: register("hint", interval_seconds=0.1), "interval_seconds"),
-        (lambda: register("hint", schedule="whenever"), "'whenever' is no cron expression"),
+        (lambda: register("hint", schedule="whenever"), "'whenever' is not a cron expression"),
         (lambda: register("", interval_seconds=5), "agent_name"),
         (lambda: register("", interval_seconds=5, stable=True), "agent_name"),
         (lambda: register(None, interval_seconds=5, stable=True), "agent_name"),

@@ -79,6 +79,6 @@ def test_a_missing_socket_is_told_as_such() -> None:
     """An error of Redis's becomes a sentence with the place, the reason and what to do."""
     url = "unix://:canary@/does/not/exist.sock"
     client = connect(url, timeout_seconds=1)
-    with pytest.raises(RedisUnavailable, match="that the URL names can't be opened") as found, redis_errors(url):
+    with pytest.raises(RedisUnavailable, match="named in the URL can't be opened") as found, redis_errors(url):
         client.ping()
     assert "canary" not in str(found.value)

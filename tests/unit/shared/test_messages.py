@@ -94,7 +94,7 @@ BAD = {
     "no object": (b"[1, 2]", Reason.INVALID),
     "null": (b"null", Reason.INVALID),
     "id of another version": (wire(id=str(uuid4())), Reason.INVALID),
-    "session that is no UUID": (wire(session_id="hint"), Reason.INVALID),
+    "session that is not a UUID": (wire(session_id="hint"), Reason.INVALID),
     "time without a zone": (wire(sent_at="2024-01-01T00:00:00"), Reason.INVALID),
     "time beyond the calendar": (wire(sent_at=1e300), Reason.INVALID),
     "text that is a number": (wire(progress=5), Reason.INVALID),
@@ -179,7 +179,7 @@ def test_metadata_is_limited_in_bytes_of_json(length: int) -> None:
 @pytest.mark.parametrize("value", [{1, 2}, object(), datetime.now(UTC), float("nan"), b"x"])
 def test_metadata_is_json(value: object) -> None:
     """What JSON doesn't know is refused when the message is made."""
-    with pytest.raises(ValidationError, match="is no JSON object"):
+    with pytest.raises(ValidationError, match="is not a JSON object"):
         heartbeat(metadata={"a": value})
 
 

@@ -61,16 +61,16 @@ def test_no_field_is_told_in_the_words_of_pydantic(kind: type[Register | Heartbe
 @pytest.mark.parametrize(
     ("wire", "says"),
     [
-        (b"3", "3 is no JSON object"),
-        (b"{", "it is no JSON: EOF"),
+        (b"3", "3 is not a JSON object"),
+        (b"{", "it is not JSON: EOF"),
         (b"{}", "kind: it is missing"),
-        (b'{"kind": "shout"}', "kind: 'shout' is none; there are 'register', 'heartbeat', 'deregister'"),
+        (b'{"kind": "shout"}', "kind: 'shout' is not allowed; only 'register', 'heartbeat', 'deregister' are"),
         (b'{"kind": "heartbeat"}', "id: it is missing; session_id: it is missing; sent_at: it is missing"),
         (json.dumps({"kind": "deregister", "surprise": 1}).encode(), "surprise: there is no such field"),
         (json.dumps({"kind": "deregister", "version": 2}).encode(), "version: 2 is not allowed; only 1 is"),
         (
             json.dumps({"kind": "deregister", "sent_at": "now"}).encode(),
-            "sent_at: 'now' is no time; write it as in 2026",
+            "sent_at: 'now' is not a time (example: 2026",
         ),
     ],
 )
@@ -84,9 +84,9 @@ def test_what_is_no_message_is_told_in_our_words(wire: bytes, says: str) -> None
 def test_a_duration_is_told_as_it_was_typed() -> None:
     """Who typed `32d` reads it again, with limits in the same words; who gave seconds reads seconds."""
     assert found(Register, interval_seconds=parse_duration(" 1h 45D ")) == (
-        "interval_seconds: 1h 45D is too much; 1s to 31d is allowed"
+        "interval_seconds: 1h 45D is too large; 1s to 31d is allowed"
     )
-    assert found(Register, interval_seconds=0.5) == "interval_seconds: 0.5 is too little; 1 to 2678400 is allowed"
+    assert found(Register, interval_seconds=0.5) == "interval_seconds: 0.5 is too small; 1 to 2678400 is allowed"
 
 
 def test_what_concerns_several_fields_has_their_other_names() -> None:

@@ -40,10 +40,10 @@ def test_a_bad_variable_is_named(variable: str, value: str) -> None:
 @pytest.mark.parametrize(
     ("name", "value", "says"),
     [
-        ("SWEEP_SECONDS", "x", "it is no number; 0.1 to 3600 is allowed."),
-        ("SWEEP_SECONDS", "0", "0 is too little; 0.1 to 3600 is allowed."),
-        ("REDIS_TIMEOUT_SECONDS", "61", "61 is too much; more than 0 and at most 60 is allowed."),
-        ("MISSED_INTERVALS", "1.5", "it is no whole number; 1 to 100 is allowed."),
+        ("SWEEP_SECONDS", "x", "it is not a number; 0.1 to 3600 is allowed."),
+        ("SWEEP_SECONDS", "0", "0 is too small; 0.1 to 3600 is allowed."),
+        ("REDIS_TIMEOUT_SECONDS", "61", "61 is too large; more than 0 and at most 60 is allowed."),
+        ("MISSED_INTERVALS", "1.5", "it is not a whole number; 1 to 100 is allowed."),
         ("LOG_LEVEL", "LOUD", "it is not allowed; only 'DEBUG', 'INFO', 'WARNING' or 'ERROR' is."),
     ],
 )

@@ -54,7 +54,7 @@ BAD = {
     "a method of an object": {b"data": packed("sweep", {"py/object": "x"}, [], {})},
     "arguments": {b"data": packed("fleetbeat_worker.jobs.sweep", None, ["x"], {})},
     "named arguments": {b"data": packed("fleetbeat_worker.jobs.sweep", None, [], {"x": 1})},
-    "a function that is no text": {b"data": packed(["os.system"], None, [], {})},
+    "a function that is not text": {b"data": packed(["os.system"], None, [], {})},
     "a function that is an object": {b"data": packed({"a": 1}, None, [], {})},
     "too few parts": {b"data": packed("fleetbeat_worker.jobs.sweep", None, [])},
     "too many parts": {b"data": packed("fleetbeat_worker.jobs.sweep", None, [], {}, 1)},
