@@ -72,11 +72,11 @@ def test_sentences_for_people(fleet: Place) -> None:
     """Without --json each command prints one sentence, and a heartbeat that waited says when the agent was seen."""
     out = fleet.run(AGENT, "register", "--name", "prose", "--every", "1h", "--stable").stdout
     assert out.startswith("Registered prose as session ")
-    assert fleet.run(AGENT, "heartbeat", "--agent", "prose").stdout == "Sent a heartbeat of prose.\n"
+    assert fleet.run(AGENT, "heartbeat", "--agent", "prose").stdout == "Sent a heartbeat for prose.\n"
     waited = fleet.run(AGENT, "heartbeat", "--agent", "prose", "--progress", "ink", "--wait", "20").stdout
     assert waited.startswith("prose was seen at 2")
     assert waited.endswith("Z: ink.\n")
-    assert fleet.run(AGENT, "deregister", "--agent", "prose").stdout == "Sent a goodbye of prose.\n"
+    assert fleet.run(AGENT, "deregister", "--agent", "prose").stdout == "Sent a deregistration for prose.\n"
 
 
 def test_stable_twice_is_one_session(fleet: Place) -> None:

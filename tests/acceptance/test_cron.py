@@ -87,7 +87,7 @@ def test_a_file_says_where_its_fleet_finds_redis(example: Place, redis: Redis) -
     away = ("--redis-url", "redis://127.0.0.1:1/0")
     example.run("fleetbeat-agent", "register", "--from", FILE, *away, exits=75)
     done = example.run("fleetbeat-agent", "register", "--from", FILE, "--name", "hint", "--stable", exits=2)
-    assert "leave out --name, --stable" in done.stderr
+    assert "Leave out --name, --stable" in done.stderr
 
 
 def test_a_terminal_is_asked(example: Place) -> None:

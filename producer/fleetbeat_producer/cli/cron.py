@@ -1,4 +1,4 @@
-"""`fleetbeat-agent cron`: a fleet's beats as lines of the user's crontab."""
+"""`fleetbeat-agent cron`: a fleet's heartbeats as lines of the user's crontab."""
 
 from __future__ import annotations
 
@@ -11,8 +11,15 @@ from typing import TYPE_CHECKING, TypeVar
 import click
 
 from fleetbeat_producer.cli import REFUSED
-from fleetbeat_producer.cli.output import print_json, tell
-from fleetbeat_producer.cron.crontab import CrontabError, block_of, difference, read_crontab, with_block, write_crontab
+from fleetbeat_producer.cli.output import print_json, print_result
+from fleetbeat_producer.cron.crontab import (
+    CrontabError,
+    build_block,
+    diff_lines,
+    read_crontab,
+    replace_block,
+    write_crontab,
+)
 from fleetbeat_producer.cron.fleet_file import absolute, read_fleet_file
 from fleetbeat_producer.cron.line_times import machine_zones
 
@@ -32,16 +39,16 @@ _yes_option = click.option("--yes", is_flag=True, help="Don't ask.")
 
 @click.group()
 def cron() -> None:
-    """Let cron beat for the agents that a file lists.
+    """Let cron send heartbeats for the agents of a file.
 
-    docs/agents.toml is an example of such a file, docs/cron.md says what its lines do.
+    docs/agents.toml is an example of such a file, docs/cron.md explains its lines.
     """
 
 
 @cron.command("print", epilog="\b\nExample:\n  fleetbeat-agent cron print agents.toml")
 @_file_argument
 def print_(*, file: Path, as_json: bool) -> None:
-    """Print the crontab lines of a file's agents, with the marks around them."""
+    """Print the crontab lines of a file's agents, with the markers around them."""
     block = _block(file)
     if as_json:
         print_json({"ok": True, "file": str(absolute(file)), "lines": block.splitlines()})
@@ -55,7 +62,7 @@ def print_(*, file: Path, as_json: bool) -> None:
 @_file_argument
 @_yes_option
 def install(*, file: Path, yes: bool, as_json: bool) -> None:
-    """Put the lines of a file's agents into your crontab, in the place of those from before.
+    """Write the lines of a file's agents into your crontab, in place of their earlier lines.
 
     Nothing else in it changes. Shows the difference, and asks.
     """
@@ -66,7 +73,7 @@ def install(*, file: Path, yes: bool, as_json: bool) -> None:
 @_file_argument
 @_yes_option
 def remove(*, file: Path, yes: bool, as_json: bool) -> None:
-    """Take the lines of a file's agents out of your crontab; the file itself may be gone.
+    """Remove the lines of a file's agents from your crontab; the file need not exist any more.
 
     Nothing else in it changes. Shows the difference, and asks.
     """
@@ -74,31 +81,31 @@ def remove(*, file: Path, yes: bool, as_json: bool) -> None:
 
 
 def _block(file: Path) -> str:
-    return block_of(read_fleet_file(file), os.environ, machine_zones(os.environ), datetime.now(UTC))
+    return build_block(read_fleet_file(file), os.environ, machine_zones(os.environ), datetime.now(UTC))
 
 
 def _change(file: Path, block: str, sentence: str, *, yes: bool, as_json: bool) -> None:
     before = read_crontab()
-    after = with_block(before, absolute(file), block)
-    changes = difference(before, after) if after != before else []
-    told = {"ok": True, "file": str(absolute(file)), "changed": after != before, "difference": changes}
+    after = replace_block(before, absolute(file), block)
+    changes = diff_lines(before, after) if after != before else []
+    result = {"ok": True, "file": str(absolute(file)), "changed": after != before, "difference": changes}
     if after == before:
-        tell(told, "The crontab is as it should be; nothing was written.", as_json=as_json)
+        print_result(result, "The crontab is up to date; nothing was written.", as_json=as_json)
         return
     if not as_json:
         click.echo("\n".join(changes))
     if not yes:
         _ask(as_json=as_json)
         if read_crontab() != before:
-            message = "The crontab was changed by somebody else in between. Nothing was written; try again."
+            message = "The crontab was changed in the meantime. Nothing was written; try again."
             raise CrontabError(message)
     write_crontab(after)
-    tell(told, sentence, as_json=as_json)
+    print_result(result, sentence, as_json=as_json)
 
 
 def _ask(*, as_json: bool) -> None:
     if as_json or not sys.stdin.isatty():
-        text = "There is nobody to ask whether to write this. If it is right, say --yes."
+        text = "There is no terminal to ask for confirmation. To write without asking, pass --yes."
         raise click.UsageError(text)
     if not click.confirm("Write this crontab?", err=True):
         click.echo("Nothing was written.", err=True)

@@ -1,4 +1,4 @@
-"""How a one-shot command's message gets to Redis, and what is told of it."""
+"""Delivery of a one-shot command's message: sends or spools it, prints warnings, and logs the outcome."""
 
 from __future__ import annotations
 
@@ -21,35 +21,34 @@ if TYPE_CHECKING:
 
 
 class Delivery:
-    """The options that all one-shot commands have, and what they mean."""
+    """The options that all one-shot commands share, and sending according to them."""
 
     def __init__(self, redis_url: str | None, timeout: float | None, log_file: Path | None, *, as_json: bool) -> None:
-        changes = {"redis_url": redis_url, "redis_timeout_seconds": timeout}
-        self._changes = {name: value for name, value in changes.items() if value is not None}
+        options = {"redis_url": redis_url, "redis_timeout_seconds": timeout}
+        self._options = {name: value for name, value in options.items() if value is not None}
         self._log_file = log_file
         self.as_json = as_json
-        self.outcome = ""
-        """What the log says of the call; the error's code if there is one and nothing else was said."""
         self._environment: dict[str, str] = dict(os.environ)
+        self._outcome = ""  # for the log
         self._message: Message | None = None
 
-    def redirect(self, url_file: Path) -> None:
-        """Send to the Redis whose URL a file holds, whatever the options and the environment say."""
-        self._changes.pop("redis_url", None)
+    def use_url_file(self, url_file: Path) -> None:
+        """Send to the Redis whose URL is in a file, whatever the options and the environment say."""
+        self._options.pop("redis_url", None)
         self._environment.pop("FLEETBEAT_REDIS_URL", None)
         self._environment["FLEETBEAT_REDIS_URL_FILE"] = str(url_file)
 
     @contextmanager
     def logged(self, agent: str | None) -> Iterator[None]:
-        """Add a line to the log, if there is one, about what becomes of the call in this block."""
-        self.outcome, self._message = "", None
+        """Add a line with the outcome of the block to the log file, if there is one."""
+        self._outcome, self._message = "", None
         try:
             yield
         except FleetbeatError as error:
-            self.outcome = self.outcome or error.code
+            self._outcome = self._outcome or error.code
             raise
         except click.UsageError:
-            self.outcome = "usage"
+            self._outcome = "usage"
             raise
         finally:
             if self._log_file is not None:
@@ -61,30 +60,30 @@ class Delivery:
         one_shot = self._one_shot()
         try:
             one_shot.send(message)
-            self.outcome = "sent"
+            self._outcome = "sent"
         finally:
             _warn(*one_shot.warnings)
 
-    def send_or_keep(
+    def send_or_spool(
         self, message: Heartbeat, *, wait_seconds: float | None, strict: bool
     ) -> tuple[Reply | None, bool]:
-        """Send a heartbeat, or keep it on disk while Redis is away; return SQL's answer and whether it was kept.
+        """Send a heartbeat, or spool it while Redis is away; return the workers' reply and whether it was spooled.
 
-        Raises RedisUnavailable when it is lost, and when it was kept although somebody waits or wants to know.
+        Raises RedisUnavailable when it is lost, or when it was spooled although `strict` or `wait_seconds` is given.
         """
         self._message = message
         one_shot = self._one_shot()
         try:
             reply = one_shot.send(message, wait_seconds)
-            self.outcome = "sent" if reply is None else "confirmed"
+            self._outcome = "sent" if reply is None else "confirmed"
         except RedisUnavailable as error:
-            kept = one_shot.spool(message, error)
-            if not kept.spooled:
-                raise kept from error
-            self.outcome = "spooled"
+            extended = one_shot.spool(message, error)
+            if not extended.spooled:
+                raise extended from error
+            self._outcome = "spooled"
             if strict or wait_seconds is not None:
-                raise kept from error
-            _warn(str(kept))
+                raise extended from error
+            _warn(str(extended))
             return None, True
         else:
             return reply, False
@@ -92,14 +91,14 @@ class Delivery:
             _warn(*one_shot.warnings)
 
     def _one_shot(self) -> OneShot:
-        return OneShot(Settings.from_environment(self._environment).model_copy(update=self._changes))
+        return OneShot(Settings.from_environment(self._environment).model_copy(update=self._options))
 
     def _log(self, path: Path, agent: str) -> None:
-        from fleetbeat_producer.one_shot import call_log  # not everybody wants one
+        from fleetbeat_producer.one_shot import call_log  # most calls have no log file
 
-        sent = {} if self._message is None else json.loads(self._message.to_wire())
+        message = {} if self._message is None else json.loads(self._message.to_wire())
         try:
-            call_log.append(path, agent, self.outcome or "error", sent)
+            call_log.append(path, agent, self._outcome or "error", message)
         except OSError as error:
             _warn(f"The log {click.format_filename(path)} can't be written ({error.strerror or error}).")
 

@@ -9,7 +9,7 @@ import click
 
 from fleetbeat_producer.cli.compose import compose, stable_session
 from fleetbeat_producer.cli.options import delivery_options, metadata_option, session_options, wait_option
-from fleetbeat_producer.cli.output import iso, sent, tell
+from fleetbeat_producer.cli.output import describe_message, format_time, print_result
 from fleetbeat_shared.messages import Deregister, Heartbeat
 
 if TYPE_CHECKING:
@@ -24,20 +24,18 @@ if TYPE_CHECKING:
     "  fleetbeat-agent heartbeat --session 0198c5a0-6b1e-4e0e-9d53-5d0f4f1a7c11 --wait 5 --json"
 )
 @session_options
-@click.option("--progress", metavar="TEXT", help="What the agent just did or does now.")
+@click.option("--progress", metavar="TEXT", help="What the agent has just done or is doing.")
 @click.option("--work-item", metavar="ID", help="The work item that it works on.")
-@click.option("--status", metavar="WORD", help="Its own word for how it is: ok, busy, blocked, error.")
-@click.option("--summary", metavar="TEXT", help="One line about the whole of its work.")
-@click.option("--error", metavar="TEXT", help="What went wrong; an empty text says that it is over.")
-@click.option("--open-tasks", type=int, metavar="N", help="How many tasks are open.")
-@click.option("--stale-tasks", type=int, metavar="N", help="How many of them nobody has touched for long.")
+@click.option("--status", metavar="WORD", help="A word of its own for its status: ok, busy, blocked, error.")
+@click.option("--summary", metavar="TEXT", help="One line about all of its work.")
+@click.option("--error", metavar="TEXT", help="What went wrong. An empty text clears it.")
+@click.option("--open-tasks", type=int, metavar="N", help="The number of open tasks.")
+@click.option("--stale-tasks", type=int, metavar="N", help="How many of them haven't changed for long.")
 @metadata_option
-@click.option(
-    "--only-at", metavar="EXPRESSION", help="Do nothing unless this cron expression means the current minute."
-)
-@click.option("--time-zone", metavar="ZONE", help="IANA name of the zone that --only-at means; UTC if not given.")
+@click.option("--only-at", metavar="EXPRESSION", help="Do nothing unless this cron expression matches this minute.")
+@click.option("--time-zone", metavar="ZONE", help="IANA name of the time zone of --only-at. Default: UTC.")
 @wait_option
-@click.option("--strict", is_flag=True, help="Exit with 75, not 0, when it could only be kept on disk.")
+@click.option("--strict", is_flag=True, help="Exit with 75 instead of 0 when it was only kept on disk.")
 @delivery_options
 def heartbeat(  # noqa: PLR0913 - one for each option
     *,
@@ -57,15 +55,16 @@ def heartbeat(  # noqa: PLR0913 - one for each option
     strict: bool,
     delivery: Delivery,
 ) -> None:
-    """Say that an agent is alive, and what it does. What isn't given stays as it was.
+    """Send a heartbeat: the agent is alive, and what it does. Options left out keep their earlier values.
 
-    While Redis is away the heartbeat is kept on disk, and the next call that gets through sends it.
+    While Redis is away the heartbeat is kept on disk; the next call that reaches Redis sends it.
     """
-    if not is_time(only_at, time_zone):  # most often, for some crontab lines: not worth a line of the log
-        tell({"ok": True, "sent": False}, "It isn't the time; nothing was sent.", as_json=delivery.as_json)
+    if not _is_due(only_at, time_zone):  # for some crontab lines this is the usual case: not worth a line of the log
+        result = {"ok": True, "sent": False}
+        print_result(result, "--only-at doesn't match this minute; nothing was sent.", as_json=delivery.as_json)
         return
     with delivery.logged(agent or session):
-        agent_name, session_id = chosen_session(session, agent)
+        agent_name, session_id = _choose_session(session, agent)
         message = compose(
             Heartbeat,
             session_id,
@@ -79,16 +78,16 @@ def heartbeat(  # noqa: PLR0913 - one for each option
             metadata=metadata,
             reply=wait is not None,
         )
-        reply, spooled = delivery.send_or_keep(message, wait_seconds=wait, strict=strict)
-    told = sent(message, agent_name) | {"spooled": spooled}
+        reply, spooled = delivery.send_or_spool(message, wait_seconds=wait, strict=strict)
+    described = describe_message(message, agent_name) | {"spooled": spooled}
     who = agent_name or f"session {message.session_id}"
-    sentence = f"Kept a heartbeat of {who} in the spool." if spooled else f"Sent a heartbeat of {who}."
+    sentence = f"Kept a heartbeat for {who} in the spool." if spooled else f"Sent a heartbeat for {who}."
     if reply is not None:
-        told |= {"session_id": str(reply.session_id), "agent_name": reply.agent_name, "progress": reply.progress}
-        told |= {"timestamp": iso(reply.timestamp or message.sent_at)}
-        progress_told = f": {reply.progress}" if reply.progress else ""
-        sentence = f"{reply.agent_name} was seen at {told['timestamp']}{progress_told}."
-    tell(told, sentence, as_json=delivery.as_json)
+        described |= {"session_id": str(reply.session_id), "agent_name": reply.agent_name, "progress": reply.progress}
+        described |= {"timestamp": format_time(reply.timestamp or message.sent_at)}
+        progress_shown = f": {reply.progress}" if reply.progress else ""
+        sentence = f"{reply.agent_name} was seen at {described['timestamp']}{progress_shown}."
+    print_result(described, sentence, as_json=delivery.as_json)
 
 
 @click.command(epilog="\b\nExample:\n  fleetbeat-agent deregister --agent hint --exit-status 0")
@@ -104,21 +103,21 @@ def deregister(
     exit_status: int | None,
     delivery: Delivery,
 ) -> None:
-    """Say goodbye: no more heartbeats are expected of this session."""
+    """End a session: no more heartbeats are expected."""
     with delivery.logged(agent or session):
-        agent_name, session_id = chosen_session(session, agent)
+        agent_name, session_id = _choose_session(session, agent)
         message = compose(Deregister, session_id, error=error, exit_status=exit_status)
         delivery.send(message)
-    # Whether there is such a session only the workers know.
-    sentence = f"Sent a goodbye of {agent_name or f'session {message.session_id}'}."
-    tell(sent(message, agent_name), sentence, as_json=delivery.as_json)
+    # Only the workers know whether there is such a session.
+    sentence = f"Sent a deregistration for {agent_name or f'session {message.session_id}'}."
+    print_result(describe_message(message, agent_name), sentence, as_json=delivery.as_json)
 
 
-def is_time(only_at: str | None, time_zone: str | None) -> bool:
-    """Return whether `--only-at`, if it was given, means the current minute."""
+def _is_due(only_at: str | None, time_zone: str | None) -> bool:
+    """Tell whether `--only-at`, if it was given, matches the current minute."""
     if only_at is None:
         if time_zone is not None:
-            text = "--time-zone goes with --only-at."
+            text = "--time-zone needs --only-at."
             raise click.UsageError(text)
         return True
     from fleetbeat_shared.schedules import check_schedule, find_time_zone, is_slot
@@ -131,8 +130,8 @@ def is_time(only_at: str | None, time_zone: str | None) -> bool:
     return is_slot(schedule, zone.key, datetime.now(UTC))
 
 
-def chosen_session(session: str | None, agent: str | None) -> tuple[str | None, UUID | str]:
-    """Return the agent's name, if that is how the session was named, and the session's id."""
+def _choose_session(session: str | None, agent: str | None) -> tuple[str | None, UUID | str]:
+    """Find the session id from --session or --agent; the agent's name is None if only the id was given."""
     if agent is not None and session is None:
         return stable_session(agent)
     if session is not None and agent is None:

@@ -1,4 +1,4 @@
-"""The options that several commands of `fleetbeat-agent` share."""
+"""Options that several commands of `fleetbeat-agent` share."""
 
 from __future__ import annotations
 
@@ -23,37 +23,14 @@ LONGEST_TIMEOUT_SECONDS = 60
 
 
 def duration(_context: click.Context, _option: click.Parameter, text: str | None) -> float | None:
-    """Return the seconds that an option's text like 30s means."""
+    """Parse an option's duration into seconds."""
     try:
         return None if text is None else parse_duration(text)
     except ValueError as error:
         raise click.BadParameter(str(error)) from error
 
 
-def promise_options(command: _Command) -> _Command:
-    """Add what an agent may say of how it is judged, beside how often it beats."""
-    options = [
-        click.option("--grace", metavar="DURATION", callback=duration, help="How much later a heartbeat may come."),
-        click.option(
-            "--missed",
-            type=WholeNumber(1, 100),
-            metavar="N",
-            help="How many intervals it may miss before it is degraded; as the fleet's setting says if not given.",
-        ),
-        click.option(
-            "--stuck-after",
-            type=WholeNumber(0, 100_000),
-            metavar="N",
-            help="After how many intervals in which nothing it does changed it is stuck; 0: never.",
-        ),
-    ]
-    for option in reversed(options):
-        command = option(command)
-    return command
-
-
-def json_object(_context: click.Context, _option: click.Parameter, text: str | None) -> dict[str, Any] | None:
-    """Return the JSON object that an option's text is."""
+def _json_object(_context: click.Context, _option: click.Parameter, text: str | None) -> dict[str, Any] | None:
     if text is None:
         return None
     try:
@@ -67,7 +44,6 @@ def json_object(_context: click.Context, _option: click.Parameter, text: str | N
 
 
 def _timeout(_context: click.Context, _option: click.Parameter, seconds: float | None) -> float | None:
-    """Refuse what is no time to wait."""
     if seconds is not None and not 0 < seconds <= LONGEST_TIMEOUT_SECONDS:
         message = f"{seconds:g} is not above 0 and at most {LONGEST_TIMEOUT_SECONDS}"
         raise click.BadParameter(message)
@@ -75,24 +51,55 @@ def _timeout(_context: click.Context, _option: click.Parameter, seconds: float |
 
 
 def _wait(_context: click.Context, _option: click.Parameter, seconds: float | None) -> float | None:
-    """Refuse what is no time to wait; it may be long."""
     if seconds is not None and not 0 < seconds < math.inf:
-        message = f"{seconds:g} is no number of seconds above 0"
+        message = f"{seconds:g} is not a number of seconds above 0"
         raise click.BadParameter(message)
     return seconds
 
 
+metadata_option = click.option(
+    "--metadata", metavar="JSON", callback=_json_object, help="A JSON object of at most 4 KiB."
+)
 wait_option = click.option(
     "--wait",
     type=float,
     metavar="SECONDS",
     callback=_wait,
-    help="Wait until it is stored, and print what SQL says.",
+    help="Wait until it is stored, and print it as stored.",
 )
 
 
+def promise_options(command: _Command) -> _Command:
+    """Add the options that refine an agent's promise, other than its interval or schedule."""
+    options = [
+        click.option("--grace", metavar="DURATION", callback=duration, help="How late a heartbeat may be."),
+        click.option(
+            "--missed",
+            type=WholeNumber(1, 100),
+            metavar="N",
+            help="How many intervals it may miss before it is degraded. Default: the fleet's setting.",
+        ),
+        click.option(
+            "--stuck-after",
+            type=WholeNumber(0, 100_000),
+            metavar="N",
+            help="After how many intervals without a change in its work it is stuck. 0: never.",
+        ),
+    ]
+    return _add_options(command, options)
+
+
+def session_options(command: _Command) -> _Command:
+    """Add the two options that name a session."""
+    options = [
+        click.option("--session", metavar="ID", help="The session id that `register` printed."),
+        click.option("--agent", metavar="NAME", help="The agent's name, if it was registered with --stable."),
+    ]
+    return _add_options(command, options)
+
+
 def delivery_options(command: _Command) -> _Command:
-    """Add what says how a message gets to Redis and what is told of it; the command gets it as one `delivery`."""
+    """Add the options about sending and output; the command gets them as one `delivery`."""
 
     @wraps(command)
     def with_delivery(
@@ -113,30 +120,21 @@ def delivery_options(command: _Command) -> _Command:
             type=float,
             metavar="SECONDS",
             callback=_timeout,
-            help="How long it may take until Redis has the message; 1 if not set otherwise.",
+            help="How long to wait until Redis has the message. Default: 1, or the setting.",
         ),
         click.option(
             "--log-file",
             type=click.Path(path_type=Path),
             metavar="PATH",
-            help="Add a line about this call to a file, which becomes PATH.1 at 1 MiB.",
+            help="Add a line about this call to a file, which is renamed to PATH.1 at 1 MiB.",
         ),
         click.option("--json", "as_json", is_flag=True, help="Print one JSON object."),
     ]
-    decorated: Any = with_delivery
+    return cast("_Command", _add_options(with_delivery, options))
+
+
+def _add_options(command: _Command, options: list[Callable[[Any], Any]]) -> _Command:
+    decorated: Any = command
     for option in reversed(options):
         decorated = option(decorated)
     return cast("_Command", decorated)
-
-
-def session_options(command: _Command) -> _Command:
-    """Add the two ways of naming a session."""
-    command = click.option("--agent", metavar="NAME", help="The agent's name, if it was registered with --stable.")(
-        command
-    )
-    return click.option("--session", metavar="ID", help="The session id that `register` gave.")(command)
-
-
-metadata_option = click.option(
-    "--metadata", metavar="JSON", callback=json_object, help="A JSON object of at most 4 KiB."
-)

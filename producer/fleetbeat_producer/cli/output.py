@@ -1,4 +1,4 @@
-"""What the commands of `fleetbeat-agent` print."""
+"""Output of the commands of `fleetbeat-agent`: one sentence, or one JSON object with `--json`."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ if TYPE_CHECKING:
     from fleetbeat_shared.messages import Message
 
 
-def sent(message: Message, agent_name: str | None) -> dict[str, Any]:
-    """Return what was sent, under the names that every answer has, and the rest."""
-    rest = message.model_dump(mode="json", exclude_none=True, exclude={"version", "kind", "id", "reply"})
+def describe_message(message: Message, agent_name: str | None) -> dict[str, Any]:
+    """Build the JSON object for a message that was sent: the keys that every command prints, then its other fields."""
+    fields = message.model_dump(mode="json", exclude_none=True, exclude={"version", "kind", "id", "reply"})
     first = {
         "ok": True,
         "message_id": str(message.id),
         "session_id": str(message.session_id),
         "agent_name": agent_name,
-        "timestamp": iso(message.sent_at),
+        "timestamp": format_time(message.sent_at),
         "progress": None,
     }
-    return first | rest
+    return first | fields
 
 
-def iso(moment: datetime) -> str:
-    """Return a moment as all answers write it."""
+def format_time(moment: datetime) -> str:
+    """Format a time as all JSON output has it."""
     return moment.astimezone(UTC).isoformat().replace("+00:00", "Z")
 
 
-def tell(told: dict[str, Any], sentence: str, *, as_json: bool) -> None:
-    """Print an answer: as an object, or as a sentence."""
+def print_result(result: dict[str, Any], sentence: str, *, as_json: bool) -> None:
+    """Print a command's result as a JSON object, or as a sentence."""
     if as_json:
-        print_json(told)
+        print_json(result)
     else:
         click.echo(sentence)
 

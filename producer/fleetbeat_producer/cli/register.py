@@ -10,7 +10,7 @@ from click.core import ParameterSource
 
 from fleetbeat_producer.cli.compose import choose_session_id, compose
 from fleetbeat_producer.cli.options import delivery_options, duration, metadata_option, promise_options
-from fleetbeat_producer.cli.output import print_json, sent, tell
+from fleetbeat_producer.cli.output import describe_message, print_json, print_result
 from fleetbeat_shared.messages import Register
 
 if TYPE_CHECKING:
@@ -22,28 +22,28 @@ if TYPE_CHECKING:
     '  fleetbeat-agent register --name nightly --cron "15 8 * * *" --time-zone Europe/Berlin --stable\n'
     "  fleetbeat-agent register --from agents.toml"
 )
-@click.option("--name", metavar="NAME", help="1 to 64 printable characters.")
+@click.option("--name", metavar="NAME", help="The agent's name: 1 to 64 printable characters.")
 @click.option("--every", metavar="DURATION", callback=duration, help="The promised interval: 30s, 5m, 6h, 1d.")
 @click.option(
     "--cron",
     metavar="EXPRESSION",
-    help="The promised times, as a cron expression of five fields, or @daily and the like.",
+    help="The promised times: a cron expression of five fields, or @daily and the like.",
 )
-@click.option("--time-zone", metavar="ZONE", help="IANA name of the zone that --cron means; UTC if not given.")
+@click.option("--time-zone", metavar="ZONE", help="IANA name of the time zone of --cron. Default: UTC.")
 @promise_options
-@click.option("--project", metavar="TEXT", help="What the agent belongs to.")
-@click.option("--work", metavar="TEXT", help="What it is about to do.")
-@click.option("--parent", metavar="ID", help="The session that it works for.")
+@click.option("--project", metavar="TEXT", help="The project that the agent belongs to.")
+@click.option("--work", metavar="TEXT", help="What it is going to do.")
+@click.option("--parent", metavar="ID", help="Id of the session that it works for.")
 @metadata_option
-@click.option("--session", metavar="ID", help="The session id to use (a UUID) instead of a new one.")
-@click.option("--stable", is_flag=True, help="Derive the session id from the name, for use with --agent.")
-@click.option("--parallel", is_flag=True, help="Let other live sessions of this name go on.")
+@click.option("--session", metavar="ID", help="The session id to use (a UUID) instead of a random one.")
+@click.option("--stable", is_flag=True, help="Derive the session id from the name, so that --agent finds it.")
+@click.option("--parallel", is_flag=True, help="Keep other live sessions of this name; otherwise they end.")
 @click.option(
     "--from",
     "file",
     metavar="FILE",
     type=click.Path(path_type=Path),
-    help="Register all agents that this file lists, with --stable; the file says the rest.",
+    help="Register all agents of this file, with --stable.",
 )
 @delivery_options
 @click.pass_context
@@ -67,7 +67,7 @@ def register(  # noqa: PLR0913 - one for each option
     file: Path | None,
     delivery: Delivery,
 ) -> None:
-    """Make an agent known, with how often it promises to beat; prints its session id."""
+    """Register an agent, and the interval or schedule of its heartbeats; print its session id."""
     if file is not None:
         _register_all(context, file, delivery)
         return
@@ -99,7 +99,7 @@ def register(  # noqa: PLR0913 - one for each option
         )
         delivery.send(message)
     sentence = f"Registered {message.agent_name} as session {message.session_id}."
-    tell(sent(message, message.agent_name), sentence, as_json=delivery.as_json)
+    print_result(describe_message(message, message.agent_name), sentence, as_json=delivery.as_json)
 
 
 def _register_all(context: click.Context, file: Path, delivery: Delivery) -> None:
@@ -108,18 +108,18 @@ def _register_all(context: click.Context, file: Path, delivery: Delivery) -> Non
     given = {option for option in context.params if _is_given(context, option)}
     if others := sorted(given - {"file", "redis_url", "timeout", "log_file", "as_json"}):
         named = ", ".join(f"--{option.replace('_', '-')}" for option in others)
-        text = f"--from takes all from the file, so leave out {named}."
+        text = f"--from takes everything from the file. Leave out {named}."
         raise click.UsageError(text)
     fleet = read_fleet_file(file)
     if fleet.redis_url_file is not None and "redis_url" not in given:
-        delivery.redirect(fleet.redis_url_file)  # where the file's crontab lines go to
+        delivery.use_url_file(fleet.redis_url_file)  # as the crontab lines of this file do
     for agent in fleet.agents:
         with delivery.logged(agent.name):
             delivery.send(agent.registration)
         if not delivery.as_json:
             click.echo(f"Registered {agent.name} as session {agent.registration.session_id}.")
     if delivery.as_json:
-        print_json({"ok": True, "agents": [sent(agent.registration, agent.name) for agent in fleet.agents]})
+        print_json({"ok": True, "agents": [describe_message(agent.registration, agent.name) for agent in fleet.agents]})
 
 
 def _is_given(context: click.Context, option: str) -> bool:

@@ -1,1 +1,1 @@
-"""Cron: fleet files, crontabs and the times of their lines."""
+"""Heartbeats from cron: fleet files, crontab lines and their times."""

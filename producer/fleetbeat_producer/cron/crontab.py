@@ -1,4 +1,4 @@
-"""The user's crontab: the lines of a fleet, in a marked block that is the only thing we touch."""
+"""The user's crontab: reads and writes the block of lines of a fleet, and leaves all other lines alone."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fleetbeat_producer.cron.fleet_file import absolute
-from fleetbeat_producer.cron.line_times import fields_of_line, schedule_of_interval
+from fleetbeat_producer.cron.line_times import line_fields, schedule_of_interval
 from fleetbeat_shared.errors import FleetbeatError, SettingsError
 from fleetbeat_shared.sanitize import clean
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 SCRIPT = "fleetbeat-agent"
 MAX_COMMAND_BYTES = 998
-"""The longest command that Debian's crontab takes (measured); others take more."""
+"""The longest command that Debian's crontab accepts (measured); others accept more."""
 CRONTAB_SECONDS = 30.0
 
 
@@ -35,12 +35,12 @@ class CrontabError(FleetbeatError):
     code = "crontab"
 
 
-def block_of(fleet: FleetFile, environment: Mapping[str, str], machine: Sequence[tzinfo], now: datetime) -> str:
-    """Return the block of crontab lines for a fleet, with its markers.
+def build_block(fleet: FleetFile, environment: Mapping[str, str], machine: Sequence[tzinfo], now: datetime) -> str:
+    """Build the block of crontab lines for a fleet, with its markers.
 
-    `machine` holds the zones that cron may go by; `now` is aware.
+    `machine` holds the time zones that cron may use; `now` is aware.
 
-    Raises SettingsError when something of it can't stand in a crontab.
+    Raises SettingsError when a part of it can't be written into a crontab.
     """
     begin, end = markers(fleet.path)
     start = [*_redis_words(fleet.redis_url_file, environment), str(find_script())]
@@ -49,38 +49,38 @@ def block_of(fleet: FleetFile, environment: Mapping[str, str], machine: Sequence
 
 
 def markers(path: Path) -> tuple[str, str]:
-    """Return the lines around the block of a file.
+    """Build the lines around the block of a file.
 
-    Raises SettingsError when its path can't stand in a line.
+    Raises SettingsError when its path can't be written into a line.
     """
     if not str(path).isprintable():
-        message = f"{str(path)!r} can't be named in a crontab. Give the file a path of printable characters."
+        message = f"{str(path)!r} can't be written into a crontab. Give the file a path of printable characters."
         raise SettingsError(message)
     return f"# fleetbeat begin {path}", f"# fleetbeat end {path}"
 
 
 def find_script() -> Path:
-    """Return the absolute path of this program, as cron's PATH is poor.
+    """Find the absolute path of this program, which is rarely on cron's PATH.
 
     Raises SettingsError when it isn't installed.
     """
     called = shutil.which(sys.argv[0]) if Path(sys.argv[0]).name == SCRIPT else None
     script = absolute(Path(called) if called else Path(sysconfig.get_path("scripts")) / SCRIPT)
     if not script.exists():
-        message = f"{script} isn't there, so no crontab can call it. Install fleetbeat."
+        message = f"{script} doesn't exist, so no crontab can call it. Install fleetbeat."
         raise SettingsError(message)
     return script
 
 
 def _redis_words(url_file: Path | None, environment: Mapping[str, str]) -> list[str]:
-    """Return what a command begins with so that it finds Redis; never a secret, as a crontab is no place for one."""
+    """Build the start of a command that sets the URL of Redis; refuse a URL with a password."""
     variable, value = "FLEETBEAT_REDIS_URL_FILE", url_file and str(url_file)
     if value is None and (named := environment.get(variable)):
         value = str(absolute(Path(named)))
     if value is None and (url := environment.get("FLEETBEAT_REDIS_URL")):
-        if "@" in url or "password" in url:  # wherever they stand, as a malformed URL may hold one too
+        if "@" in url or "password" in url:  # anywhere, as a malformed URL may hold a password too
             message = (
-                "FLEETBEAT_REDIS_URL holds a password, and a crontab is no place for one. "
+                "FLEETBEAT_REDIS_URL holds a password, which should not be in a crontab. "
                 "Put the URL into a file that only you can read, and name it as redis_url_file under [defaults]."
             )
             raise SettingsError(message)
@@ -89,56 +89,56 @@ def _redis_words(url_file: Path | None, environment: Mapping[str, str]) -> list[
 
 
 def _line(path: Path, agent: FleetAgent, start: Sequence[str], machine: Sequence[tzinfo], now: datetime) -> str:
-    promised, said = agent.registration, agent.heartbeat
+    registration, heartbeat = agent.registration, agent.heartbeat
     try:
-        schedule = promised.schedule or schedule_of_interval(promised.interval_seconds or 0)
+        schedule = registration.schedule or schedule_of_interval(registration.interval_seconds or 0)
     except ValueError as error:
         message = f'{path}, agent "{agent.name}", every: {error}.'
         raise SettingsError(message) from error
-    fields, must_look = fields_of_line(schedule, agent.time_zone, machine, now)
+    fields, needs_check = line_fields(schedule, agent.time_zone, machine, now)
     options = {
         "--agent": agent.name,
-        "--only-at": schedule if must_look else None,
-        "--time-zone": agent.time_zone if must_look else None,
-        "--status": said.status,
-        "--summary": said.summary,
-        "--progress": said.progress,
-        "--work-item": said.work_item_id,
-        "--open-tasks": said.open_tasks,
-        "--stale-tasks": said.stale_tasks,
+        "--only-at": schedule if needs_check else None,
+        "--time-zone": agent.time_zone if needs_check else None,
+        "--status": heartbeat.status,
+        "--summary": heartbeat.summary,
+        "--progress": heartbeat.progress,
+        "--work-item": heartbeat.work_item_id,
+        "--open-tasks": heartbeat.open_tasks,
+        "--stale-tasks": heartbeat.stale_tasks,
         "--log-file": agent.log_file,
     }
     words = [*start, "heartbeat"]
     for option, value in options.items():
         if value is not None:
             words += [option, str(value)]
-    command = " ".join(map(quote, words)) + " >/dev/null"  # cron sends what is left, the warnings, as mail
-    if clean(command) != command:  # a line break, say, in a path or a URL
-        message = f'{path}, agent "{agent.name}": its crontab line would hold control characters. Take them out.'
+    command = " ".join(map(quote, words)) + " >/dev/null"  # cron mails the rest, the warnings
+    if clean(command) != command:  # a line break in a path or a URL, for example
+        message = f'{path}, agent "{agent.name}": its crontab line would hold control characters. Remove them.'
         raise SettingsError(message)
     if len(command.encode()) > MAX_COMMAND_BYTES:
         message = (
             f'{path}, agent "{agent.name}": its crontab line is longer than the {MAX_COMMAND_BYTES} bytes that every '
-            "cron takes. Shorten its summary."
+            "cron accepts. Shorten its summary."
         )
         raise SettingsError(message)
     return f"{fields} {command}"
 
 
 def quote(word: str) -> str:
-    r"""Return a word of a command as a crontab holds it, for the shell that cron gives it to.
+    r"""Quote a word of a command for a crontab, and for the shell that cron starts.
 
     For most crons a `%` ends the command, `\%` is a `%`, and for some two backslashes are one; others change nothing.
-    So each `%` stands outside of the quotes, where `\%` is right with and without cron, and each other backslash has
-    a quote after it.
+    So each `%` is put outside of the quotes, where `\%` is right with and without cron, and each other backslash is
+    followed by a quote.
     """
     if "%" not in word and "\\" not in word:
         return shlex.quote(word)
     return "'" + word.replace("'", "'\"'\"'").replace("\\", "\\''").replace("%", "'\\%'") + "'"
 
 
-def with_block(crontab: str, path: Path, block: str) -> str:
-    """Return a crontab with a file's block put in its place, or at the end; an empty block is taken out.
+def replace_block(crontab: str, path: Path, block: str) -> str:
+    """Replace a file's block in a crontab, or append it; an empty block removes it.
 
     All other lines stay as they are.
 
@@ -152,15 +152,15 @@ def with_block(crontab: str, path: Path, block: str) -> str:
     if len(begin) != 1 or len(end) != 1 or begin > end:
         message = (
             f"The crontab's block of {path} is damaged: its begin and end lines aren't a pair. Nothing was changed. "
-            "Put them right with: crontab -e"
+            "Repair them with: crontab -e"
         )
         raise CrontabError(message)
     before, after = lines[: begin[0]], lines[end[0] + 1 :]
     return "\n".join([*before, block.removesuffix("\n"), *after] if block else [*before, *after])
 
 
-def difference(before: str, after: str) -> list[str]:
-    """Return what changes, as the lines of a unified diff that can be shown."""
+def diff_lines(before: str, after: str) -> list[str]:
+    """Compare two crontabs; return the lines of a unified diff, safe to print."""
     old, new = (
         text.encode(errors="surrogateescape").decode(errors="replace").removesuffix("\n").split("\n")
         for text in (before, after)
@@ -169,29 +169,29 @@ def difference(before: str, after: str) -> list[str]:
 
 
 def read_crontab() -> str:
-    """Return the user's crontab; bytes that are no UTF-8 are kept as surrogates.
+    """Read the user's crontab; bytes that are not UTF-8 are kept as surrogates.
 
     Raises CrontabError when it can't be read.
     """
-    done = _crontab("-l")
+    done = _run_crontab("-l")
     if done.returncode == 0:
-        return _text(done.stdout)
-    if "no crontab for" in _text(done.stderr).lower():
+        return _decode(done.stdout)
+    if "no crontab for" in _decode(done.stderr).lower():
         return ""
-    raise _refused(done, what="read")
+    raise _refusal(done, what="read")
 
 
 def write_crontab(text: str) -> None:
     """Replace the user's crontab.
 
-    Raises CrontabError when it is refused; then the old one stays.
+    Raises CrontabError when it is refused; then the old crontab stays.
     """
-    done = _crontab("-", given=text.encode(errors="surrogateescape"))
+    done = _run_crontab("-", stdin=text.encode(errors="surrogateescape"))
     if done.returncode != 0:
-        raise _refused(done, what="written")
+        raise _refusal(done, what="written")
 
 
-def _crontab(argument: str, given: bytes | None = None) -> subprocess.CompletedProcess[bytes]:
+def _run_crontab(argument: str, stdin: bytes | None = None) -> subprocess.CompletedProcess[bytes]:
     program = shutil.which("crontab")
     if program is None:
         message = "There is no crontab command on PATH. Install cron, or use `fleetbeat-agent cron print`."
@@ -199,22 +199,22 @@ def _crontab(argument: str, given: bytes | None = None) -> subprocess.CompletedP
     try:
         return subprocess.run(  # noqa: S603 - the user's own crontab command
             [program, argument],
-            input=given,
-            stdin=subprocess.DEVNULL if given is None else None,
+            input=stdin,
+            stdin=subprocess.DEVNULL if stdin is None else None,
             capture_output=True,
-            env={**os.environ, "LC_ALL": "C"},  # so that "no crontab for" is said in English
+            env={**os.environ, "LC_ALL": "C"},  # so that "no crontab for" is in English
             timeout=CRONTAB_SECONDS,
             check=False,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        message = f"{program} can't be used ({type(error).__name__}). Try it by hand: crontab -l"
+        message = f"{program} can't be used ({type(error).__name__}). Test it with: crontab -l"
         raise CrontabError(message) from error
 
 
-def _text(output: bytes) -> str:
+def _decode(output: bytes) -> str:
     return output.decode(errors="surrogateescape")
 
 
-def _refused(done: subprocess.CompletedProcess[bytes], *, what: str) -> CrontabError:
-    said = clean(_text(done.stderr)) or f"exit status {done.returncode}"
-    return CrontabError(f"The crontab can't be {what}: {said}. Nothing was changed. Try it by hand: crontab -l")
+def _refusal(done: subprocess.CompletedProcess[bytes], *, what: str) -> CrontabError:
+    reason = clean(_decode(done.stderr)) or f"exit status {done.returncode}"
+    return CrontabError(f"The crontab can't be {what}: {reason}. Nothing was changed. Test it with: crontab -l")

@@ -1,4 +1,4 @@
-"""A fleet in a file: `agents.toml` lists agents, what they promise, and what their cron lines say of them."""
+"""Fleet file `agents.toml`: agents with their registrations and the heartbeats of their cron lines."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _Kind = TypeVar("_Kind", Register, Heartbeat)
 
 DEFAULT_LOG_FILE = "~/.local/state/fleetbeat/cron.log"
 
-# The keys of an agent, and the fields of messages that they become.
+# The keys of an agent, and the fields of messages that they set.
 _REGISTRATION = {
     "name": "agent_name",
     "every": "interval_seconds",
@@ -47,31 +47,30 @@ _HEARTBEAT = {
     "stale_tasks": "stale_tasks",
 }
 _AGENT_KEYS = [*_REGISTRATION, *_HEARTBEAT, "log_file"]
-_TOP = "at the top"
+_TOP = "top level"
 _SHARED_KEYS = ["time_zone", "grace", "missed", "stuck_after", "project", "status", "log_file"]
 
 
 @dataclass(frozen=True, slots=True)
 class FleetAgent:
-    """An agent of the file, under the stable session of its name."""
+    """An agent of the file, with the stable session of its name."""
 
     registration: Register
-    """What it promises."""
     heartbeat: Heartbeat
-    """What each beat of its cron line says."""
+    """The heartbeat that its cron line sends."""
     time_zone: str
-    """The zone in which its schedule, or the hours of its interval, are counted."""
+    """The time zone of its schedule, or of the hours of its interval."""
     log_file: Path
 
     @property
     def name(self) -> str:
-        """The name as it is stored."""
+        """The normalised name."""
         return self.registration.agent_name
 
 
 @dataclass(frozen=True, slots=True)
 class FleetFile:
-    """What a file says, checked; all paths are absolute."""
+    """The validated content of a file; all paths are absolute."""
 
     path: Path
     agents: tuple[FleetAgent, ...]
@@ -80,28 +79,28 @@ class FleetFile:
 
 
 def read_fleet_file(path: Path) -> FleetFile:
-    """Return the fleet that a file describes.
+    """Read and validate a fleet file.
 
     Raises SettingsError, with the file, the agent and the key, when it can't be used.
     """
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        message = f"{path} can't be read: {error.strerror}. Name a file that lists agents."
+        message = f"{path} can't be read: {error.strerror}. Give the path of a fleet file."
         raise SettingsError(message) from error
-    except ValueError as error:  # no UTF-8, or no TOML
-        message = f"{path} is no TOML: {error}. Correct it."
+    except ValueError as error:  # not UTF-8, or not TOML
+        message = f"{path} is not valid TOML: {error}. Correct it."
         raise SettingsError(message) from error
     return _Reader(path).read(tables)
 
 
 def absolute(path: Path) -> Path:
-    """Return a path from the root on, without `..`; a link stays a link."""
+    """Make a path absolute, without `..`; links are not followed."""
     return Path(os.path.abspath(path))  # noqa: PTH100 - resolve() would follow links
 
 
 class _Reader:
-    """Reads one file; knows what to name in an error."""
+    """Reads one file; names the file in errors."""
 
     def __init__(self, path: Path) -> None:
         self._given = path
@@ -111,19 +110,21 @@ class _Reader:
         self._check_keys(tables, ["defaults", "agents"], _TOP)
         defaults = tables.get("defaults", {})
         if not isinstance(defaults, dict):
-            what = "defaults: it is no table; write [defaults] above what the agents share"
+            what = "defaults: it is not a table; write [defaults] above the shared keys"
             raise self._error(_TOP, what)
         self._check_keys(defaults, [*_SHARED_KEYS, "redis_url_file"], "[defaults]")
         rows = tables.get("agents")
         if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
-            what = "agents: there is none; write [[agents]] above the keys of each agent"
+            what = "agents: there are none; write [[agents]] above the keys of each agent"
             raise self._error(_TOP, what)
         shared = {key: defaults[key] for key in _SHARED_KEYS if key in defaults}
         agents: dict[str, FleetAgent] = {}
         for number, row in enumerate(rows, 1):
-            agent = self._agent(row, shared, _who(row, number))
+            agent = self._agent(row, shared, _describe_agent(row, number))
             if agent.name in agents:
-                raise self._error(_who(row, number), "name: another agent has it; give each a name of its own")
+                raise self._error(
+                    _describe_agent(row, number), "name: another agent has the same name; names must be unique"
+                )
             agents[agent.name] = agent
         url_file = defaults.get("redis_url_file")
         return FleetFile(
@@ -135,7 +136,7 @@ class _Reader:
     def _agent(self, row: Mapping[str, Any], shared: Mapping[str, Any], who: str) -> FleetAgent:
         self._check_keys(row, _AGENT_KEYS, who)
         if "name" not in row:
-            raise self._error(who, "name: it is missing; give each agent a name of its own")
+            raise self._error(who, "name: it is missing")
         if ("every" in row) == ("cron" in row):
             raise self._error(who, 'every, cron: give either every = "6h" or cron = "15 8 * * *"')
         values = {"time_zone": "UTC", "log_file": DEFAULT_LOG_FILE, **shared, **row}
@@ -144,11 +145,11 @@ class _Reader:
         for key in {"every", "grace"} & values.keys():
             values[key] = self._seconds(key, values[key], who)
         if "every" in values:
-            del values["time_zone"]  # an interval is the same in each
+            del values["time_zone"]  # an interval is the same in each zone
         elif row.get("stuck_after"):
-            raise self._error(who, "stuck_after: it goes with every; an agent on a schedule is never stuck")
+            raise self._error(who, "stuck_after: it needs every; an agent on a schedule is never stuck")
         elif "stuck_after" not in row:
-            values.pop("stuck_after", None)  # what the others share has no meaning for it
+            values.pop("stuck_after", None)  # the default doesn't apply to an agent on a schedule
         return FleetAgent(
             registration=self._message(Register, values, _REGISTRATION, who),
             heartbeat=self._message(Heartbeat, values, _HEARTBEAT, who),
@@ -157,7 +158,7 @@ class _Reader:
         )
 
     def _message(self, kind: type[_Kind], values: Mapping[str, Any], fields: Mapping[str, str], who: str) -> _Kind:
-        """Make the message that an agent's keys become: what it may hold is said there, once for all."""
+        """Build a message from an agent's keys; the message's own rules validate them."""
         known = {fields[key]: value for key, value in values.items() if key in fields}
         try:
             return kind.model_validate(
@@ -179,27 +180,27 @@ class _Reader:
 
     def _seconds(self, key: str, value: object, who: str) -> float:
         if not isinstance(value, str):
-            raise self._error(who, f'{key}: it needs quotes; write for example "30s", "5m", "6h" or "1d"')
+            raise self._error(who, f'{key}: it needs quotes. Examples: "30s", "5m", "6h", "1d"')
         try:
             return parse_duration(value)
         except ValueError as error:
             raise self._error(who, f"{key}: {error}") from error
 
     def _file(self, key: str, value: object, who: str) -> Path:
-        """Return a path as it is meant: `~` is the user's home, and what is relative lies beside the file."""
+        """Resolve a path: `~` is the user's home, and a relative path is relative to the file's folder."""
         if not isinstance(value, str) or not value.isprintable() or not value:
-            raise self._error(who, f"{key}: it is no path; write for example {DEFAULT_LOG_FILE!r}")
+            raise self._error(who, f"{key}: it is not a path. Example: {DEFAULT_LOG_FILE!r}")
         return absolute(self._path.parent / Path(value).expanduser())
 
     def _check_keys(self, table: Mapping[str, Any], known: Sequence[str], who: str) -> None:
         for key in table:
             if key not in known:
-                raise self._error(who, f"{clean(key)}: there is no such key; known are {', '.join(known)}")
+                raise self._error(who, f"{clean(key)}: there is no such key; valid keys are {', '.join(known)}")
 
     def _error(self, who: str, what: str) -> SettingsError:
         return SettingsError(f"{self._given}, {who}: {what}. Correct it.")
 
 
-def _who(row: Mapping[str, Any], number: int) -> str:
+def _describe_agent(row: Mapping[str, Any], number: int) -> str:
     name = row.get("name")
     return f'agent "{clean(name)}"' if isinstance(name, str) else f"agent {number}"

@@ -1,4 +1,4 @@
-"""When a crontab line starts, so that its agent beats at its own times, whatever zone the machine's cron goes by."""
+"""Times of crontab lines, so that an agent's heartbeats follow its own time zone, whatever zone cron uses."""
 
 from __future__ import annotations
 
@@ -28,40 +28,40 @@ _EVEN = {
     3600: "0 * * * *",
     86_400: "0 0 * * *",
 }
-"""The intervals, in seconds, that a crontab can say evenly."""
+"""The intervals, in seconds, that a crontab can express evenly, and their cron expressions."""
 
 
 def schedule_of_interval(interval_seconds: float) -> str:
-    """Return the cron expression for an interval.
+    """Find the cron expression for an interval.
 
-    Raises ValueError, with the nearest that can be said, when no expression is as even.
+    Raises ValueError, with the nearest possible interval, when no expression has even gaps of this length.
     """
     if interval_seconds in _EVEN:
         return _EVEN[int(interval_seconds)]
     nearest = min(_EVEN, key=lambda seconds: abs(seconds - interval_seconds))
     message = (
-        f"a crontab can't say {format_duration(interval_seconds)} evenly; "
-        f'write the nearest that it can, every = "{format_duration(nearest)}", or cron = …'
+        f"a crontab can't express {format_duration(interval_seconds)} evenly; "
+        f'use the nearest that it can, every = "{format_duration(nearest)}", or cron = …'
     )
     raise ValueError(message)
 
 
 def machine_zones(environment: Mapping[str, str], localtime: Path = LOCALTIME) -> list[tzinfo]:
-    """Return the zones that cron may go by: the machine's own, and the one that TZ names.
+    """Find the time zones that cron may use: the machine's own, and that of the variable TZ.
 
-    Whether the variable is there when cron starts can't be seen from here, so a line must be right in either.
+    Whether TZ is set for cron can't be known here, so a line must be right in both.
 
-    Raises SettingsError when TZ names no zone.
+    Raises SettingsError when TZ is not a time zone.
     """
     try:
         zones = [_read_zone(localtime)]
     except (OSError, ValueError):
-        zones = [UTC]  # as the C library has it then
+        zones = [UTC]  # as in the C library
     if name := environment.get("TZ", "").removeprefix(":"):
         try:
             zones.append(_read_zone(Path(name)) if name.startswith("/") else find_time_zone(name))
         except (OSError, ValueError) as error:
-            message = f"TZ is {name!r}, which is no time zone. Unset it, or set it to what cron goes by, as in UTC."
+            message = f"TZ is {name!r}, which is not a time zone. Unset it, or set it to the zone of cron, such as UTC."
             raise SettingsError(message) from error
     return zones
 
@@ -71,38 +71,36 @@ def _read_zone(path: Path) -> tzinfo:
         return ZoneInfo.from_file(file)
 
 
-def fields_of_line(schedule: str, time_zone: str, machine: Sequence[tzinfo], now: datetime) -> tuple[str, bool]:
-    """Return the five fields of the line for a schedule in a zone, and whether it must look at the time itself.
+def line_fields(schedule: str, time_zone: str, machine: Sequence[tzinfo], now: datetime) -> tuple[str, bool]:
+    """Build the five fields of the line for a schedule in a zone; and tell whether the call must check the time itself.
 
-    Where the machine's clock shows the same as the zone's for the next years, these are the schedule's own fields.
-    Elsewhere the line starts each hour, at all minutes at which a slot may come; the hour is `*`, as a line of fixed
-    hours would be held back by cron in the night in which the machine's own clock is set. `now` is aware.
+    Where the machine's zone agrees with the schedule's zone for the next years, these are the schedule's own fields.
+    Elsewhere the line starts each hour, at every minute in which a slot may fall. Its hour is `*`, as cron delays
+    lines of fixed hours when the clock of the machine is changed. `now` is aware.
     """
     zone = find_time_zone(time_zone)
-    jumps = list(_jumps(zone, now))
+    changes = list(_offset_changes(zone, now))
     shifts = {
         _minutes_ahead(each, moment) - _minutes_ahead(zone, moment)
         for each in machine
-        for moment in (now, *jumps, *_jumps(each, now))
+        for moment in (now, *changes, *_offset_changes(each, now))
     }
     minutes = _minutes(schedule)
     by_shift = [{(minute + shift) % 60 for minute in minutes} for shift in shifts]
-    is_of_every_hour = schedule.endswith(" * * * *")
-    if _means_the_same_to_cron(schedule) and (
-        shifts == {0} or (is_of_every_hour and all(shifted == minutes for shifted in by_shift))
-    ):
+    is_hourly = schedule.endswith(" * * * *")
+    if _is_standard(schedule) and (shifts == {0} or (is_hourly and all(shifted == minutes for shifted in by_shift))):
         return schedule, False
     started = set().union(*by_shift)
-    # A slot that the zone's clock skips comes when the clock goes on, and that is another minute than its own.
-    for jump in jumps:
-        if next(slots_after(schedule, time_zone, jump - timedelta(seconds=1))) == jump:
-            started |= {jump.astimezone(each).minute for each in machine}
-    minute = "*" if len(started) == 60 else ",".join(map(str, sorted(started)))  # noqa: PLR2004 - all of them
+    # A slot that the zone's clock skips falls on the time of the change, and that is another minute than its own.
+    for change in changes:
+        if next(slots_after(schedule, time_zone, change - timedelta(seconds=1))) == change:
+            started |= {change.astimezone(each).minute for each in machine}
+    minute = "*" if len(started) == 60 else ",".join(map(str, sorted(started)))  # noqa: PLR2004 - all minutes
     return f"{minute} * * * *", True
 
 
-def _jumps(zone: tzinfo, now: datetime) -> Iterator[datetime]:
-    """Yield the moments of the next years, to the minute, at which a zone's offset to UTC changes."""
+def _offset_changes(zone: tzinfo, now: datetime) -> Iterator[datetime]:
+    """Yield the times in the next years, to the minute, at which a zone's offset from UTC changes."""
     day = now.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
     for _ in range(366 * YEARS_AHEAD):
         before, after = day, day + timedelta(days=1)
@@ -117,7 +115,7 @@ def _jumps(zone: tzinfo, now: datetime) -> Iterator[datetime]:
 
 
 def _minutes_ahead(zone: tzinfo, moment: datetime) -> int:
-    """Return how far a zone's clock is ahead of UTC."""
+    """Compute how far a zone's clock is ahead of UTC."""
     return (moment.astimezone(zone).utcoffset() or timedelta()) // timedelta(minutes=1)
 
 
@@ -132,10 +130,10 @@ _ITEM = r"(?:\d+|[a-z]{3})(?:-(?:\d+|[a-z]{3})(?:/\d+)?)?"
 _FIELD = re.compile(rf"\*(?:/\d+)?|{_ITEM}(?:,{_ITEM})*", re.ASCII | re.IGNORECASE)
 
 
-def _means_the_same_to_cron(schedule: str) -> bool:
-    """Return whether every cron reads an expression as we do: some of what croniter knows is unknown to them.
+def _is_standard(schedule: str) -> bool:
+    """Tell whether every cron reads an expression as croniter does, which knows more than they do.
 
-    Of a day and a day of the week, cron wants both if one of them begins with `*`, and else either.
+    Given a day and a day of the week, cron requires both if one of them begins with `*`, and otherwise either.
     """
     fields = schedule.split(" ")
     day, weekday = fields[2], fields[4]

@@ -194,7 +194,7 @@ def test_a_heartbeat_waits_on_disk_for_the_next_call(
     """With Redis away a heartbeat is kept with a warning and exit status 0; any later call sends it first."""
     redis_server.connected = False
     kept = run("heartbeat", "--agent", "hint", "--progress", "kept")
-    assert (kept.exit_code, kept.stdout) == (0, "Kept a heartbeat of hint in the spool.\n")
+    assert (kept.exit_code, kept.stdout) == (0, "Kept a heartbeat for hint in the spool.\n")
     assert kept.stderr.startswith("Warning: Redis at redis://127.0.0.1:6390/0 can't be used")
     told = json.loads(run("heartbeat", "--agent", "hint", "--json").stdout)
     assert (told["ok"], told["spooled"], told["agent_name"]) == (True, True, "hint")
@@ -217,7 +217,7 @@ def test_a_heartbeat_that_cannot_be_kept_is_lost(
     assert "The heartbeat is lost. The spool " in told["error"]
     redis_server.connected = True
     result = run("heartbeat", "--agent", "hint")
-    assert (result.exit_code, result.stdout) == (0, "Sent a heartbeat of hint.\n")
+    assert (result.exit_code, result.stdout) == (0, "Sent a heartbeat for hint.\n")
     assert result.stderr.startswith("Warning: The spool ")
     assert len(sent(producer_redis)) == 1
 
@@ -327,11 +327,11 @@ def test_bad_usage_exits_2_and_sends_nothing(producer_redis: FakeRedis, argument
             ["register", "--name", "hint", "--every", "5s", "--session", SESSION],
             f"Registered hint as session {SESSION}.",
         ),
-        (["heartbeat", "--session", SESSION], f"Sent a heartbeat of session {SESSION}."),
-        (["heartbeat", "--agent", "hint"], "Sent a heartbeat of hint."),
+        (["heartbeat", "--session", SESSION], f"Sent a heartbeat for session {SESSION}."),
+        (["heartbeat", "--agent", "hint"], "Sent a heartbeat for hint."),
         (["heartbeat", "--agent", "hint", "--wait", "5"], "hint was seen at 2024-06-01T12:00:00.250000Z: as stored."),
-        (["deregister", "--agent", "hint"], "Sent a goodbye of hint."),
-        (["deregister", "--session", SESSION], f"Sent a goodbye of session {SESSION}."),
+        (["deregister", "--agent", "hint"], "Sent a deregistration for hint."),
+        (["deregister", "--session", SESSION], f"Sent a deregistration for session {SESSION}."),
     ],
 )
 def test_people_get_one_sentence(arguments: list[str], sentence: str) -> None:

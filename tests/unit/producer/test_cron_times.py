@@ -8,7 +8,7 @@ from zoneinfo import ZoneInfo
 import pytest
 from croniter import croniter
 
-from fleetbeat_producer.cron.line_times import fields_of_line, machine_zones, schedule_of_interval
+from fleetbeat_producer.cron.line_times import line_fields, machine_zones, schedule_of_interval
 from fleetbeat_shared.errors import SettingsError
 from fleetbeat_shared.schedules import is_slot, slots_after
 
@@ -79,13 +79,13 @@ def test_a_line_looks_at_the_time_where_clocks_differ(
     schedule: str, zone: str, machine: str, fields: str, *, must_look: bool
 ) -> None:
     """The schedule's own fields where both clocks show the same for years, else its minutes at each hour."""
-    assert fields_of_line(schedule, zone, [ZoneInfo(machine)], NOW) == (fields, must_look)
+    assert line_fields(schedule, zone, [ZoneInfo(machine)], NOW) == (fields, must_look)
 
 
 def test_a_line_suits_every_zone_that_cron_may_go_by() -> None:
     """With TZ set, which cron may not know, the line starts when either clock would have it start."""
     zones = [ZoneInfo("UTC"), ZoneInfo("Asia/Kolkata")]
-    assert fields_of_line("15 8 * * *", "UTC", zones, NOW) == ("15,45 * * * *", True)
+    assert line_fields("15 8 * * *", "UTC", zones, NOW) == ("15,45 * * * *", True)
 
 
 @pytest.mark.parametrize("schedule", ["15 8 * * *", "30 2 * * *", "0 */6 * * *", "30 1-3 * * sun"])
@@ -101,7 +101,7 @@ def test_a_line_suits_every_zone_that_cron_may_go_by() -> None:
 )
 def test_beats_are_the_slots_whatever_the_machine_is_in(schedule: str, zone: str, machine: str) -> None:
     """In the nights in which either clock is set, the line beats at each slot, and at nothing else."""
-    fields, must_look = fields_of_line(schedule, zone, [ZoneInfo(machine)], NOW)
+    fields, must_look = line_fields(schedule, zone, [ZoneInfo(machine)], NOW)
     assert must_look
     started = set(croniter(fields).expanded[0])
     for begin in NIGHTS:
@@ -123,16 +123,16 @@ def test_the_machines_zone_is_its_own_and_the_variables(tmp_path: Path) -> None:
     assert machine_zones({}, localtime) == [UTC]
     localtime.write_bytes(_zone_file("Europe/Berlin"))
     (berlin,) = machine_zones({"TZ": ""}, localtime)
-    assert fields_of_line("15 8 * * *", "Europe/Berlin", [berlin], NOW) == ("15 8 * * *", False)
+    assert line_fields("15 8 * * *", "Europe/Berlin", [berlin], NOW) == ("15 8 * * *", False)
     assert machine_zones({"TZ": ":Asia/Kolkata"}, localtime)[1:] == [ZoneInfo("Asia/Kolkata")]
     (_, named) = machine_zones({"TZ": f":{localtime}"}, localtime)
-    assert fields_of_line("15 8 * * *", "Europe/Berlin", [berlin, named], NOW) == ("15 8 * * *", False)
+    assert line_fields("15 8 * * *", "Europe/Berlin", [berlin, named], NOW) == ("15 8 * * *", False)
 
 
 @pytest.mark.parametrize("name", ["CET-1CEST,M3.5.0,M10.5.0/3", "/nowhere/zone"])
 def test_a_variable_that_names_no_zone_is_told(tmp_path: Path, name: str) -> None:
     """A TZ whose clock can't be known ends in a sentence that names it."""
-    with pytest.raises(SettingsError, match=r"^TZ is '.*', which is no time zone\. Unset it"):
+    with pytest.raises(SettingsError, match=r"^TZ is '.*', which is not a time zone\. Unset it"):
         machine_zones({"TZ": name}, tmp_path / "localtime")
 
 

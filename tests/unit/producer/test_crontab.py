@@ -14,7 +14,7 @@ from fakeredis import FakeRedis
 from hypothesis import given, settings, strategies as st
 
 from fleetbeat_producer.cli import main
-from fleetbeat_producer.cron.crontab import CrontabError, block_of, find_script, quote, with_block
+from fleetbeat_producer.cron.crontab import CrontabError, build_block, find_script, quote, replace_block
 from fleetbeat_producer.cron.fleet_file import read_fleet_file
 from fleetbeat_shared.errors import SettingsError
 from fleetbeat_shared.redis_keys import INBOX
@@ -29,7 +29,7 @@ HINT = '[[agents]]\nname = "hint"\nevery = "6h"\nlog_file = "cron.log"\n'
 def block(folder: Path, text: str, zone: str = "UTC", **environment: str) -> str:
     path = folder / "agents.toml"
     path.write_text(text, encoding="utf-8")
-    return block_of(read_fleet_file(path), environment, [ZoneInfo(zone)], NOW)
+    return build_block(read_fleet_file(path), environment, [ZoneInfo(zone)], NOW)
 
 
 def cron_reads(command: str, *, two_backslashes_are_one: bool) -> str:
@@ -119,7 +119,7 @@ def test_no_password_stands_in_a_crontab(tmp_path: Path, url: str) -> None:
 @pytest.mark.parametrize(
     ("text", "environment", "told"),
     [
-        (HINT.replace("6h", "7h"), {}, 'agent "hint", every: a crontab can\'t say 7h evenly'),
+        (HINT.replace("6h", "7h"), {}, 'agent "hint", every: a crontab can\'t express 7h evenly'),
         (HINT + f'summary = "{"x" * 500}"\nprogress = "{"x" * 400}"', {}, 'agent "hint": .* longer than the 998 bytes'),
         (HINT, {"FLEETBEAT_REDIS_URL": "redis://a\n* * * * * evil"}, 'agent "hint": .* control characters'),
     ],
@@ -134,8 +134,8 @@ def test_what_cannot_stand_in_a_crontab_is_told(
 
 def test_a_path_with_a_line_break_is_refused() -> None:
     """The marks around a block are one line each."""
-    with pytest.raises(SettingsError, match="can't be named in a crontab"):
-        with_block("", Path("/a\nb"), "")
+    with pytest.raises(SettingsError, match="can't be written into a crontab"):
+        replace_block("", Path("/a\nb"), "")
 
 
 OTHER_LINES = st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\n"), max_size=8), max_size=5)
@@ -146,20 +146,20 @@ def test_all_other_lines_stay_as_they_are(before: list[str], after: list[str]) -
     """Putting in, replacing and taking out change the block alone, wherever it stands, odd bytes and all."""
     head, tail = ("".join(f"{line}\n" for line in lines) for lines in (before, after))
     old = BLOCK.replace("beat\n", "old\n* * * * * older\n")
-    assert with_block(head, FILE, BLOCK) == head + BLOCK
-    assert with_block(head + old + tail, FILE, BLOCK) == head + BLOCK + tail
-    assert with_block(head + BLOCK + tail, FILE, BLOCK) == head + BLOCK + tail
-    assert with_block(head + BLOCK + tail, FILE, "") == head + tail
-    assert with_block(head + tail, FILE, "") == head + tail
-    assert with_block("no newline", FILE, BLOCK) == "no newline\n" + BLOCK
+    assert replace_block(head, FILE, BLOCK) == head + BLOCK
+    assert replace_block(head + old + tail, FILE, BLOCK) == head + BLOCK + tail
+    assert replace_block(head + BLOCK + tail, FILE, BLOCK) == head + BLOCK + tail
+    assert replace_block(head + BLOCK + tail, FILE, "") == head + tail
+    assert replace_block(head + tail, FILE, "") == head + tail
+    assert replace_block("no newline", FILE, BLOCK) == "no newline\n" + BLOCK
 
 
 def test_two_files_live_side_by_side() -> None:
     """Each file has a block of its own, also when one path begins with the other."""
     other = BLOCK.replace("agents.toml", "agents.toml2")
-    both = with_block(with_block("", FILE, BLOCK), Path("/fleet/agents.toml2"), other)
+    both = replace_block(replace_block("", FILE, BLOCK), Path("/fleet/agents.toml2"), other)
     assert both == BLOCK + other
-    assert with_block(both, FILE, "") == other
+    assert replace_block(both, FILE, "") == other
 
 
 @pytest.mark.parametrize("damaged", [0, 2])
@@ -171,7 +171,7 @@ def test_a_damaged_block_is_left_alone(damaged: int, new: str) -> None:
     doubled = BLOCK + lines[damaged]
     for crontab in (lost, doubled, "".join(reversed(lines))):
         with pytest.raises(CrontabError, match=r"aren't a pair\. Nothing was changed"):
-            with_block(crontab, FILE, new)
+            replace_block(crontab, FILE, new)
 
 
 def test_a_heartbeat_looks_at_its_agents_clock(producer_redis: FakeRedis, tmp_path: Path) -> None:
@@ -220,7 +220,7 @@ def test_install_shows_and_writes_once(crontab: Path) -> None:
     assert result.stdout.endswith("Installed.\n")
     assert crontab.read_bytes() == b"MAILTO=me\n# caf\xe9\n5 4 * * * ls\n" + printed.encode()
     written_at = crontab.stat().st_mtime_ns
-    assert run("install", "agents.toml", "--yes").stdout == "The crontab is as it should be; nothing was written.\n"
+    assert run("install", "agents.toml", "--yes").stdout == "The crontab is up to date; nothing was written.\n"
     assert crontab.stat().st_mtime_ns == written_at
     Path("agents.toml").unlink()
     assert run("remove", "agents.toml", "--yes").stdout.endswith("Removed.\n")
@@ -245,7 +245,7 @@ def test_nothing_is_written_when_nobody_can_be_asked(crontab: Path) -> None:
     """Without a terminal and without --yes it exits 2 and says so."""
     result = run("install", "agents.toml")
     assert result.exit_code == 2
-    assert "There is nobody to ask" in result.stderr
+    assert "There is no terminal to ask" in result.stderr
     assert not crontab.exists()
 
 

@@ -100,24 +100,24 @@ ONE = '[[agents]]\nname = "torv"\n'
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("", r"at the top: agents: there is none; write \[\[agents\]\]"),
-        ("agents = 3", "at the top: agents: there is none"),
-        ('[[agent]]\nname = "torv"', "at the top: agent: there is no such key; known are defaults, agents"),
-        ("defaults = 3", "at the top: defaults: it is no table"),
-        ("[[agents]", "is no TOML: .*line 1"),
-        ("[defaults]\nevery = '6h'\n" + ONE, r"\[defaults\]: every: there is no such key; known are time_zone"),
-        ("[defaults]\nredis_url_file = ''\n" + ONE + 'every = "6h"', r"\[defaults\]: redis_url_file: it is no path"),
+        ("", r"top level: agents: there are none; write \[\[agents\]\]"),
+        ("agents = 3", "top level: agents: there are none"),
+        ('[[agent]]\nname = "torv"', "top level: agent: there is no such key; valid keys are defaults, agents"),
+        ("defaults = 3", "top level: defaults: it is not a table"),
+        ("[[agents]", "is not valid TOML: .*line 1"),
+        ("[defaults]\nevery = '6h'\n" + ONE, r"\[defaults\]: every: there is no such key; valid keys are time_zone"),
+        ("[defaults]\nredis_url_file = ''\n" + ONE + 'every = "6h"', r"\[defaults\]: redis_url_file: it is not a path"),
         ('[[agents]]\nevery = "6h"', "agent 1: name: it is missing"),
         ('[[agents]]\nname = 7\nevery = "6h"', "agent 1: name: 7 is not text"),
         ('[[agents]]\nname = ""\nevery = "6h"', 'agent "": name: it is empty; 1 to 64 characters'),
         (ONE, 'agent "torv": every, cron: give either every = "6h" or cron ='),
         (ONE + 'every = "6h"\ncron = "15 8 * * *"', "every, cron: give either"),
         (ONE + 'every = "often"', 'agent "torv": every: .often. is not a duration. Examples: 30s'),
-        (ONE + "every = 30", 'every: it needs quotes; write for example "30s"'),
+        (ONE + "every = 30", 'every: it needs quotes. Examples: "30s"'),
         (ONE + 'every = "0s"', "every: 0s is too small; 1s to 31d is allowed"),
         (ONE + 'every = "32d"', "every: 32d is too large; 1s to 31d is allowed"),
         (ONE + 'cron = "15 25 * * *"', "cron: '15 25 [*] [*] [*]' is not a cron expression"),
-        (ONE + 'cron = "@daily"\nstuck_after = 5', "stuck_after: it goes with every; an agent on a schedule is never"),
+        (ONE + 'cron = "@daily"\nstuck_after = 5', "stuck_after: it needs every; an agent on a schedule is never"),
         (
             ONE.replace("torv", "to\\u001brv") + 'every = "6h"',
             r"name: it has characters that can't be printed \(U\+001B",
@@ -125,12 +125,15 @@ ONE = '[[agents]]\nname = "torv"\n'
         (ONE + 'cron = "@reboot"', "cron: '@reboot' is not a cron expression"),
         (ONE + 'cron = "15 8 * * *"\ntime_zone = "Mars/Olympus"', "time_zone: 'Mars/Olympus' is not a time zone"),
         (ONE + 'every = "6h"\ntime_zone = "Mars/Olympus"', "time_zone: 'Mars/Olympus' is not a time zone"),
-        (ONE + 'every = "6h"\nstatsu = "ok"', "statsu: there is no such key; known are name, every"),
+        (ONE + 'every = "6h"\nstatsu = "ok"', "statsu: there is no such key; valid keys are name, every"),
         (ONE + 'every = "6h"\nwork_item = 3', "work_item: 3 is not text"),
         (ONE + f'every = "6h"\nsummary = "{"x" * 501}"', "summary: it has 501 characters; at most 500 are"),
         (ONE + 'every = "6h"\nopen_tasks = -1', "open_tasks: -1 is too small; 0 to 2147483647 is allowed"),
-        (ONE + 'every = "6h"\nlog_file = "a\\nb"', "log_file: it is no path"),
-        (ONE + 'every = "6h"\n' + ONE.replace("torv", " torv ") + 'every = "1h"', 'agent "torv": name: another agent'),
+        (ONE + 'every = "6h"\nlog_file = "a\\nb"', "log_file: it is not a path"),
+        (
+            ONE + 'every = "6h"\n' + ONE.replace("torv", " torv ") + 'every = "1h"',
+            'agent "torv": name: another agent has',
+        ),
     ],
 )
 def test_a_mistake_is_told_with_file_agent_and_key(tmp_path: Path, text: str, told: str) -> None:
@@ -146,5 +149,5 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"gone\.toml can't be read: No such file"):
         read_fleet_file(tmp_path / "gone.toml")
     (tmp_path / "agents.toml").write_bytes(b"\xff\xfe")
-    with pytest.raises(SettingsError, match="is no TOML"):
+    with pytest.raises(SettingsError, match="is not valid TOML"):
         read_fleet_file(tmp_path / "agents.toml")

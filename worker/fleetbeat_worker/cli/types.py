@@ -50,7 +50,7 @@ class DurationType(click.ParamType[timedelta]):
             self.fail(f"{error}.", param, ctx)
         if self._within is not None and not self._within[0] <= seconds <= self._within[1]:
             least, most = map(format_duration, self._within)
-            how = "little" if seconds < self._within[0] else "much"
+            how = "small" if seconds < self._within[0] else "large"
             self.fail(f"{value} is too {how}; {least} to {most} is allowed.", param, ctx)
         if seconds > LONGEST.total_seconds() or (not seconds and not self._zero):
             self.fail(f"{value!r} is out of range; take more than 0s and at most {LONGEST.days}d.", param, ctx)
