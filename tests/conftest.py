@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import sqlite3
@@ -29,6 +30,18 @@ hypothesis.settings.register_profile("long", deadline=None)  # what takes minute
 def pytest_xdist_auto_num_workers() -> int:
     """Return how many tests run at once under `make test`: they wait for about half of their time."""
     return (os.cpu_count() or 1) + 1
+
+
+@pytest.fixture(autouse=True)
+def _restored_logging() -> Iterator[None]:
+    """Restore the logging that a command changed in this process: levels, handlers and filters."""
+    loggers = [logging.getLogger(name) for name in (None, "fleetbeat", "rq", "rq.worker", "rq.job")]
+    before = [(logger.level, logger.handlers[:], logger.filters[:]) for logger in loggers]
+    yield
+    for logger, (level, handlers, filters) in zip(loggers, before, strict=True):
+        logger.setLevel(level)
+        logger.handlers[:] = handlers
+        logger.filters[:] = filters
 
 
 @pytest.fixture(scope="session")

@@ -69,7 +69,7 @@ def _run_pool(settings: Settings, workers: int) -> None:
     pool = Pool(settings, workers)
     pool.start()
     while not asked:
-        pool.look_after(0.1)
+        pool.supervise(0.1)
     pool.stop()
 
 
@@ -80,7 +80,7 @@ def running_pool(settings: Settings, workers: int = 1) -> Iterator[psutil.Proces
     handle = psutil.Process(process.pid)
     family: list[psutil.Process] = []
     try:
-        eventually(lambda: len(children(handle)) == workers + 2)  # with the dispatcher and the steward
+        eventually(lambda: len(children(handle)) == workers + 2)  # with the dispatcher and the controller
         yield handle
         if process.is_alive():
             family = children(handle, recursive=True)

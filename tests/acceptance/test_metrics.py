@@ -70,7 +70,7 @@ def test_two_workers_count_what_they_store(pipeline: Place, redis: Redis) -> Non
     assert found['fleetbeat_up{target="redis"}'] == found['fleetbeat_up{target="sql"}'] == 1
 
     for child in psutil.Process(worker.process.pid).children():
-        child.kill()  # the dispatcher, the steward, both workers and the exporter
+        child.kill()  # the dispatcher, the controller, both workers and the exporter
     eventually(lambda: answers(port) and scrape(port)["fleetbeat_process_restarts_total"] == 5)
     send(redis, *(heartbeat(session_id) for _ in range(200)))
     eventually(lambda: scrape(port)[HEARTBEATS] == sent + 200, within_seconds=PATIENCE_SECONDS)

@@ -83,7 +83,7 @@ def test_two_pools_are_listed_and_scaled(pipeline: Place, redis: Redis) -> None:
 
 
 def test_a_pool_goes_on_without_its_helpers(pipeline: Place, redis: Redis) -> None:
-    """When the dispatcher and the steward are killed, others take their places, with what was wanted last."""
+    """When the dispatcher and the controller are killed, others take their places, with what was wanted last."""
     worker = pipeline.start("fleetbeat", "worker")
     eventually_running(pipeline, 1)
     pipeline.run("fleetbeat", "workers", "scale", "2")

@@ -99,7 +99,7 @@ def test_a_redis_that_goes_away_is_told_once_for_all(place: Place) -> None:
     worker.says("can't be used")
     second = place.start(*server)
     second.says("Ready to accept connections")
-    worker.says("Redis is there again")
+    worker.says("Redis is available again")
     eventually(lambda: count() == 2, within_seconds=PATIENCE_SECONDS)
     told_once(worker, "can't be used", OVER)
     pools = lambda: place.json("fleetbeat", "workers")["pools"]  # noqa: E731 - one look

@@ -42,7 +42,7 @@ def test_redis_down_at_the_start(place: Place) -> None:
     worker = place.start("fleetbeat", "worker")
     worker.says(f"Redis at redis://127.0.0.1:{port}/0 can't be used (no connection). Workers wait for it")
     place.start(str(get_binary_path()), "--port", str(port), "--save", "")
-    worker.says("Redis is there again")
+    worker.says("Redis is available again")
     place.run("fleetbeat-agent", "register", "--stable", "--name", "hint", "--every", "1h")
     place.run("fleetbeat-agent", "heartbeat", "--agent", "hint", "--wait", "20")
     assert "Traceback" not in worker.stderr
@@ -78,7 +78,7 @@ def test_two_workers_are_seen_and_replaced(pipeline: Place) -> None:
     (victim,) = [child for child in worker.children() if child.pid == first[0]]
     victim.kill()
     eventually(lambda: set(pids()) - set(first), within_seconds=PATIENCE_SECONDS)
-    worker.says("A process ended and is started again")
+    worker.says("A process ended and is restarted")
     terminate(worker)
 
 

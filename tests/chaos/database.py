@@ -12,7 +12,7 @@ from support import TIMEOUT_SECONDS
 
 from chaos.place import HOLD_SECONDS, Place, insist
 from chaos.worker import FULL
-from fleetbeat_worker.telemetry.problems import SAY_EVERY_SECONDS
+from fleetbeat_worker.telemetry.problems import REPEAT_SECONDS
 
 UNSTORABLE = "unstorable"
 """The progress of a message that is right, and that the database refuses."""
@@ -83,7 +83,7 @@ def fill_disk(here: Place) -> None:
         here.send(LARGE)  # so that there is no room for all, also if the rest was stored before
         time.sleep(HOLD_SECONDS)
         # On a busy machine a locked database may have been told just before: then it takes a minute to be told more.
-        patience = SAY_EVERY_SECONDS + TIMEOUT_SECONDS
+        patience = REPEAT_SECONDS + TIMEOUT_SECONDS
         insist(lambda: here.told("database or disk is full"), "no worker told that the disk was full", patience)
 
 

@@ -93,7 +93,7 @@ class Place:
         return pool
 
     def family(self, pool: subprocess.Popen[bytes], *, recursive: bool = True) -> list[psutil.Process]:
-        """Return what a pool started, the dispatcher and the steward first; without their own, if not recursive."""
+        """Return what a pool started, the dispatcher and the controller first; without their own, if not recursive."""
         with suppress(psutil.NoSuchProcess):
             return sorted(psutil.Process(pool.pid).children(recursive=recursive), key=lambda child: child.pid)
         return []

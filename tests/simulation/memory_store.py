@@ -94,7 +94,7 @@ class MemoryStore:
         if last is not None and outage_between(last, from_milliseconds(now), self._sweep_seconds):
             self._move(to_milliseconds(last), now)
         elif self._swept_at is not None:
-            gaps = pulse.unheard(self._swept_at, now, round(longest_gap_seconds(self._sweep_seconds) * 1000))
+            gaps = pulse.new_gaps(self._swept_at, now, round(longest_gap_seconds(self._sweep_seconds) * 1000))
             self._outages = sorted([*self._outages, *subtract(gaps, self._outages)]) if gaps else self._outages
         self._swept_at = max(now, self._swept_at or now)
         self._resume([key for key, until in self._paused.items() if until is not None and until <= now], now)

@@ -164,7 +164,7 @@ class SqlStore:
         if max(watermark, self._watermark) > self._idle_until_watermark:
             return False
         last, sweep_seconds = from_milliseconds(self._swept_at), self._settings.sweep_seconds
-        if pulse.unheard(self._swept_at, now, round(longest_gap_seconds(sweep_seconds) * 1000)):
+        if pulse.new_gaps(self._swept_at, now, round(longest_gap_seconds(sweep_seconds) * 1000)):
             return False
         return outage_between(last, from_milliseconds(now), sweep_seconds) is None
 

@@ -16,7 +16,7 @@ from fleetbeat_worker.explain.verdict import explain
 from fleetbeat_worker.fleet.uptime import read_record
 from fleetbeat_worker.store import history
 from fleetbeat_worker.sweep.job import sweep
-from fleetbeat_worker.workers.registry import Crew
+from fleetbeat_worker.workers.registry import WorkerHealth
 from helpers import drain, enrol, events, eventually, heartbeat, let_pass, send
 from simulated import Simulation, at
 
@@ -51,7 +51,7 @@ def test_who_is_one_of_many_is_explained_as_by_itself(database: Engine, monkeypa
     """However few heartbeats are looked through at first, the verdict of any moment and its sum are the same."""
     fleet_of(database, 6)
     client: Any = None
-    monkeypatch.setattr(explaining, "read_redis", lambda *_: (Horizon(at(240), at(240), 0), Crew(1), None))
+    monkeypatch.setattr(explaining, "read_redis", lambda *_: (Horizon(at(240), at(240), 0), WorkerHealth(1), None))
 
     def told(neighbours: int) -> list[Any]:
         monkeypatch.setattr(history, "NEIGHBOURS", neighbours)

@@ -493,7 +493,7 @@ def test_a_job_ends_when_other_jobs_wait(
         patch.setattr(jobs, "PRUNE_UNDISTURBED_SECONDS", 0.0)
         jobs.prune()
         assert (count_heartbeats(swept), redis.exists(OLD_ROWS)) == (300, 0)
-        patch.setattr(jobs, "waiting_ids", lambda _: [b"sweep-1"] if count_heartbeats(swept) < 300 else [])
+        patch.setattr(jobs, "read_waiting_ids", lambda _: ["sweep-1"] if count_heartbeats(swept) < 300 else [])
         jobs.prune()
         assert (count_heartbeats(swept), redis.exists(OLD_ROWS)) == (300 - job.FIRST_ROWS, 1)
     monkeypatch.setattr(jobs, "PRUNE_UNDISTURBED_SECONDS", 60.0)

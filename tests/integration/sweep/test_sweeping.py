@@ -610,7 +610,7 @@ def test_partitions_are_created_while_redis_refuses_heartbeats(
     missing = partition_name((redis_time(redis) + seconds(6 * 86_400)).date())
     with writing(engine) as connection:
         connection.execute(text(f"DROP TABLE {missing}"))
-    monkeypatch.setattr("fleetbeat_worker.sweep.job.refusal", lambda _: "OOM")
+    monkeypatch.setattr("fleetbeat_worker.sweep.job.read_write_refusal", lambda _: "OOM")
     assert sweep(redis, engine, quick, dry_run=True).refused == "OOM"
     with reading(engine) as connection:
         assert connection.execute(text("SELECT to_regclass(:name)"), {"name": missing}).scalar() is None

@@ -359,7 +359,7 @@ def agent_of(place: Place, session: UUID) -> Iterator[None]:
 def test_a_redis_that_may_evict_is_told_of(
     place: Place, settings: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The elected dispatcher and `check` warn of a maxmemory-policy that may throw messages away, and of no other."""
+    """The elected dispatcher and `check` warn of a maxmemory-policy that may evict messages, and of no other."""
     place.start()
     for name in ("redis_url", "database_url"):
         monkeypatch.setenv(f"FLEETBEAT_{name.upper()}", getattr(settings, name))
@@ -369,7 +369,7 @@ def test_a_redis_that_may_evict_is_told_of(
     place.client.config_set("maxmemory", "100mb")
     logged, told = _warnings(place, settings, caplog)
     assert told == (
-        "Redis may throw queued messages away when its memory is full: its maxmemory-policy is allkeys-lru. "
+        "Redis may evict queued messages when its memory is full: its maxmemory-policy is allkeys-lru. "
         "Set it to noeviction."
     )
     assert told in logged

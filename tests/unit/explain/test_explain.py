@@ -19,7 +19,7 @@ from fleetbeat_worker.explain import verdict as explaining
 from fleetbeat_worker.explain.explanation import Explanation
 from fleetbeat_worker.explain.verdict import explain
 from fleetbeat_worker.rules.maintenance_windows import WindowRule
-from fleetbeat_worker.workers.registry import Crew
+from fleetbeat_worker.workers.registry import WorkerHealth
 from simulated import Simulation, at
 
 SETTINGS = Settings()
@@ -31,7 +31,7 @@ def ask(memory: Engine, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Explan
 
     def ask(asked: str | UUID, now: float, when: float | None = None, **horizon: Any) -> Explanation:
         behind = Horizon(at(now), at(horizon.get("watermark", now)), horizon.get("backlog", 0))
-        monkeypatch.setattr(explaining, "read_redis", lambda *_: (behind, Crew(1), None))
+        monkeypatch.setattr(explaining, "read_redis", lambda *_: (behind, WorkerHealth(1), None))
         client: Any = None
         return explain(SETTINGS, memory, client, asked, None if when is None else at(when))
 

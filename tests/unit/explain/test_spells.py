@@ -19,7 +19,7 @@ from fleetbeat_worker.explain import verdict as explaining
 from fleetbeat_worker.explain.explanation import Explanation
 from fleetbeat_worker.explain.verdict import explain
 from fleetbeat_worker.rules.maintenance_windows import WindowRule
-from fleetbeat_worker.workers.registry import Crew
+from fleetbeat_worker.workers.registry import WorkerHealth
 from simulated import Simulation, at
 
 PAUSED = "somebody does it (fleetbeat agents resume); its clock starts anew then"
@@ -30,7 +30,7 @@ def ask(memory: Engine, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Explan
     """Return what explains torv at `now` seconds after noon; `when` is a moment before that."""
 
     def ask(now: float, when: float | None = None) -> Explanation:
-        monkeypatch.setattr(explaining, "read_redis", lambda *_: (Horizon(at(now), at(now), 0), Crew(1), None))
+        monkeypatch.setattr(explaining, "read_redis", lambda *_: (Horizon(at(now), at(now), 0), WorkerHealth(1), None))
         client: Any = None
         return explain(Settings(), memory, client, "torv", None if when is None else at(when))
 

@@ -20,7 +20,7 @@ from fleetbeat_worker.downtime import pauses
 from fleetbeat_worker.explain import verdict as explaining
 from fleetbeat_worker.explain.explanation import Explanation
 from fleetbeat_worker.explain.verdict import explain
-from fleetbeat_worker.workers.registry import Crew
+from fleetbeat_worker.workers.registry import WorkerHealth
 from simulated import Simulation, at
 
 
@@ -29,7 +29,7 @@ def ask(memory: Engine, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Explan
     """Return what explains torv at `now` seconds after noon; `when` is a moment before that."""
 
     def ask(now: float, when: float | None = None) -> Explanation:
-        monkeypatch.setattr(explaining, "read_redis", lambda *_: (Horizon(at(now), at(now), 0), Crew(1), None))
+        monkeypatch.setattr(explaining, "read_redis", lambda *_: (Horizon(at(now), at(now), 0), WorkerHealth(1), None))
         client: Any = None
         settings = Settings(stuck_after=3, flapping_changes=2)
         return explain(settings, memory, client, "torv", None if when is None else at(when))

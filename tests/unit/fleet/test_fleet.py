@@ -19,7 +19,7 @@ from fleetbeat_worker.fleet.pipeline import view_pipeline
 from fleetbeat_worker.rules.liveness import MISSED_COUNTED, State, missed_intervals
 from fleetbeat_worker.store.pipeline import PipelineState
 from fleetbeat_worker.store.tasks import add_task
-from fleetbeat_worker.workers.registry import Crew
+from fleetbeat_worker.workers.registry import WorkerHealth
 
 AWAY = Settings(redis_url="redis://user:secret@127.0.0.1:1/0")
 
@@ -35,7 +35,7 @@ def look(
     """Read the fleet some seconds after noon."""
     now = NOON + seconds(now_seconds)
     horizon = Horizon(now=now, watermark=now - seconds(lag_seconds), backlog=1 if lag_seconds else 0)
-    monkeypatch.setattr(fleet, "read_redis", lambda *_: (horizon, Crew(2), None))
+    monkeypatch.setattr(fleet, "read_redis", lambda *_: (horizon, WorkerHealth(2), None))
     return read_fleet(Settings(), engine, None, Selection(**selection))
 
 
@@ -202,7 +202,7 @@ def test_held_means_behind_or_unwatched(
     if swept_seconds_ago is not None:
         stored = PipelineState(NOON - seconds(watermark_age), NOON - seconds(swept_seconds_ago))
     settings = Settings(sweep_seconds=sweep_seconds)
-    view = view_pipeline(settings, stored, horizon, crew=Crew(1), rejected=0, away=None, now=NOON)
+    view = view_pipeline(settings, stored, horizon, crew=WorkerHealth(1), rejected=0, away=None, now=NOON)
     behind = (NOON - horizon.watermark).total_seconds() > patience
     unwatched = stored.last_sweep_at is not None and (NOON - stored.last_sweep_at).total_seconds() > patience
     assert view.held == (behind or unwatched)
@@ -216,13 +216,13 @@ def test_held_means_behind_or_unwatched(
 @pytest.mark.parametrize(
     ("crew", "advice"),
     [
-        (Crew(0), "None is running: fleetbeat worker"),
-        (Crew(2), "Start more: fleetbeat worker -n 4"),
-        (Crew(2, 1, 17.2), "1 of 2 workers gave no sign for 17s. Look: fleetbeat workers"),
-        (Crew(1, 1, 40.0), "The only worker gave no sign for 40s. Look: fleetbeat workers"),
+        (WorkerHealth(0), "None is running: fleetbeat worker"),
+        (WorkerHealth(2), "Start more: fleetbeat worker -n 4"),
+        (WorkerHealth(2, 1, 17.2), "1 of 2 workers have not responded for 17s. See: fleetbeat workers"),
+        (WorkerHealth(1, 1, 40.0), "The only worker has not responded for 40s. See: fleetbeat workers"),
     ],
 )
-def test_what_to_do_about_a_lag_depends_on_who_works(crew: Crew, advice: str) -> None:
+def test_what_to_do_about_a_lag_depends_on_who_works(crew: WorkerHealth, advice: str) -> None:
     """More workers help against too few of them, and not against some that stand still."""
     horizon = Horizon(now=NOON, watermark=NOON - seconds(31), backlog=3)
     swept = PipelineState(NOON, NOON)

@@ -521,7 +521,7 @@ def cuts(count: int) -> st.SearchStrategy[list[int]]:
 
 
 def play(messages: Sequence[tuple[Register | Heartbeat | Deregister, int]], sizes: list[int]) -> AgentRecord:
-    """Apply messages in batches, and those that waited for a registration after them, as a steward does."""
+    """Apply messages in batches, and those that waited for a registration after them, as a controller does."""
     batch, left, waiting = new_batch(), 0, []
     for (message, after), size in zip(messages, sizes, strict=True):
         if left == 0:

@@ -21,7 +21,7 @@ SETTINGS = Settings(redis_url="redis://user:secret@example:6390/0", sweep_second
 
 
 def rounds(number: int) -> Callable[[], bool]:
-    """Return what asks a dispatcher to stop after so many rounds."""
+    """Return a condition that stops a dispatcher after so many rounds."""
     left = iter(range(number))
     return lambda: next(left, None) is None
 
@@ -58,8 +58,8 @@ def test_jobs_are_what_a_stock_worker_runs(redis: FakeRedis) -> None:
     assert job.id.partition("-")[2].isdigit()
 
 
-def test_old_rows_are_looked_for_each_minute(redis: FakeRedis, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A job prunes when its time has come, and none is added while one waits or runs."""
+def test_old_rows_are_searched_for_each_minute(redis: FakeRedis, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A prune job is enqueued when it is due, and none is added while one waits or runs."""
     dispatch(redis, 3)
     assert queued(redis) == ["sweep"]
     monkeypatch.setattr(module, "PRUNE_SECONDS", -1.0)
@@ -90,8 +90,10 @@ def test_when_to_prune(since_seconds: float, old_rows_left: bool, behind: bool, 
     assert prune_is_due(since_seconds, old_rows_left=old_rows_left, behind=behind) is due
 
 
-def test_what_a_prune_job_left_is_gone_on_with(redis: FakeRedis, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Once a job says that old rows are left, another follows before the minute is over, unless a batch waits."""
+def test_a_prune_job_that_left_old_rows_is_followed_by_another(
+    redis: FakeRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once a job reports that old rows are left, another follows before the minute is over, unless a batch waits."""
     monkeypatch.setattr(module, "PRUNE_AGAIN_SECONDS", 0.0)
     dispatch(redis, 3)
     assert queued(redis) == ["sweep"]
@@ -112,13 +114,13 @@ def test_a_sweep_that_waits_is_enough(redis: FakeRedis) -> None:
 
 
 def test_an_arrival_is_ingested_by_one_job(redis: FakeRedis) -> None:
-    """While nobody reads, one message asks for one job, however often it is looked at."""
+    """While no job reads, one message asks for one job, however many rounds the dispatcher makes."""
     send(redis, b"x")
     dispatch(redis, 10)
     assert sorted(queued(redis)) == ["ingest", "sweep"]
 
 
-def test_a_reader_takes_small_arrivals_by_itself(redis: FakeRedis) -> None:
+def test_a_lingering_job_takes_small_arrivals(redis: FakeRedis) -> None:
     """While a job lingers at the inbox no further one is needed for a few messages."""
     inbox = Inbox(redis)
     inbox.create_group()
@@ -129,18 +131,18 @@ def test_a_reader_takes_small_arrivals_by_itself(redis: FakeRedis) -> None:
 
 
 @pytest.mark.parametrize(("idle", "expected"), [(0, 1), (1, 1), (3, 3), (100, 5)])
-def test_a_backlog_is_spread_over_idle_workers(
+def test_a_backlog_is_spread_over_count_idle_workers(
     redis: FakeRedis, monkeypatch: pytest.MonkeyPatch, idle: int, expected: int
 ) -> None:
     """As many jobs as there are idle workers and full batches, and one at least."""
-    monkeypatch.setattr(Dispatcher, "_idle_workers", lambda _self: idle)
+    monkeypatch.setattr(Dispatcher, "_count_idle_workers", lambda _self: idle)
     send(redis, *[heartbeat(new_message_id()) for _ in range(55)])
     dispatch(redis, 3)
     assert queued(redis).count("ingest") == expected
 
 
 def test_two_dispatchers_elect_one(redis_server: FakeServer) -> None:
-    """The second one enqueues nothing while the first one leads, and takes over when it has resigned."""
+    """The second one enqueues nothing while the first one is elected, and takes over when that has resigned."""
     first_client, second_client = FakeRedis(server=redis_server), FakeRedis(server=redis_server)
     seen: list[int] = []
 
@@ -150,14 +152,14 @@ def test_two_dispatchers_elect_one(redis_server: FakeServer) -> None:
         return len(seen) > 2
 
     Dispatcher(first_client, SETTINGS, second_tries).run()
-    assert seen == [1, 1, 1]  # the second one was there before anybody led, then it resigned
+    assert seen == [1, 1, 1]  # the second one was elected first, and resigned
     assert not first_client.exists(DISPATCHER_LOCK)
     first_client.close()
     second_client.close()
 
 
-def test_a_leader_that_stood_still_gives_way(redis: FakeRedis) -> None:
-    """A dispatcher whose lock ran out and was taken by another stops enqueueing, and leaves the other's lock alone."""
+def test_a_dispatcher_that_lost_its_lock_gives_way(redis: FakeRedis) -> None:
+    """A dispatcher whose lock expired and was acquired by another enqueues no more, and leaves that lock alone."""
     lost = False
 
     def stop() -> bool:
@@ -176,30 +178,22 @@ def test_a_leader_that_stood_still_gives_way(redis: FakeRedis) -> None:
     assert queued(redis) == []
 
 
-def test_an_id_that_is_no_text_takes_nobody_down(redis: FakeRedis) -> None:
-    """Whatever somebody put into the queue, the dispatcher goes on."""
-    redis.rpush(f"rq:queue:{QUEUE}", b"\xff\xfe")
-    send(redis, b"x")
-    dispatch(redis, 3)
-    assert redis.llen(f"rq:queue:{QUEUE}") == 3
-
-
-def test_redis_away_is_told_once_and_waited_for(
+def test_redis_away_is_logged_once_and_waited_for(
     redis: FakeRedis, redis_server: FakeServer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """With Redis away the dispatcher says so once, without the password, and goes on when it is back."""
+    """With Redis away the dispatcher logs it once, without the password, and continues when it is back."""
     caplog.set_level(logging.INFO, "fleetbeat")
-    looks = iter(range(6))
+    rounds_left = iter(range(6))
 
     def stop() -> bool:
-        look = next(looks, None)
-        redis_server.connected = look not in {0, 1, 2}
-        return look is None
+        number = next(rounds_left, None)
+        redis_server.connected = number not in {0, 1, 2}
+        return number is None
 
     Dispatcher(redis, SETTINGS, stop).run()
-    told = [record.getMessage() for record in caplog.records]
-    assert told[0].startswith("Redis at redis://example:6390/0 can't be used")
-    assert told[1:] == ["Redis is there again; work goes on."]
+    logged = [record.getMessage() for record in caplog.records]
+    assert logged[0].startswith("Redis at redis://example:6390/0 can't be used")
+    assert logged[1:] == ["Redis is available again; work continues."]
     assert "secret" not in caplog.text
     assert queued(redis) == ["sweep"]
 
@@ -218,7 +212,7 @@ def test_a_full_redis_is_drained_directly(redis: FakeRedis, monkeypatch: pytest.
 
 
 def test_a_dead_workers_entries_ask_for_a_job(redis: FakeRedis, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Entries whose holder died are a reason for a job as soon as the lease is over, though nothing new came."""
+    """Entries whose holder died call for a job as soon as the lease is over, although nothing new arrived."""
     send(redis, b"x")
     inbox = Inbox(redis)
     inbox.create_group()

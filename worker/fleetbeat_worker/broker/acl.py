@@ -1,4 +1,4 @@
-"""What each side's user may do in Redis or Valkey, as rules of its access control lists.
+"""Access control: what the user of agents and the user of workers may do in Redis or Valkey, as ACL rules.
 
 docker-compose.yml has these rules too; a test holds them equal.
 """
@@ -9,7 +9,7 @@ from fleetbeat_shared.redis_keys import INBOX, REPLY_PREFIX
 
 PRODUCER_RULES = (
     # In parentheses, a command with the only keys that it may be used on: in one list, XADD would be allowed on the
-    # keys of answers, too, where nobody ever takes away what it adds.
+    # keys of replies too, where no worker would ever remove what it adds.
     f"(+xadd %W~{INBOX})",
     f"(+blpop %RW~{REPLY_PREFIX}*)",
     "+ping",
@@ -19,13 +19,13 @@ PRODUCER_RULES = (
     "+client|setinfo",
     "+client|setname",
 )
-"""What an agent needs: add to the inbox, wait for its own answers, connect."""
+"""For an agent: add to the inbox, wait for its own replies, connect."""
 
 WORKER_RULES = (
     "~fleetbeat:*",
     "~rq:*",
     "&rq:*",  # on these channels RQ tells its workers to stop a job
-    # By category, as RQ's next version may use another command on its keys; what endangers the server comes off again.
+    # By category, as RQ's next version may use another command on its keys; dangerous commands are taken off again.
     "+@read",
     "+@write",
     "+@transaction",
@@ -40,12 +40,12 @@ WORKER_RULES = (
     "+script|load",
     "+script|exists",
     "+time",
-    "+info",  # RQ looks up the server's version
+    "+info",  # RQ reads the server's version
     "+client|list",  # … and its own address
 )
-"""What workers, the dispatcher, the commands of `fleetbeat` and RQ need, on Fleetbeat's and RQ's keys alone."""
+"""For workers, dispatchers, the commands of `fleetbeat` and RQ, on Fleetbeat's and RQ's keys alone."""
 
 
 def user_line(name: str, rules: tuple[str, ...]) -> str:
-    """Return a line of an ACL file: the user with exactly these rules, and no password to log in with yet."""
+    """Compose a line of an ACL file: the user with exactly these rules, and no password to log in with yet."""
     return " ".join(("user", name, "reset", "on", *rules))

@@ -15,7 +15,7 @@ from fleetbeat_shared.errors import FleetbeatError, RedisUnavailable, SettingsEr
 from fleetbeat_shared.sanitize import clean
 from fleetbeat_shared.settings import Settings
 from fleetbeat_shared.time_text import format_duration
-from fleetbeat_worker.broker.server import eviction_warning
+from fleetbeat_worker.broker.server import read_eviction_warning
 from fleetbeat_worker.cli.exit_codes import BEHIND, DONE, REFUSED
 from fleetbeat_worker.cli.options import common_options, example, open_database, open_redis
 from fleetbeat_worker.cli.output import ago, counted, incident_sentence, listed, maintenance_sentence, print_json
@@ -108,7 +108,7 @@ def _read_verdict(settings: Settings, agent_name: str | None) -> Verdict:
 def _eviction_warning(settings: Settings, client: Redis) -> str | None:
     try:
         with redis_errors(settings.redis_url):
-            return eviction_warning(client)
+            return read_eviction_warning(client)
     except RedisUnavailable:
         return None  # the verdict reports it
 

@@ -127,7 +127,7 @@ class Demo:
     def _refresh(self) -> FleetView:
         if self._stop_asked():  # only here: an agent that is just being started must be stopped too
             sys.exit("The demo was interrupted. Everything that it started has been stopped.")
-        self._pool.look_after(REFRESH_SECONDS)
+        self._pool.supervise(REFRESH_SECONDS)
         engine = open_engine(self._settings.sql_url)  # for each refresh: the pool may fork between two
         try:
             with closing(connect(self._settings.redis_url, timeout_seconds=1)) as client:

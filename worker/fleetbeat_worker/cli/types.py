@@ -14,7 +14,7 @@ from fleetbeat_shared.messages import AgentName, describe
 from fleetbeat_shared.sanitize import clean
 from fleetbeat_shared.time_text import format_duration, parse_duration
 from fleetbeat_worker.rules.liveness import State
-from fleetbeat_worker.workers.autoscale import MOST_WORKERS, Bounds
+from fleetbeat_worker.workers.autoscale import MAX_WORKERS, Bounds
 
 LONGEST = timedelta(days=36_500)
 
@@ -117,7 +117,7 @@ class BoundsType(click.ParamType[Bounds]):
         try:
             return Bounds.parse(str(value))
         except ValueError:
-            self.fail(f"{value!r} is not a range of workers within 0 and {MOST_WORKERS}. Example: 1:8", param, ctx)
+            self.fail(f"{value!r} is not a range of workers within 0 and {MAX_WORKERS}. Example: 1:8", param, ctx)
 
 
 class LineType(click.ParamType[str]):

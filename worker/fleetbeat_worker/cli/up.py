@@ -68,7 +68,7 @@ def _run(settings: Settings, server: EmbeddedValkey, pool: Pool, stop_asked: Cal
         try:
             click.echo(_greeting(settings))
             while not stop_asked():
-                pool.look_after(POLL_SECONDS)
+                pool.supervise(POLL_SECONDS)
                 server.start_again_if_ended()
         finally:
             pool.stop()

@@ -9,21 +9,21 @@ from contextlib import closing
 
 import click
 
-from fleetbeat_shared.connection import connect, place, redis_errors
+from fleetbeat_shared.connection import place, redis_errors
 from fleetbeat_shared.errors import DatabaseUnavailable
 from fleetbeat_shared.settings import Settings
-from fleetbeat_worker.broker import rq_queue
 from fleetbeat_worker.broker.inbox import Inbox
-from fleetbeat_worker.broker.rq_queue import count_workers
-from fleetbeat_worker.broker.server import redis_now
+from fleetbeat_worker.broker.rq_queue import count_workers, remove_waiting_jobs
+from fleetbeat_worker.broker.server import connect_worker, redis_now
 from fleetbeat_worker.cli.options import asked_to_stop, example, metrics_options, pool_options, url_options
 from fleetbeat_worker.database import schema
 from fleetbeat_worker.database.engine import open_engine
 from fleetbeat_worker.notifications.job import notify
+from fleetbeat_worker.rules.backoff import backoff
 from fleetbeat_worker.sweep.job import sweep
 from fleetbeat_worker.telemetry.exporter import Exporter
 from fleetbeat_worker.telemetry.log import logger, set_up
-from fleetbeat_worker.telemetry.problems import Complaint
+from fleetbeat_worker.telemetry.problems import ProblemReporter
 from fleetbeat_worker.workers.autoscale import Bounds
 from fleetbeat_worker.workers.pool import Pool
 
@@ -55,7 +55,7 @@ def worker(*, settings: Settings, workers: int, bounds: Bounds, burst: bool) -> 
     """
     set_up(settings.log_level)
     # An invalid URL is reported here once; otherwise each child would fail with it again and again.
-    connect(settings.redis_url, timeout_seconds=rq_queue.WORKER_TIMEOUT_SECONDS).close()
+    connect_worker(settings).close()
     check_notify_urls(settings)
     settings.export(os.environ)  # for the jobs, which read their settings where they run
     stop_asked = asked_to_stop()
@@ -86,18 +86,17 @@ def open_exporter(settings: Settings) -> Exporter | None:
 
 def prepare_database(settings: Settings, stop_asked: Callable[[], bool]) -> None:
     """Wait until the database can be used, and create or check its schema. Raises SchemaOutdated, SettingsError."""
-    complaint = Complaint("database", "parent")
-    pause_seconds = 0.1
+    problem = ProblemReporter("database", "parent")
+    pauses = backoff(0.1, 5.0)
     while not stop_asked():
         engine = open_engine(settings.sql_url)
         try:
             schema.prepare(engine)
         except DatabaseUnavailable as error:
-            complaint.trouble(f"{error} Workers wait for it.")
-            time.sleep(pause_seconds)
-            pause_seconds = min(pause_seconds * 2, 5.0)
+            problem.report(f"{error} Workers wait for it.")
+            time.sleep(next(pauses))
         else:
-            complaint.over("The database is available.")
+            problem.resolve("The database is available.")
             return
         finally:
             engine.dispose()
@@ -108,7 +107,7 @@ def _run_pool(settings: Settings, pool: Pool, *, burst: bool, stop_asked: Callab
     pool.start()
     is_drained = _make_drain_check(settings) if burst else lambda: False
     while not stop_asked() and not is_drained():
-        pool.look_after(BURST_POLL_SECONDS if burst else POLL_SECONDS)
+        pool.supervise(BURST_POLL_SECONDS if burst else POLL_SECONDS)
     pool.stop()
     if burst and not stop_asked():
         _end_burst(settings)
@@ -123,7 +122,7 @@ def _make_drain_check(settings: Settings) -> Callable[[], bool]:
 
         try:
             # A client for each call: the pool may fork between two.
-            with closing(connect(settings.redis_url, timeout_seconds=rq_queue.WORKER_TIMEOUT_SECONDS)) as client:
+            with closing(connect_worker(settings)) as client:
                 inbox = Inbox(client)
                 if not last_id:
                     last_id.append(inbox.last_id())
@@ -138,12 +137,12 @@ def _end_burst(settings: Settings) -> None:
     """Sweep, send the due notifications, and withdraw the jobs that the dispatcher enqueued last."""
     engine = open_engine(settings.sql_url)
     try:
-        client = connect(settings.redis_url, timeout_seconds=rq_queue.WORKER_TIMEOUT_SECONDS)
+        client = connect_worker(settings)
         with closing(client), redis_errors(settings.redis_url):
             sweep(client, engine, settings)
             while notify(engine, settings.notify_urls, lambda: redis_now(client)).sent:
                 pass  # one call sends a limited number
             if not count_workers(client):
-                rq_queue.withdraw(client)
+                remove_waiting_jobs(client)
     finally:
         engine.dispose()

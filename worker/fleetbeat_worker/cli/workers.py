@@ -21,9 +21,9 @@ from fleetbeat_worker.cli.options import common_options, example, open_redis
 from fleetbeat_worker.cli.output import ago, counted, print_json
 from fleetbeat_worker.cli.rendering import console, numeric, plain_table, safe, wrapped
 from fleetbeat_worker.cli.types import BoundsType
-from fleetbeat_worker.workers.autoscale import MOST_WORKERS, Bounds
-from fleetbeat_worker.workers.registry import PoolState, read_pools, spread, want
-from fleetbeat_worker.workers.status import Member, Workforce, read_workforce
+from fleetbeat_worker.workers.autoscale import MAX_WORKERS, Bounds
+from fleetbeat_worker.workers.registry import PoolState, read_pools, spread, write_wanted
+from fleetbeat_worker.workers.status import PoolWorker, WorkerOverview, read_worker_overview
 
 CONFIRM_SECONDS = 15.0
 """How long pools may take to confirm a new worker count; they read it once a second."""
@@ -43,11 +43,11 @@ def workers(context: click.Context, *, settings: Settings, as_json: bool) -> Non
         _refuse_options_before(context, context.invoked_subcommand)
         return
     with open_redis(settings) as client, redis_errors(settings.redis_url):
-        found = read_workforce(client)
+        found = read_worker_overview(client)
     if as_json:
         print_json(found.to_json())
     else:
-        console().print(_workforce_text(found))
+        console().print(_overview_text(found))
 
 
 def _refuse_options_before(context: click.Context, command: str) -> None:
@@ -89,7 +89,7 @@ def scale(  # noqa: PLR0913 - one parameter per option
         raise click.UsageError(message)
     with open_redis(settings) as client, redis_errors(settings.redis_url):
         wanted = _spread_over(_choose_pools(client, host, pool_id), number, bounds)
-        want(client, wanted)
+        write_wanted(client, wanted)
         confirmed = _wait_until_confirmed(client, wanted)
     if as_json:
         pools = [{"id": key, "wanted": str(each), "confirmed": key in confirmed} for key, each in wanted.items()]
@@ -123,7 +123,7 @@ def _choose_pools(client: Redis, host: str | None, pool_id: str | None) -> list[
 def _spread_over(pools: list[PoolState], number: int | None, bounds: Bounds | None) -> dict[str, Bounds]:
     if number is None:
         return {pool.id: bounds for pool in pools if bounds is not None}
-    most = MOST_WORKERS * len(pools)
+    most = MAX_WORKERS * len(pools)
     if number > most:
         message = f"{counted(len(pools), 'pool')} can have {most} workers at most. Start more pools."
         raise click.UsageError(message)
@@ -134,7 +134,7 @@ def _wait_until_confirmed(client: Redis, wanted: Mapping[str, Bounds]) -> list[s
     """Wait for the pools to report what was requested; return those that did in time."""
     ends_at = time.monotonic() + CONFIRM_SECONDS
     while True:
-        reported = {pool.id: pool.bounds for pool in read_pools(client)}
+        reported = {pool.id: pool.wanted for pool in read_pools(client)}
         confirmed = [key for key, bounds in wanted.items() if reported.get(key) == bounds]
         if len(confirmed) == len(wanted) or time.monotonic() >= ends_at:
             return confirmed
@@ -143,39 +143,39 @@ def _wait_until_confirmed(client: Redis, wanted: Mapping[str, Bounds]) -> list[s
 
 def _bounds_text(bounds: Bounds) -> str:
     if bounds.are_fixed:
-        return counted(bounds.most, "worker")
-    return f"{bounds.least} to {bounds.most} workers, depending on the lag"
+        return counted(bounds.maximum, "worker")
+    return f"{bounds.minimum} to {bounds.maximum} workers, depending on the lag"
 
 
-def _workforce_text(found: Workforce) -> RenderableType:
-    if not found.pools and not found.members:
+def _overview_text(found: WorkerOverview) -> RenderableType:
+    if not found.pools and not found.workers:
         return Text("No worker is running. Start some: fleetbeat worker", style="bold yellow")
     parts: list[RenderableType] = [_pools_table(found)]
-    parts += [Text(), _members_table(found)] if found.members else []
+    parts += [Text(), _workers_table(found)] if found.workers else []
     return Group(*parts)
 
 
-def _pools_table(found: Workforce) -> Table:
+def _pools_table(found: WorkerOverview) -> Table:
     table = plain_table(wrapped("Pool"), "Wanted", numeric("Running"), "Started", "Last seen")
     for pool in found.pools:
         table.add_row(
             safe(pool.id, "bold"),
-            Text(str(pool.bounds) if pool.bounds.are_fixed else f"{pool.count} of {pool.bounds}"),
+            Text(str(pool.wanted) if pool.wanted.are_fixed else f"{pool.count} of {pool.wanted}"),
             Text(f"{len(pool.worker_pids):,}"),
             Text(ago(pool.started_at, found.now)),
-            Text(ago(pool.seen_at, found.now)),
+            Text(ago(pool.last_seen_at, found.now)),
         )
     return table
 
 
-def _members_table(found: Workforce) -> Table:
+def _workers_table(found: WorkerOverview) -> Table:
     table = plain_table(wrapped("Host"), numeric("PID"), "State", wrapped("Job"), numeric("Rate"), "Last seen")
-    for member in found.members:
+    for member in found.workers:
         table.add_row(*_member_cells(member, found))
     return table
 
 
-def _member_cells(member: Member, found: Workforce) -> tuple[Any, ...]:
+def _member_cells(member: PoolWorker, found: WorkerOverview) -> tuple[Any, ...]:
     worker = member.worker
     seen = worker.last_heartbeat_at
     return (

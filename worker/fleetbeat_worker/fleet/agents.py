@@ -34,7 +34,7 @@ from fleetbeat_worker.store.pipeline import read_pipeline_state
 from fleetbeat_worker.store.sessions import read_newest_session, read_session, read_sessions
 from fleetbeat_worker.store.tasks import TaskCounts, count_tasks
 from fleetbeat_worker.sweep.incidents import open_incident, silent_members
-from fleetbeat_worker.workers.registry import Crew
+from fleetbeat_worker.workers.registry import WorkerHealth
 
 LIVE_STATES = frozenset(State) - {State.ENDED}
 
@@ -218,21 +218,21 @@ def read_agent(
     return AgentReport(pipeline, view, tasks, events, record, judge.maintenance.running, limit)
 
 
-def read_redis(settings: Settings, client: Redis) -> tuple[Horizon | None, Crew | None, str | None]:
+def read_redis(settings: Settings, client: Redis) -> tuple[Horizon | None, WorkerHealth | None, str | None]:
     """Return how far SQL can know and who works, or why Redis can't tell."""
     from fleetbeat_worker.broker.inbox import Inbox
-    from fleetbeat_worker.workers.status import read_crew
+    from fleetbeat_worker.workers.status import read_worker_health
 
     try:
         with redis_errors(settings.redis_url):
             horizon = Inbox(client).horizon()
-            return horizon, read_crew(client, horizon.now), None
+            return horizon, read_worker_health(client, horizon.now), None
     except RedisUnavailable as error:
         return None, None, str(error)
 
 
 def read_pipeline(
-    settings: Settings, connection: Connection, horizon: Horizon | None, crew: Crew | None, away: str | None
+    settings: Settings, connection: Connection, horizon: Horizon | None, crew: WorkerHealth | None, away: str | None
 ) -> PipelineView:
     """Return how far the pipeline is; what comes after the connection is what `read_redis` returns."""
     return view_pipeline(

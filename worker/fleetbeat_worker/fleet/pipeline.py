@@ -14,7 +14,7 @@ from fleetbeat_shared.time_text import format_duration
 from fleetbeat_worker.broker.inbox import Horizon
 from fleetbeat_worker.rules.sweep_gaps import longest_gap_seconds
 from fleetbeat_worker.store.pipeline import PipelineState
-from fleetbeat_worker.workers.registry import Crew
+from fleetbeat_worker.workers.registry import WorkerHealth
 
 LATE_SWEEPS = 2
 """Who looks at one agent is told that verdicts are late when they are by more sweeps than this."""
@@ -68,7 +68,7 @@ def view_pipeline(  # noqa: PLR0913 - everything that the view is made of
     stored: PipelineState,
     horizon: Horizon | None,
     *,
-    crew: Crew | None,
+    crew: WorkerHealth | None,
     rejected: int,
     away: str | None,
     now: datetime,
@@ -91,7 +91,7 @@ def view_pipeline(  # noqa: PLR0913 - everything that the view is made of
             sweep_seconds=slowest_sweep_seconds(settings, stored),
         )
     patience = longest_gap_seconds(slowest_sweep_seconds(settings, stored))  # as late as is an outage to the sweep
-    crew = crew or Crew(0)
+    crew = crew or WorkerHealth(0)
     # By a clock that was turned back the last watermark may not have come yet.
     known = None if stored.watermark is None else min(stored.watermark, horizon.now)
     as_of = max((moment for moment in (horizon.watermark, known) if moment is not None), default=None)
@@ -122,7 +122,7 @@ _FROM_FUTURE = (
 )
 
 
-def _lag_trouble(patience: float, lag_seconds: float, backlog: int, crew: Crew) -> str | None:
+def _lag_trouble(patience: float, lag_seconds: float, backlog: int, crew: WorkerHealth) -> str | None:
     if lag_seconds <= patience:
         return None
     message = f"The workers are {format_duration(round(lag_seconds))} behind ({backlog:,} messages wait). "
@@ -131,7 +131,7 @@ def _lag_trouble(patience: float, lag_seconds: float, backlog: int, crew: Crew) 
     return message + (crew.advice() or "Start more: fleetbeat worker -n 4")
 
 
-def _sweep_trouble(patience: float, last_sweep_at: datetime | None, now: datetime, crew: Crew) -> str | None:
+def _sweep_trouble(patience: float, last_sweep_at: datetime | None, now: datetime, crew: WorkerHealth) -> str | None:
     if last_sweep_at is None:
         return "No sweep has run yet, so no silence is noticed. Start a worker: fleetbeat worker"
     seconds = (now - last_sweep_at).total_seconds()

@@ -47,7 +47,7 @@ from fleetbeat_worker.telemetry.metrics import (
     count,
     observe,
 )
-from fleetbeat_worker.telemetry.problems import Complaint
+from fleetbeat_worker.telemetry.problems import ProblemReporter
 
 SUSPECTS_TOGETHER = 32
 """How many entries are taken together after a whole batch died."""
@@ -185,7 +185,7 @@ class Ingest:
         self._put_right_at: float | None = None
         self._taken_at = 0.0
         self._paced_from = 0.0
-        self._complaint = Complaint("database", "ingest")
+        self._problem = ProblemReporter("database", "ingest")
         self._database_is_there = False
         self._database_pause = 0.0
         self._share_ends_at = 0.0
@@ -208,7 +208,7 @@ class Ingest:
                     self._process(unit)
                     quiet_since = time.monotonic()
                 elif time.monotonic() - quiet_since >= self._settings.linger_seconds and self._put_right_at is None:
-                    self._complaint.over(DATABASE_IS_BACK)  # nothing is left that it could refuse
+                    self._problem.resolve(DATABASE_IS_BACK)  # nothing is left that it could refuse
                     break
                 self._put_right_when_due()
                 if self._is_over() or self._gives_way():
@@ -300,7 +300,7 @@ class Ingest:
         else:
             # Only now: a database whose disk is full, or of which a table is locked, answers all the same.
             self._database_pause = 0.0
-            self._complaint.over(DATABASE_IS_BACK)
+            self._problem.resolve(DATABASE_IS_BACK)
             self.stored += len(unit.entries)
             self._paced_from = 0.0 if self._is_full(unit) or unit.deliveries else self._taken_at
             self._ahead = self._fetch(ahead)
@@ -423,7 +423,7 @@ class Ingest:
 
     def _trouble_with_database(self, error: DatabaseUnavailable) -> None:
         count(DATABASE_FAILURES)
-        self._complaint.trouble(f"{error} Messages wait in the inbox.")
+        self._problem.report(f"{error} Messages wait in the inbox.")
         self._database_is_there = False
         self._database_pause = min(self._database_pause * 2 or FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS)
 

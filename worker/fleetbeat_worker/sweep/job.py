@@ -20,7 +20,7 @@ from fleetbeat_shared.errors import DatabaseUnavailable
 from fleetbeat_shared.settings import Settings
 from fleetbeat_worker.broker.inbox import Inbox
 from fleetbeat_worker.broker.pulse import read_pulse
-from fleetbeat_worker.broker.server import refusal, remove_foreign
+from fleetbeat_worker.broker.server import read_write_refusal, repair_keys
 from fleetbeat_worker.database.engine import writing
 from fleetbeat_worker.database.partitions import make_partitions
 from fleetbeat_worker.ingest.transaction import put_right, put_right_within
@@ -28,7 +28,7 @@ from fleetbeat_worker.store.pipeline import read_pipeline_state
 from fleetbeat_worker.sweep.transaction import SweepReport, judge_fleet
 from fleetbeat_worker.telemetry.log import logger
 from fleetbeat_worker.telemetry.metrics import DEGRADED, SWEEP_SECONDS, SWEEPS, count, observe
-from fleetbeat_worker.telemetry.problems import Complaint
+from fleetbeat_worker.telemetry.problems import ProblemReporter
 
 IDLE_CONSUMER_SECONDS = 600.0
 """After this time, a consumer that a dead worker left behind is removed."""
@@ -64,16 +64,16 @@ def _counted() -> Iterator[None]:
 
 def _sweep(client: Redis, engine: Engine, settings: Settings, *, periodic: bool, dry_run: bool) -> SweepReport:
     inbox = Inbox(client)
-    complaint, refused = Complaint("refused", "sweep"), refusal(client)
+    problem, refused = ProblemReporter("refused", "sweep"), read_write_refusal(client)
     if refused is not None:
         # Nothing is stored of this sweep, so that the first one afterwards finds an outage.
-        complaint.trouble(f"Verdicts wait, as Redis refuses what agents send: {refused}")
+        problem.report(f"Verdicts wait, as Redis refuses what agents send: {refused}")
         now = inbox.horizon().now
         if not dry_run:
             _make_partitions(engine, now)
         return SweepReport(now, watermark=None, outage_seconds=None, degraded=[], refused=refused)
-    complaint.over("Redis accepts what agents send again; verdicts go on.")
-    remove_foreign(client)
+    problem.resolve("Redis accepts what agents send again; verdicts go on.")
+    repair_keys(client)
     # Redis first, SQL afterwards: whatever is committed in between can only make agents look more alive.
     pulse = read_pulse(client)
     account = inbox.account()  # before the time of this sweep, so that it is newer than those of earlier ones
@@ -119,7 +119,7 @@ def _make_partitions(engine: Engine, now: datetime) -> None:
     except DatabaseUnavailable as error:
         # For example, a backup reads the default partition. Partitions are made some days ahead, so there is time.
         # If the database is away, the next job that needs it reports that under the same name, once.
-        Complaint("database", "sweep").trouble(f"Partitions can't be made now: {error}")
+        ProblemReporter("database", "sweep").report(f"Partitions can't be made now: {error}")
 
 
 def _log(report: SweepReport) -> None:

@@ -105,7 +105,7 @@ def judge_fleet(  # noqa: PLR0913 - what was read from Redis, and by whom
     interval = settings.sweep_seconds if periodic else max(settings.sweep_seconds, last.sweep_seconds or 0)
     gap = outage_between(last.last_sweep_at, horizon.now, interval)
     outage = (last.last_sweep_at, horizon.now) if gap is not None and last.last_sweep_at is not None else None
-    pulse = pulse.known_by(last.pulse_at)
+    pulse = pulse.or_last_known(last.pulse_at)
     gaps = _redis_gaps(last, pulse, horizon.now, interval)
     # As of this sweep's own watermark: after the clock was set back, an earlier one says nothing of what waits now.
     changes, current = _apply_changes(connection, last, outage, gaps, horizon, settings)
@@ -157,7 +157,7 @@ def _redis_gaps(last: PipelineState, pulse: Pulse, now: datetime, interval: floa
     since = last.last_sweep_at
     if since > now:  # another sweep overtook this one, or the clock was set back: recorded gaps count once
         since = now - timedelta(seconds=OVERTAKEN_SECONDS)
-    return pulse.unheard(to_milliseconds(since), to_milliseconds(now), longest)
+    return pulse.new_gaps(to_milliseconds(since), to_milliseconds(now), longest)
 
 
 def _apply_changes(  # noqa: PLR0913, PLR0917 - all that a sweep knows

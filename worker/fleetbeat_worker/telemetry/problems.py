@@ -1,167 +1,139 @@
-"""TODO."""
+"""Problem reporting: one log line for a problem that all processes of a pool meet, and one when it is resolved.
+
+A child process reports each failure and the first success after it to the pool's parent, through a pipe. The parent
+logs each kind of problem once, again each minute while it lasts, and once when no process has it any more. A process
+outside a pool logs its own reports in the same way.
+"""
 
 from __future__ import annotations
 
 import json
-import logging
 import os
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import suppress
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 
 from fleetbeat_worker.telemetry.log import logger
 
-SAY_EVERY_SECONDS = 60.0
+REPEAT_SECONDS = 60.0
+"""How often a problem that lasts is logged."""
+MAX_LINE_BYTES = 4096
+"""PIPE_BUF: a line up to this length is written to a pipe as a whole or not at all, also by several processes."""
+MAX_MESSAGE_LENGTH = 512
+
+_pipe: ContextVar[int | None] = ContextVar("pipe", default=None)
 
 
-class Relay(logging.NullHandler, ABC):
-    """The way by which a pool's processes tell their parent of trouble, which then speaks for all of them.
-
-    It has its place among the logger's handlers, as all that belongs to a process's logging; it handles no record.
-    """
-
-    @abstractmethod
-    def tell(self, kind: str, role: str, message: str, *, is_over: bool) -> None:
-        """Tell of trouble, or of success."""
+def report_through(pipe: int) -> None:
+    """Send the reports of this process, and of those forked from it, to the writing end of a non-blocking pipe."""
+    _pipe.set(pipe)
 
 
-def relay_through(relay: Relay) -> None:
-    """Let this process, and those that it forks, tell of trouble in this way."""
-    logger.addHandler(relay)
+class ProblemReporter:
+    """Reports one kind of problem, and its end, in one role (for example "ingest")."""
 
-
-class Complaint:
-    """Says the same trouble once, then once a minute, and once that it is over.
-
-    In a process of a pool it tells the parent instead, each time, and of the first success too.
-    """
-
-    def __init__(
-        self,
-        kind: str,
-        role: str,
-        say_every_seconds: float = SAY_EVERY_SECONDS,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        """Complain of one kind of trouble, in a role: for a dead one, only others in its role say that it is over."""
+    def __init__(self, kind: str, role: str) -> None:
+        """Report through the pipe that this process has now, or else to its own log."""
         self._kind = kind
         self._role = role
-        self._every = say_every_seconds
-        self._clock = clock
-        self._relay = next((handler for handler in logger.handlers if isinstance(handler, Relay)), None)
-        self._told_of_success = False
-        self._next: float | None = None
+        self._pipe = _pipe.get()
+        self._log = ProblemLog()
+        self._reported_success = False
 
-    def trouble(self, message: str) -> None:
-        """Say what is wrong, unless it was just said."""
-        if self._relay is not None:
-            self._told_of_success = False
-            self._relay.tell(self._kind, self._role, message, is_over=False)
+    def report(self, message: str) -> None:
+        """Report that the problem is there; to be called at each failure."""
+        self._reported_success = False
+        self._send(message, resolved=False)
+
+    def resolve(self, message: str) -> None:
+        """Report success; to be called at each success, of which the first one counts."""
+        if not self._reported_success:
+            self._reported_success = True
+            self._send(message, resolved=True)
+
+    def _send(self, message: str, *, resolved: bool) -> None:
+        if self._pipe is None:
+            self._log.receive(self._kind, self._role, os.getpid(), message, resolved=resolved)
             return
-        now = self._clock()
-        if self._next is None or now >= self._next:
-            self._next = now + self._every
-            logger.warning(message)
-
-    def over(self, message: str) -> None:
-        """Say that it is well again, if trouble was told."""
-        if self._relay is not None:
-            if not self._told_of_success:
-                self._told_of_success = True
-                self._relay.tell(self._kind, self._role, message, is_over=True)
-        elif self._next is not None:
-            self._next = None
-            logger.info(message)
-
-
-_MAX_BYTES = 4096
-"""A line up to this length (PIPE_BUF) is written to a pipe as a whole or not at all, also by several at once."""
-
-
-class PipeRelay(Relay):
-    """A child's way to tell its parent."""
-
-    def __init__(self, file: int) -> None:
-        """Write to the pipe whose writing end this is; it doesn't block."""
-        super().__init__()
-        self._file = file
-
-    def tell(self, kind: str, role: str, message: str, *, is_over: bool) -> None:
-        """Tell of trouble, or of success; if the parent doesn't listen, nobody waits for it."""
-        said = {"kind": kind, "role": role, "pid": os.getpid(), "message": message[:512], "is_over": is_over}
-        with suppress(OSError):
-            os.write(self._file, json.dumps(said).encode()[: _MAX_BYTES - 1] + b"\n")
+        report = {
+            "kind": self._kind,
+            "role": self._role,
+            "pid": os.getpid(),
+            "message": message[:MAX_MESSAGE_LENGTH],
+            "resolved": resolved,
+        }
+        with suppress(OSError):  # a pipe that is full or closed: work matters more than the report
+            os.write(self._pipe, json.dumps(report).encode()[: MAX_LINE_BYTES - 1] + b"\n")
 
 
 @dataclass
-class _Trouble:
-    """One kind of trouble."""
+class _Problem:
+    """One kind of problem."""
 
-    complaining: dict[tuple[str, int], float] = field(default_factory=dict)
-    """Who told of it and not of its end, by role and process; and when they last did."""
-    succeeded: dict[str, float] = field(default_factory=dict)
-    """When somebody in a role last told of success."""
-    is_over: str = ""
-    """What they said then."""
-    say_again_at: float | None = None
-    """None as long as nothing was said."""
+    reported_at: dict[tuple[str, int], float] = field(default_factory=dict)
+    """The last failure of each process that has reported no success since, by its role and pid."""
+    succeeded_at: dict[str, float] = field(default_factory=dict)
+    """The last success that a process in each role reported."""
+    resolved_message: str = ""
+    repeat_at: float | None = None
+    """When the problem is logged again; None unless it has been logged."""
 
 
-class Troubles:
-    """The parent's view."""
+class ProblemLog:
+    """Logs the problems that several processes report. It belongs to the parent of a pool."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic, lives: Callable[[int], bool] | None = None) -> None:
+    def __init__(
+        self, clock: Callable[[], float] = time.monotonic, is_alive: Callable[[int], bool] | None = None
+    ) -> None:
         self._clock = clock
-        self._lives = lives or _lives
-        self._kinds: dict[str, _Trouble] = {}
-        self._rest = b""
+        self._is_alive = is_alive or _is_alive
+        self._problems: dict[str, _Problem] = {}
+        self._incomplete_line = b""
 
-    def read(self, file: int) -> None:
-        """Hear all that the children wrote to the pipe whose reading end this is; it doesn't block."""
+    def read(self, pipe: int) -> None:
+        """Receive all reports from the reading end of a non-blocking pipe."""
         with suppress(BlockingIOError):
-            while chunk := os.read(file, 65_536):
-                *lines, self._rest = (self._rest + chunk).split(b"\n")
+            while chunk := os.read(pipe, 65_536):
+                *lines, self._incomplete_line = (self._incomplete_line + chunk).split(b"\n")
                 for line in lines:
-                    with suppress(ValueError, KeyError, TypeError):
-                        said = json.loads(line)
-                        self.hear(said["kind"], said["role"], said["pid"], said["message"], is_over=said["is_over"])
+                    with suppress(ValueError, KeyError, TypeError):  # a line that was cut off
+                        self.receive(**json.loads(line))
 
-    def hear(self, kind: str, role: str, pid: int, message: str, *, is_over: bool) -> None:
-        """Hear one process, and speak if there is something new."""
-        trouble = self._kinds.setdefault(kind, _Trouble())
+    def receive(self, kind: str, role: str, pid: int, message: str, *, resolved: bool) -> None:
+        """Take one process's report, and log what is new."""
+        problem = self._problems.setdefault(kind, _Problem())
         now = self._clock()
-        if not is_over:
-            trouble.complaining[role, pid] = now
-            if trouble.say_again_at is None or now >= trouble.say_again_at:
-                trouble.say_again_at = now + SAY_EVERY_SECONDS
+        if not resolved:
+            problem.reported_at[role, pid] = now
+            if problem.repeat_at is None or now >= problem.repeat_at:
+                problem.repeat_at = now + REPEAT_SECONDS
                 logger.warning(message)
             return
-        trouble.complaining.pop((role, pid), None)
-        trouble.succeeded[role] = now
-        trouble.is_over = message
-        self._say_if_over(trouble)
+        problem.reported_at.pop((role, pid), None)
+        problem.succeeded_at[role] = now
+        problem.resolved_message = message
+        self._log_if_resolved(problem)
 
-    def review(self) -> None:
-        """Look whether those who still complained have died meanwhile. To be called now and then."""
-        for trouble in self._kinds.values():
-            self._say_if_over(trouble)
+    def drop_ended_processes(self) -> None:
+        """Resolve problems that only ended processes had; to be called now and then."""
+        for problem in self._problems.values():
+            self._log_if_resolved(problem)
 
-    def _say_if_over(self, trouble: _Trouble) -> None:
-        for (role, pid), told_at in list(trouble.complaining.items()):
-            if trouble.succeeded.get(role, -1.0) >= told_at and not self._lives(pid):
-                del trouble.complaining[role, pid]
-        if not trouble.complaining and trouble.say_again_at is not None:
-            trouble.say_again_at = None
-            logger.info(trouble.is_over)
+    def _log_if_resolved(self, problem: _Problem) -> None:
+        for (role, pid), reported_at in list(problem.reported_at.items()):
+            # An ended process reports no success itself: that of another process in its role counts instead.
+            if problem.succeeded_at.get(role, -1.0) >= reported_at and not self._is_alive(pid):
+                del problem.reported_at[role, pid]
+        if not problem.reported_at and problem.repeat_at is not None:
+            problem.repeat_at = None
+            logger.info(problem.resolved_message)
 
 
-def _lives(pid: int) -> bool:
+def _is_alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, PermissionError):  # ended; or another user's process has got the pid since
         return False
-    except PermissionError:
-        return False  # somebody else's by now
     return True

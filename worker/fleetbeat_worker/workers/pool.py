@@ -1,9 +1,9 @@
-"""A pool: a dispatcher, a steward and some RQ workers, each a process, kept running by their parent.
+"""Pool: a dispatcher, a controller and some RQ workers, each a process, kept running by their parent.
 
-The parent imports what the jobs need, rehearses them (see `rehearsal`) and forks; it holds no client and no engine when
-it does. A child that ends by itself (RQ's workers do when Redis fails them) is started again, after a pause that grows.
-How many workers there should be can change while the pool runs: the steward hears it (see `steward`). A surplus one is
-asked to end, finishes its batch, and isn't started again; the others go on meanwhile.
+The parent imports what the jobs need, warms up (see `warmup`) and forks; it holds no client and no engine when it does.
+A child that ends unasked (RQ's workers do when Redis fails) is restarted, after a pause that doubles. The number of
+workers can change while the pool runs: the controller requests it. A surplus worker is asked to end, finishes its
+batch, and isn't restarted; the others continue meanwhile.
 """
 
 from __future__ import annotations
@@ -19,36 +19,36 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkProcess
 
 from redis.exceptions import RedisError
 
-from fleetbeat_shared.connection import connect
 from fleetbeat_shared.settings import Settings
-from fleetbeat_worker.broker import rq_queue
+from fleetbeat_worker.broker.server import connect_worker
+from fleetbeat_worker.jobs import sigterm_flag
 from fleetbeat_worker.rules.backoff import backoff, backoff_seconds
 from fleetbeat_worker.telemetry.exporter import Exporter
 from fleetbeat_worker.telemetry.log import logger
 from fleetbeat_worker.telemetry.metrics import RESTARTS, count
-from fleetbeat_worker.telemetry.problems import Complaint, PipeRelay, Troubles, relay_through
+from fleetbeat_worker.telemetry.problems import ProblemLog, ProblemReporter, report_through
 from fleetbeat_worker.workers.autoscale import Bounds
-from fleetbeat_worker.workers.controller import Orders, Report, new_mandate, run_steward
-from fleetbeat_worker.workers.dispatcher import REDIS_IS_BACK, redis_trouble, run_dispatcher
+from fleetbeat_worker.workers.controller import RunningWorkers, TargetCount, new_pool_spec, run_controller
+from fleetbeat_worker.workers.dispatcher import REDIS_IS_BACK, describe_redis_failure, run_dispatcher
 from fleetbeat_worker.workers.rq_worker import run_worker
-from fleetbeat_worker.workers.warmup import rehearse
+from fleetbeat_worker.workers.warmup import warm_up
 
 LIVED_LONG_SECONDS = 10.0
-"""A child that lived this long is started again at once."""
+"""A child that lived this long is restarted at once."""
 FIRST_PAUSE_SECONDS = 0.2
+"""How long to wait before a child that ended early is restarted, and between tries to reach Redis."""
 LONGEST_PAUSE_SECONDS = 5.0
-"""How long to wait before a child that ended early is started again, and between tries to reach Redis."""
 STOP_SECONDS = 30.0
 """How long a child may take to finish its batch when it is asked to end."""
 REDIS_FAILED = 75
-"""The exit status of a worker that ended because Redis failed it; then it has told so."""
+"""The exit status of a worker that ended because Redis failed, and that has reported so."""
 
 _STOPPING = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
 
@@ -63,10 +63,30 @@ class _Child:
     main: Callable[[Settings], None]
     process: ForkProcess | None = None
     started_at: float = 0.0
-    start_again_at: float = 0.0
-    quick_ends: int = field(default=0)
+    restart_at: float = 0.0
+    early_ends: int = 0
+    """How often in a row it ended early."""
     ends_by: float = 0.0
     """When it is killed, once it was asked to end."""
+
+    def ask_to_end(self) -> None:
+        """Send SIGTERM, if it runs."""
+        if self.process is not None:
+            self.process.terminate()
+            self.ends_by = time.monotonic() + STOP_SECONDS
+
+    def has_ended(self) -> bool:
+        """Find out whether it has ended after it was asked to; kill it if its time is up."""
+        if self.process is None:
+            return True
+        if self.process.is_alive():
+            if time.monotonic() < self.ends_by:
+                return False
+            logger.warning("A process doesn't end and is killed", extra={"pid": self.process.pid})
+            self.process.kill()
+        self.process.join()
+        self.process = None
+        return True
 
 
 class Pool:
@@ -80,31 +100,31 @@ class Pool:
         Within `bounds`, the number of workers follows the lag.
         """
         self._settings = settings
-        self._mandate = new_mandate(bounds or Bounds(workers, workers), workers)
-        self._steward = _Child("steward", self._keep_in_touch)
-        self._children = [_Child("dispatcher", _dispatch), self._steward]
+        self._spec = new_pool_spec(bounds or Bounds(workers, workers), workers)
+        self._controller = _Child("controller", self._control)
+        self._children = [_Child("dispatcher", _dispatch), self._controller]
         self._children += [_Child("worker", _work) for _ in range(workers)]
-        self._leaving: list[_Child] = []
-        self._to_steward: Connection | None = None
+        self._ending: list[_Child] = []
+        self._to_controller: Connection | None = None
         self._to_parent: Connection | None = None
         self._exporter = exporter
         if exporter is not None:
             self._children.append(_Child("exporter", exporter.run))
-        # Its writing end is held by the parent alone: when the parent is gone, however it went, children read its end.
+        # The parent alone holds the writing end: when it is gone, in whatever way, its children read the pipe's end.
         self._alive_read, self._alive_write = os.pipe()
-        self._troubles = Troubles()
-        self._told_read, self._told_write = os.pipe()
-        os.set_blocking(self._told_read, False)
-        os.set_blocking(self._told_write, False)
+        self._problems = ProblemLog()
+        self._problems_read, self._problems_write = os.pipe()
+        os.set_blocking(self._problems_read, False)
+        os.set_blocking(self._problems_write, False)
 
     def start(self) -> None:
         """Start all processes."""
-        rehearse()
+        warm_up()
         for child in self._children:
             self._start(child)
 
     def scale(self, workers: int) -> None:
-        """Change the number of RQ workers: start more, or ask surplus ones to end when their batch is done."""
+        """Change the number of RQ workers: start more, or ask surplus ones to end after their batch."""
         present = self._workers()
         for _ in range(workers - len(present)):
             child = _Child("worker", _work)
@@ -112,92 +132,88 @@ class Pool:
             self._start(child)
         for child in present[workers:]:
             self._children.remove(child)
-            if child.process is not None:
-                child.process.terminate()
-                child.ends_by = time.monotonic() + STOP_SECONDS
-                self._leaving.append(child)
+            child.ask_to_end()
+            self._ending.append(child)
 
-    def look_after(self, seconds: float) -> None:
-        """Wait for a time, or until something happens; start again what has ended."""
-        waiting: list[int | Connection] = [self._told_read]
-        waiting += [child.process.sentinel for child in (*self._children, *self._leaving) if child.process is not None]
-        waiting += [self._to_steward] if self._to_steward is not None else []
-        soonest = min((child.start_again_at for child in self._children if child.process is None), default=None)
+    def supervise(self, seconds: float) -> None:
+        """Wait for a time, or until something happens; restart what has ended."""
+        events: list[int | Connection] = [self._problems_read]
+        events += [child.process.sentinel for child in (*self._children, *self._ending) if child.process is not None]
+        events += [self._to_controller] if self._to_controller is not None else []
+        soonest = min((child.restart_at for child in self._children if child.process is None), default=None)
         if soonest is not None:
             seconds = max(0.0, min(seconds, soonest - time.monotonic()))
-        wait(waiting, timeout=seconds)
-        self._troubles.read(self._told_read)
-        self._troubles.review()
-        self._hear_steward()
+        wait(events, timeout=seconds)
+        self._problems.read(self._problems_read)
+        self._problems.drop_ended_processes()
+        self._answer_controller()
         for child in self._children:
             self._restart_if_ended(child)
-        self._leaving = [child for child in self._leaving if not _has_left(child)]
+        self._ending = [child for child in self._ending if not child.has_ended()]
 
     def stop(self) -> None:
-        """End all processes in order: each finishes what it is at, within a time."""
-        now = time.monotonic()
+        """End all processes in order: each may finish its batch, within a time."""
         for child in self._children:
-            if child.process is not None:
-                child.process.terminate()
-                child.ends_by = now + STOP_SECONDS
-        self._hang_up()  # or the steward would wait for an answer
-        # Those that are leaving were asked already; RQ's worker takes a second request for an order to drop its job.
-        for child in (*self._children, *self._leaving):
-            while child.process is not None and not _has_left(child):
+            child.ask_to_end()
+        self._close_controller_pipe()  # or the controller would wait for an answer
+        # Those in `_ending` were asked already; RQ's worker takes a second request for an order to drop its job.
+        for child in (*self._children, *self._ending):
+            while child.process is not None and not child.has_ended():
                 child.process.join(max(0.0, child.ends_by - time.monotonic()))
-        self._troubles.read(self._told_read)
-        self._leaving.clear()
+        self._problems.read(self._problems_read)
+        self._ending.clear()
         if self._exporter is not None:
             self._exporter.close()
-        for file in (self._alive_read, self._alive_write, self._told_read, self._told_write):
-            os.close(file)
+        for pipe in (self._alive_read, self._alive_write, self._problems_read, self._problems_write):
+            os.close(pipe)
 
     def _workers(self) -> list[_Child]:
         return [child for child in self._children if child.role == "worker"]
 
-    def _hear_steward(self) -> None:
-        """Do what the steward asks for, and tell it what is there; one that died is heard no more."""
-        if self._to_steward is None:
+    def _answer_controller(self) -> None:
+        """Apply the number of workers that the controller requests, and send it the pids that run."""
+        if self._to_controller is None:
             return
         try:
-            if not self._to_steward.poll():
+            if not self._to_controller.poll():
                 return
-            orders = self._to_steward.recv()
-            if isinstance(orders, Orders):
-                self._mandate = replace(self._mandate, bounds=orders.bounds, count=orders.count)
-                self.scale(orders.count)
-                processes = [child.process for child in (*self._workers(), *self._leaving)]
-                self._to_steward.send(Report(tuple(process.pid or 0 for process in processes if process is not None)))
-        except (EOFError, OSError):
-            self._hang_up()
+            target = self._to_controller.recv()
+            if isinstance(target, TargetCount):
+                self._spec = replace(self._spec, bounds=target.bounds, count=target.count)
+                self.scale(target.count)
+                processes = [child.process for child in (*self._workers(), *self._ending)]
+                pids = tuple(process.pid or 0 for process in processes if process is not None)
+                self._to_controller.send(RunningWorkers(pids))
+        except (EOFError, OSError):  # it died
+            self._close_controller_pipe()
 
-    def _hang_up(self) -> None:
-        if self._to_steward is not None:
-            self._to_steward.close()
-            self._to_steward = None
+    def _close_controller_pipe(self) -> None:
+        if self._to_controller is not None:
+            self._to_controller.close()
+            self._to_controller = None
 
-    def _keep_in_touch(self, settings: Settings) -> None:
-        asked = _asked_to_stop()
+    def _control(self, settings: Settings) -> None:
         if self._to_parent is not None:
-            run_steward(settings, self._mandate, self._to_parent, asked)
+            with sigterm_flag() as stop_requested:
+                run_controller(settings, self._spec, self._to_parent, stop_requested)
 
     def _start(self, child: _Child) -> None:
         child.started_at = time.monotonic()
-        if child is self._steward:
-            self._hang_up()
-            self._to_steward, self._to_parent = _FORK.Pipe()
-        not_its_own = self._exporter if child.role != "exporter" else None
-        parents = [held for held in (self._to_steward, not_its_own) if held is not None]
-        prepare = partial(_prepare_child, self._alive_read, self._alive_write, self._told_write, parents)
+        if child is self._controller:
+            self._close_controller_pipe()
+            self._to_controller, self._to_parent = _FORK.Pipe()
+        unused_exporter = self._exporter if child.role != "exporter" else None
+        parents = [held for held in (self._to_controller, unused_exporter) if held is not None]
+        prepare = partial(_prepare_child, self._alive_read, self._alive_write, self._problems_write, parents)
         arguments = (prepare, child.main, self._settings)
         child.process = _FORK.Process(target=_child_main, args=arguments, name=f"fleetbeat-{child.role}")
-        # A signal between the fork and the moment that the child is ready for it would be lost on the parent's handler.
+        # A signal between the fork and the moment when the child is ready for it would reach the parent's handler.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING)
         try:
             child.process.start()
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
-            if self._to_parent is not None:  # the steward alone holds it, so that the pipe ends with it
+            if self._to_parent is not None:  # the controller alone holds it, so that the pipe ends with it
                 self._to_parent.close()
                 self._to_parent = None
 
@@ -205,31 +221,15 @@ class Pool:
         now = time.monotonic()
         if child.process is not None and not child.process.is_alive():
             child.process.join()
-            lived = now - child.started_at
-            child.quick_ends = 0 if lived > LIVED_LONG_SECONDS else child.quick_ends + 1
+            child.early_ends = 0 if now - child.started_at > LIVED_LONG_SECONDS else child.early_ends + 1
             fields = {"role": child.role, "pid": child.process.pid, "exit_code": child.process.exitcode}
             level = logging.DEBUG if child.process.exitcode == REDIS_FAILED else logging.WARNING
-            logger.log(level, "A process ended and is started again", extra=fields)
+            logger.log(level, "A process ended and is restarted", extra=fields)
             count(RESTARTS)
             child.process = None
-            child.start_again_at = now + backoff_seconds(child.quick_ends, FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS)
-        if child.process is None and now >= child.start_again_at:
+            child.restart_at = now + backoff_seconds(child.early_ends, FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS)
+        if child.process is None and now >= child.restart_at:
             self._start(child)
-
-
-def _has_left(child: _Child) -> bool:
-    """Return whether a process that was asked to end has ended; kill it if its time is up."""
-    process = child.process
-    if process is None:
-        return True
-    if process.is_alive():
-        if time.monotonic() < child.ends_by:
-            return False
-        logger.warning("A process doesn't end and is killed", extra={"pid": process.pid})
-        process.kill()
-    process.join()
-    child.process = None
-    return True
 
 
 def _child_main(prepare: Callable[[], None], main: Callable[[Settings], None], settings: Settings) -> None:
@@ -238,19 +238,19 @@ def _child_main(prepare: Callable[[], None], main: Callable[[Settings], None], s
 
 
 def _prepare_child(
-    alive_read: int, alive_write: int, told_write: int, parents: Sequence[Connection | Exporter]
+    alive_read: int, alive_write: int, problems_write: int, parents: Sequence[Connection | Exporter]
 ) -> None:
     os.close(alive_write)
     for held in parents:
-        # The pipe to the steward ends with the parent alone; and a worker that outlives the pool, to end its batch,
-        # would keep the port from the next one.
+        # The pipe to the controller must end with the parent; and a worker that outlives the pool, to finish its
+        # batch, would keep the metrics port from the next one.
         held.close()
     os.setpgid(0, 0)  # Ctrl-C in a terminal reaches the parent alone, which ends us in order
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPPING)
-    relay_through(PipeRelay(told_write))
+    report_through(problems_write)
     threading.Thread(target=_end_with_parent, args=(alive_read,), name="parent", daemon=True).start()
 
 
@@ -259,28 +259,23 @@ def _end_with_parent(alive_read: int) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _asked_to_stop() -> Callable[[], bool]:
-    asked: list[int] = []
-    signal.signal(signal.SIGTERM, lambda number, _frame: asked.append(number))
-    return lambda: bool(asked)
-
-
 def _dispatch(settings: Settings) -> None:
-    run_dispatcher(settings, _asked_to_stop())
+    with sigterm_flag() as stop_requested:
+        run_dispatcher(settings, stop_requested)
 
 
 def _work(settings: Settings) -> None:
     name = f"{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(2)}"
-    client = connect(settings.redis_url, timeout_seconds=rq_queue.WORKER_TIMEOUT_SECONDS, name=name)
-    complaint = Complaint("redis", "worker")
+    client = connect_worker(settings, name)
+    problem = ProblemReporter("redis", "worker")
     for pause in backoff(FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS):
-        with suppress(RedisError, OSError):  # the dispatcher tells about it
+        with suppress(RedisError, OSError):  # the dispatcher reports it
             client.ping()
             break
         time.sleep(pause)
-    complaint.over(REDIS_IS_BACK)
+    problem.resolve(REDIS_IS_BACK)
     try:
         run_worker(client, name)
     except (RedisError, OSError) as error:
-        complaint.trouble(redis_trouble(settings, error))
+        problem.report(describe_redis_failure(settings, error))
         sys.exit(REDIS_FAILED)

@@ -1,86 +1,102 @@
-"""The pools that run, over all machines, and how many workers each should have. Both are in Redis, in the plain.
+"""Pool registry: the pools that run, on all machines, and how many workers each should have, in two hashes of Redis.
 
-A pool writes down what it is in one hash, again and again: one that stopped doing so is gone. What it should be stands
-in another hash, until the pool ends: whoever may write there can scale it. Nobody depends on either to store a message.
-A Redis that lost its data learns of the pools within a second; they keep the number of workers that they have.
+Each pool writes its entry once a second: one that stopped doing so is gone. The requested number of workers stays in
+another hash until the pool ends: a user who may write there can scale it. No message's storage depends on either. A
+Redis that lost its data has the entries again within a second; the pools keep the number of workers that they have.
+
+This module doesn't import RQ, so that commands which only look at the fleet start quickly.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import Any, cast
+from datetime import datetime
+from typing import Annotated, Any, cast
 
+from pydantic import PlainSerializer, PlainValidator, TypeAdapter
 from redis import Redis
 
 from fleetbeat_shared.redis_keys import POOLS, STORED, WANTED
 from fleetbeat_shared.time_text import format_duration
 from fleetbeat_worker.broker.flow import Flow, Sample, flow
+from fleetbeat_worker.broker.server import as_text, milliseconds_of
+from fleetbeat_worker.rules.spans import from_milliseconds
 from fleetbeat_worker.workers.autoscale import Bounds
 
 GONE_SECONDS = 15.0
-"""A pool that gave no sign for this long is gone."""
+"""A pool whose entry is older is gone."""
 FORGET_SECONDS = 24 * 3600
-"""After this time without any pool Redis forgets them all."""
+"""How long the hashes live without any pool."""
+
+
+def _parse_bounds(value: Any) -> Bounds:  # noqa: ANN401 - pydantic's
+    return value if isinstance(value, Bounds) else Bounds.parse(value)
+
+
+BoundsText = Annotated[Bounds, PlainValidator(_parse_bounds), PlainSerializer(str)]
+"""Bounds that are `4` or `1:8` in JSON."""
 
 
 @dataclass(frozen=True, slots=True)
 class PoolState:
-    """A pool, as it says itself."""
+    """A pool's entry."""
 
     id: str
     hostname: str
     pid: int
     """Of the parent of all its processes."""
-    bounds: Bounds
+    wanted: BoundsText
     """How many workers it should have."""
     count: int
-    """How many it is to have now, within the bounds."""
+    """How many it should have now, within the bounds."""
     worker_pids: tuple[int, ...]
     """Those that run; they may be more while surplus ones finish their batches."""
     started_at: datetime
     """By the pool's own clock."""
-    seen_at: datetime
+    last_seen_at: datetime
     """By Redis's clock."""
     sample: Sample | None
-    """What the counters were some seconds ago."""
+    """The counters some seconds ago."""
 
     def to_json(self) -> dict[str, Any]:
-        """Return what `fleetbeat workers --json` prints of it."""
-        return {
-            "id": self.id,
-            "hostname": self.hostname,
-            "pid": self.pid,
-            "wanted": str(self.bounds),
-            "count": self.count,
-            "worker_pids": list(self.worker_pids),
-            "started_at": self.started_at,
-            "last_seen_at": self.seen_at,
-        }
+        """Convert it into what `fleetbeat workers --json` prints."""
+        shown: dict[str, Any] = _STATE.dump_python(self, exclude={"sample"})
+        return shown
+
+
+_STATE = TypeAdapter(PoolState)
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerHealth:
+    """How many workers run, and how many of them don't respond."""
+
+    workers: int
+    unresponsive: int = 0
+    unresponsive_seconds: float = 0.0
+    """The shortest time since the last heartbeat of one that doesn't respond."""
+
+    def advice(self) -> str | None:
+        """Compose what to do about those that don't respond, or None if all do."""
+        if not self.unresponsive:
+            return None
+        subject = "The only worker has" if self.workers == 1 else f"{self.unresponsive} of {self.workers} workers have"
+        return (
+            f"{subject} not responded for {format_duration(round(self.unresponsive_seconds))}. See: fleetbeat workers"
+        )
 
 
 def write_pool(client: Redis, state: PoolState) -> None:
-    """Say that a pool is there. Raises redis-py's errors."""
-    value = {
-        "hostname": state.hostname,
-        "pid": state.pid,
-        "bounds": str(state.bounds),
-        "count": state.count,
-        "worker_pids": state.worker_pids,
-        "started_at": state.started_at.timestamp(),
-        "seen_at": state.seen_at.timestamp(),
-        "sample": state.sample and state.sample.to_json(),
-    }
+    """Write a pool's entry. Raises redis-py's errors."""
     with client.pipeline(transaction=True) as pipe:
-        pipe.hset(POOLS, state.id, json.dumps(value))
+        pipe.hset(POOLS, state.id, _STATE.dump_json(state))
         pipe.expire(POOLS, FORGET_SECONDS)
         pipe.execute()
 
 
 def remove_pools(client: Redis, ids: Sequence[str]) -> None:
-    """Forget pools that have ended, and what was wanted of them. Raises redis-py's errors."""
+    """Remove the entries of pools that have ended, and their requested numbers. Raises redis-py's errors."""
     if ids:
         with client.pipeline(transaction=True) as pipe:
             pipe.hdel(POOLS, *ids)
@@ -89,30 +105,28 @@ def remove_pools(client: Redis, ids: Sequence[str]) -> None:
 
 
 def read_pools(client: Redis) -> list[PoolState]:
-    """Return the pools that run, by host and pid. Raises redis-py's errors."""
-    found, now = _read(client)
-    present = (state for state in found.values() if state is not None and _is_present(state, now))
+    """Read the pools that run, by host and pid. Raises redis-py's errors."""
+    present = (state for state in _read(client).values() if state is not None)
     return sorted(present, key=lambda state: (state.hostname, state.pid, state.id))
 
 
-def clean(client: Redis) -> None:
-    """Forget the pools that are gone, and what the workers counted that RQ knows no more. Raises redis-py's errors."""
-    found, now = _read(client)
-    remove_pools(client, [key for key, state in found.items() if state is None or not _is_present(state, now)])
-    from rq import Queue, worker_registration
+def remove_stale_entries(client: Redis) -> None:
+    """Remove pools that are gone, and the counters of workers that RQ no longer has. Raises redis-py's errors."""
+    remove_pools(client, [key for key, state in _read(client).items() if state is None])
+    from rq import worker_registration
 
-    from fleetbeat_shared.redis_keys import QUEUE
+    from fleetbeat_worker.broker.rq_queue import open_queue
 
-    known = worker_registration.get_keys(queue=Queue(QUEUE, connection=client))
-    names = {_text(key).removeprefix("rq:worker:") for key in known}
+    known = worker_registration.get_keys(queue=open_queue(client))
+    names = {as_text(key).removeprefix("rq:worker:") for key in known}
     counted = cast("list[bytes]", client.hkeys(STORED))
-    gone = [name for name in counted if _text(name) not in names]
+    gone = [name for name in counted if as_text(name) not in names]
     if gone:
         client.hdel(STORED, *gone)
 
 
-def want(client: Redis, wanted: Mapping[str, Bounds]) -> None:
-    """Say how many workers pools should have, by their ids. Raises redis-py's errors."""
+def write_wanted(client: Redis, wanted: Mapping[str, Bounds]) -> None:
+    """Write how many workers pools should have, by their ids. Raises redis-py's errors."""
     with client.pipeline(transaction=True) as pipe:
         pipe.hset(WANTED, mapping={key: str(bounds) for key, bounds in wanted.items()})
         pipe.expire(WANTED, FORGET_SECONDS)
@@ -120,74 +134,40 @@ def want(client: Redis, wanted: Mapping[str, Bounds]) -> None:
 
 
 def read_wanted(client: Redis, pool_id: str) -> Bounds | None:
-    """Return how many workers a pool should have, or None if nobody said so. Raises redis-py's errors."""
+    """Read how many workers a pool should have, or None if none was requested. Raises redis-py's errors."""
     found = client.hget(WANTED, pool_id)
     try:
-        return None if found is None else Bounds.parse(_text(found))
+        return None if found is None else Bounds.parse(as_text(found))
     except ValueError:
-        return None  # somebody else wrote there
+        return None  # another program wrote there
 
 
 def spread(total: int, pools: Iterable[PoolState]) -> dict[str, int]:
-    """Return how many workers each pool has if they are spread evenly; the first ones get what is left over."""
+    """Spread workers evenly over pools, by their ids; the first pools get the remainder."""
     ids = [state.id for state in pools]
     each, more = divmod(total, len(ids))
     return {key: each + (place < more) for place, key in enumerate(ids)}
 
 
 def recent_flow(pools: Sequence[PoolState], now: Sample) -> Flow:
-    """Return the rates since the oldest look that a pool kept: a few seconds ago."""
+    """Derive the rates since the oldest sample that a pool kept: a few seconds ago."""
     samples = [pool.sample for pool in pools if pool.sample is not None and pool.sample.life == now.life]
     return flow(min(samples, key=lambda sample: sample.at_seconds), now) if samples else Flow()
 
 
-def _read(client: Redis) -> tuple[dict[str, PoolState | None], datetime]:
+def _read(client: Redis) -> dict[str, PoolState | None]:
+    """Read all entries; None in place of one that is stale, or that another version or program wrote."""
     with client.pipeline(transaction=True) as pipe:
         pipe.time()
         pipe.hgetall(POOLS)
-        (whole, micro), found = pipe.execute()
-    now = datetime.fromtimestamp(whole + micro / 1_000_000, UTC)
-    return {_text(key): _parse(_text(key), value) for key, value in found.items()}, now
+        time, found = pipe.execute()
+    now = from_milliseconds(milliseconds_of(time))
+    return {as_text(key): _parse(value, now) for key, value in found.items()}
 
 
-def _parse(key: str, text: bytes | str) -> PoolState | None:
+def _parse(value: bytes, now: datetime) -> PoolState | None:
     try:
-        value = json.loads(text)
-        return PoolState(
-            id=key,
-            hostname=str(value["hostname"]),
-            pid=int(value["pid"]),
-            bounds=Bounds.parse(value["bounds"]),
-            count=int(value["count"]),
-            worker_pids=tuple(int(pid) for pid in value["worker_pids"]),
-            started_at=datetime.fromtimestamp(value["started_at"], UTC),
-            seen_at=datetime.fromtimestamp(value["seen_at"], UTC),
-            sample=Sample.from_json(value["sample"]) if value["sample"] else None,
-        )
-    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
-        return None  # of another version, or somebody else's
-
-
-def _is_present(state: PoolState, now: datetime) -> bool:
-    return abs((now - state.seen_at).total_seconds()) < GONE_SECONDS
-
-
-def _text(value: bytes | str) -> str:
-    return value.decode(errors="backslashreplace") if isinstance(value, bytes) else value
-
-
-@dataclass(frozen=True, slots=True)
-class Crew:
-    """The workers that run, and how many of them do nothing that can be seen."""
-
-    workers: int
-    silent: int = 0
-    silent_seconds: float = 0.0
-    """How long none of the silent ones gave a sign, at least."""
-
-    def advice(self) -> str | None:
-        """Return what to do about those that give no sign, or None if there is none."""
-        if not self.silent:
-            return None
-        who = "The only worker" if self.workers == 1 else f"{self.silent} of {self.workers} workers"
-        return f"{who} gave no sign for {format_duration(round(self.silent_seconds))}. Look: fleetbeat workers"
+        state = _STATE.validate_json(value)
+        return state if abs((now - state.last_seen_at).total_seconds()) < GONE_SECONDS else None
+    except (ValueError, TypeError, OverflowError):
+        return None

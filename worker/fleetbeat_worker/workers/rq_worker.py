@@ -1,7 +1,7 @@
-"""Our RQ worker: the stock one, which runs no job but ours.
+"""RQ worker: RQ's own, restricted to our jobs.
 
-Whoever may write to RQ's keys can name any function, callback or webhook in a job, whatever the serializer. So a job is
-looked at when it is read from Redis, before anything that it names is imported; one that isn't ours is replaced by
+A user who may write to RQ's keys can name any function, callback or webhook in a job, whatever the serializer. So a job
+is checked when it is read from Redis, before anything that it names is imported; one that isn't ours is replaced by
 `jobs.refuse`, and fails with the reason. Agents can't get that far: they may only add to the inbox.
 """
 
@@ -13,7 +13,7 @@ import zlib
 from typing import Any
 
 from redis import Redis
-from redis.exceptions import OutOfMemoryError, RedisError, ResponseError
+from redis.exceptions import RedisError
 from rq import Queue, Worker, worker_registration
 from rq.exceptions import NoSuchJobError, StopRequested
 from rq.job import Job, JobStatus
@@ -29,7 +29,7 @@ MAX_JOB_BYTES = 64 * 1024
 """Ours have a hundred; a small text can be a bomb when it is decompressed."""
 
 WORKER_TTL_SECONDS = 30
-"""How long a worker that gives no sign of life counts as there: RQ's 420 s would hide a hung Redis as long."""
+"""How long after its last heartbeat a worker counts as running: RQ's 420 s would hide a hung Redis as long."""
 
 _REFUSE = f"{jobs.refuse.__module__}.{jobs.refuse.__name__}"
 _CALLBACKS = (b"success_callback_name", b"failure_callback_name", b"stopped_callback_name", b"webhooks")
@@ -39,7 +39,7 @@ class FleetbeatJob(Job):
     """A job that is ours, or a refusal in its place."""
 
     def restore(self, raw_data: Any) -> Any:  # noqa: ANN401 - RQ's signature
-        """Read the job from what Redis holds."""
+        """Read the job from its hash in Redis."""
         if b"data" not in raw_data:
             raise NoSuchJobError(f"job {self.id} has no data")  # noqa: EM102, TRY003 - RQ's own, which it expects
         why = why_refused(raw_data)
@@ -48,14 +48,14 @@ class FleetbeatJob(Job):
                 return super().restore(raw_data)
             except (StopRequested, BaseTimeoutException, RedisError):
                 raise  # a signal or a lost connection came at this moment: that is no fault of the job
-            except Exception as error:  # noqa: BLE001 - whatever is wrong with it, the worker goes on
+            except Exception as error:  # noqa: BLE001 - whatever is wrong with it, the worker continues
                 why = f"the job can't be read ({type(error).__name__})"
         logger.warning("A job is refused", extra={"job": self.id, "why": why})
         return super().restore(_refusal(why))
 
 
 def why_refused(raw: dict[bytes, bytes]) -> str | None:
-    """Return why a job isn't ours to run, or None if it is."""
+    """Find the reason why a job isn't ours to run, or None if it is."""
     try:
         data = zlib.decompressobj().decompress(raw[b"data"], MAX_JOB_BYTES + 1)
     except zlib.error:
@@ -65,7 +65,7 @@ def why_refused(raw: dict[bytes, bytes]) -> str | None:
     try:
         function, instance, args, kwargs = json.loads(data)
     except (ValueError, TypeError, RecursionError):
-        return "the job is not in JSON, or not of a job's shape"
+        return "the job is not in JSON, or has not the shape of a job"
     if not isinstance(function, str) or function not in jobs.OURS:
         return "the job names a function that is not Fleetbeat's"
     if instance or args or kwargs:
@@ -76,7 +76,7 @@ def why_refused(raw: dict[bytes, bytes]) -> str | None:
 
 
 def _refusal(why: str) -> dict[bytes, bytes]:
-    """Return what Redis would hold of a job that refuses: nothing of the other one's is kept."""
+    """Compose the hash of a job that refuses: it keeps nothing of the other job."""
     now = utcformat(rq_now()).encode()
     return {
         b"data": json.dumps([_REFUSE, None, [why], {}]).encode(),
@@ -90,19 +90,19 @@ def _refusal(why: str) -> dict[bytes, bytes]:
 
 
 class FleetbeatWorker(Worker):
-    """A worker that lets its job end in order when it is asked to stop, and that no malformed job takes down."""
+    """A worker that lets its job finish its batch when it is asked to stop."""
 
     job_class = FleetbeatJob
     max_connection_wait_time = 5.0
-    """Between two looks whether Redis is there again; RQ's is a minute."""
+    """Between two tries to reach Redis; RQ's is a minute."""
     _is_waiting = False
-    """For a job: then only an exception gets out of the blocking call."""
+    """For a job: then only an exception ends the blocking call."""
 
     def _shutdown(self) -> None:
         """Stop when the job is done, or at once while waiting for one.
 
         RQ's raises wherever a signal finds the worker without a job. Python drops what is raised in a destructor or in
-        a callback of the garbage collector, so that a worker which has just started might never hear that it shall end.
+        a callback of the garbage collector, so that a worker which has just started might never stop.
         """
         self._stop_requested = True
         if self._is_waiting:
@@ -111,14 +111,14 @@ class FleetbeatWorker(Worker):
             super()._shutdown()  # type: ignore[no-untyped-call] # RQ has no hint there
 
     def handle_warm_shutdown_request(self) -> None:
-        """Pass the request on: an ingest job ends after its batch instead of at the end of its time."""
+        """Forward the request: an ingest job ends after its batch instead of at the end of its time."""
         if self.horse_pid:
             self.kill_horse(signal.SIGTERM)
 
     def heartbeat(self, timeout: int | None = None, pipeline: Any = None) -> None:  # noqa: ANN401 - RQ's signature
-        """Say that the worker lives; also that it exists, to a Redis that came back without its data.
+        """Send RQ's heartbeat, and register again in a Redis that came back without its data.
 
-        RQ calls this each time before it waits, so this is where a lost request to stop is heard after all.
+        RQ calls this each time before it waits, so a request to stop that was lost until then takes effect here.
         """
         if self._is_waiting and self._stop_requested:
             raise StopRequested
@@ -129,56 +129,17 @@ class FleetbeatWorker(Worker):
                 self.connection.hset(self.key, mapping=self.serialize())
 
     def setup_work_horse_signals(self) -> None:
-        """Let the request wait until the job is ready to hear it."""
+        """Ignore the request to stop until the job has its own handler."""
         super().setup_work_horse_signals()  # type: ignore[no-untyped-call] # RQ has no hint there
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
     def dequeue_job_and_maintain_ttl(self, timeout: int | None, max_idle_time: int | None = None) -> Any:  # noqa: ANN401
-        """Wait for a job, whatever else lies in the queue."""
+        """Wait for a job, and note that the worker waits."""
         self._is_waiting = True
         try:
-            while True:
-                try:
-                    return super().dequeue_job_and_maintain_ttl(timeout, max_idle_time)
-                except _MALFORMED as error:
-                    if isinstance(error, OutOfMemoryError) or not self._remove_malformed_ids():
-                        raise
-                    logger.warning("Something in the queue was no job; it is removed")
+            return super().dequeue_job_and_maintain_ttl(timeout, max_idle_time)
         finally:
             self._is_waiting = False
-
-    def clean_registries(self) -> None:
-        """Do RQ's housekeeping, which expects that all it finds is its own."""
-        self._remove_malformed_ids()
-        try:
-            super().clean_registries()  # type: ignore[no-untyped-call] # RQ has no hint there
-        except _MALFORMED as error:
-            if isinstance(error, OutOfMemoryError):
-                raise
-            logger.warning("RQ's registries hold something that is no job", exc_info=error)
-            self.last_cleaned_at = rq_now()  # type: ignore[assignment] # RQ says None, and sets a datetime
-
-    def _remove_malformed_ids(self) -> int:
-        """Remove from the queue what is no job's id, or whose key holds no job; return how many there were."""
-        queue, client = self.queues[0], self.connection
-        removed = 0
-        for key in (queue.key, queue.intermediate_queue_key):
-            for job_id in client.lrange(key, 0, -1):
-                if not _is_job_id(job_id) or client.type(FleetbeatJob.key_for(_text(job_id))) not in {b"hash", b"none"}:
-                    removed += int(client.lrem(key, 0, job_id))  # type: ignore[arg-type] # bytes are fine
-        return removed
-
-
-_MALFORMED = (ValueError, TypeError, ResponseError)
-"""What RQ raises at an id that is no text, or at a job's key that holds something else."""
-
-
-def _text(value: bytes | str) -> str:
-    return value.decode("ascii") if isinstance(value, bytes) else value
-
-
-def _is_job_id(job_id: bytes | str) -> bool:
-    return job_id.isascii() and _text(job_id).replace("-", "").replace("_", "").isalnum()
 
 
 def run_worker(client: Redis, name: str) -> None:

@@ -1,8 +1,8 @@
-"""The rehearsal: a pool does its work once, in a database in memory, before it forks.
+"""Warm-up: a pool stores a heartbeat and sweeps once, in a database in memory, before it forks.
 
-Each job runs in a process of its own, which ends with it. What Python and SQLAlchemy work out at the first use of a
-class, a column or a statement and keep from then on, each job would work out anew: that takes longer than to store a
-heartbeat. What the parent has worked out, all its children know.
+Each job runs in a process of its own, which ends with it. What Python and SQLAlchemy compile and cache at the first use
+of a class, a column or a statement, each job would compile again: that takes longer than to store a heartbeat. All
+children inherit what the parent has cached.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ from fleetbeat_worker.sweep.transaction import judge_fleet
 from fleetbeat_worker.telemetry.log import logger
 
 
-def rehearse() -> None:
-    """Store a heartbeat and sweep, where it leaves no trace; then spare children the search through what is there.
+def warm_up() -> None:
+    """Store a heartbeat and sweep, without a trace; then exempt what is in memory from garbage collection.
 
-    It saves time and no more: where it fails, for an SQLite that is too old beside a PostgreSQL, say, work goes on.
+    It only saves time: where it fails, for example because SQLite is too old beside a PostgreSQL, work goes on.
     """
     try:
-        Context().run(_rehearse)  # an empty one: nothing of this is counted
-    except Exception as error:  # noqa: BLE001 - whatever it is, jobs do without
-        logger.debug("The work can't be rehearsed: %s", type(error).__name__)
+        Context().run(_work_in_memory)  # an empty one: nothing of this is counted
+    except Exception as error:  # noqa: BLE001 - whatever fails, jobs work without it
+        logger.debug("The warm-up failed: %s", type(error).__name__)
     gc.collect()
     gc.freeze()
 
 
-def _rehearse() -> None:
+def _work_in_memory() -> None:
     settings, now = Settings(), datetime.now(UTC)
     engine = open_engine("sqlite://")
     with writing(engine) as connection:
@@ -47,9 +47,9 @@ def _rehearse() -> None:
         connection.execute(insert(Pipeline), {"id": 1})
     session_id = new_message_id()
     registration = Register(
-        id=new_message_id(), session_id=session_id, sent_at=now, agent_name="rehearsal", interval_seconds=60
+        id=new_message_id(), session_id=session_id, sent_at=now, agent_name="warm-up", interval_seconds=60
     )
-    heartbeat = Heartbeat(id=new_message_id(), session_id=session_id, sent_at=now, progress="rehearsed")
+    heartbeat = Heartbeat(id=new_message_id(), session_id=session_id, sent_at=now, progress="warm-up")
     for number, message in enumerate((registration, heartbeat)):
         entry = Entry(f"{int(now.timestamp() * 1000)}-{number}", message.to_wire())
         store_entries(engine, [entry], now, settings)

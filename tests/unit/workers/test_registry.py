@@ -12,14 +12,14 @@ from fleetbeat_worker.workers.autoscale import Bounds
 from fleetbeat_worker.workers.registry import (
     GONE_SECONDS,
     PoolState,
-    clean,
     read_pools,
     read_wanted,
     recent_flow,
     remove_pools,
+    remove_stale_entries,
     spread,
-    want,
     write_pool,
+    write_wanted,
 )
 from helpers import redis_time, send
 
@@ -32,21 +32,21 @@ def sample(at: float, added: int = 0, taken: int = 0, life: str | None = "a", **
     return Sample(at, life, added, taken, workers)
 
 
-def test_pools_are_what_they_say(redis: FakeRedis) -> None:
-    """A pool is read as it was written, until it says that it ends; then what was wanted of it is forgotten too."""
+def test_pools_are_read_as_they_were_written(redis: FakeRedis) -> None:
+    """A pool's entry is there until it ends; then its requested number of workers is removed, too."""
     now = redis_time(redis)
     write_pool(redis, pool("one", now, sample(5.0, 3, 2, worker=2)))
-    want(redis, {"one": Bounds(3, 3)})
+    write_wanted(redis, {"one": Bounds(3, 3)})
     (found,) = read_pools(redis)
-    assert found == pool("one", found.seen_at, sample(5.0, 3, 2, worker=2))
-    assert abs(found.seen_at - now) < timedelta(milliseconds=1)
+    assert found == pool("one", found.last_seen_at, sample(5.0, 3, 2, worker=2))
+    assert abs(found.last_seen_at - now) < timedelta(milliseconds=1)
     assert (read_wanted(redis, "one"), read_wanted(redis, "two")) == (Bounds(3, 3), None)
     remove_pools(redis, ["one"])
     assert (read_pools(redis), read_wanted(redis, "one")) == ([], None)
 
 
-def test_a_pool_without_a_sign_of_life_is_gone(redis: FakeRedis) -> None:
-    """What was not renewed, and what is no pool, isn't listed; it is removed with what was wanted of it."""
+def test_a_pool_with_a_stale_entry_is_gone(redis: FakeRedis) -> None:
+    """A stale entry, and one that is no pool, isn't listed; it is removed with the requested number of workers."""
     now = redis_time(redis)
     write_pool(redis, pool("here", now))
     write_pool(redis, pool("gone", now - timedelta(seconds=GONE_SECONDS + 1)))
@@ -55,7 +55,7 @@ def test_a_pool_without_a_sign_of_life_is_gone(redis: FakeRedis) -> None:
     redis.hset(STORED, "nobody", 5)
     assert [found.id for found in read_pools(redis)] == ["here"]
     assert read_wanted(redis, "here") is None
-    clean(redis)
+    remove_stale_entries(redis)
     assert redis.hkeys(POOLS) == [b"here"]
     assert redis.hkeys(WANTED) == [b"here"]
     assert redis.hkeys(STORED) == []
@@ -63,12 +63,12 @@ def test_a_pool_without_a_sign_of_life_is_gone(redis: FakeRedis) -> None:
 
 @pytest.mark.parametrize(("total", "each"), [(0, [0, 0, 0]), (2, [1, 1, 0]), (7, [3, 2, 2]), (9, [3, 3, 3])])
 def test_workers_are_spread_evenly(total: int, each: list[int]) -> None:
-    """No pool has two more than another, and together they have what was asked for."""
+    """No pool has two more than another, and together they have the requested number."""
     now = datetime.now(UTC)
     assert list(spread(total, [pool(key, now) for key in "abc"]).values()) == each
 
 
-def test_a_flow_is_the_difference_of_two_looks() -> None:
+def test_a_flow_is_the_difference_of_two_samples() -> None:
     """Rates are per second; a worker that is new counts from zero, one whose count began anew has no rate."""
     found = flow(sample(10.0, 100, 50, a=50, b=9), sample(12.0, 300, 90, a=80, b=3, c=10))
     assert found == Flow(100.0, 20.0, {"a": 15.0, "c": 5.0})
@@ -78,23 +78,23 @@ def test_a_flow_is_the_difference_of_two_looks() -> None:
 
 
 def test_the_time_to_empty() -> None:
-    """It is the backlog by what leaves more than comes; none if as much comes, or nobody knows."""
+    """It is the backlog by the surplus of the drain rate; none if there is no surplus, or the rates aren't known."""
     assert Flow(10.0, 30.0).seconds_to_empty(100) == 5.0
     assert Flow(30.0, 30.0).seconds_to_empty(100) is None
     assert Flow().seconds_to_empty(100) is None
     assert Flow().seconds_to_empty(0) == 0.0
 
 
-def test_the_oldest_look_of_this_life_counts() -> None:
-    """Of the looks that pools kept the oldest one gives the rates; those of a Redis that lost its data don't count."""
+def test_rates_are_since_the_oldest_sample_of_this_life() -> None:
+    """The oldest sample of all pools gives the rates; samples of before Redis lost its data don't count."""
     now = datetime.now(UTC)
     pools = [pool("a", now, sample(8.0)), pool("b", now, sample(4.0, taken=6)), pool("c", now, sample(1.0, life="z"))]
     assert recent_flow(pools, sample(14.0, taken=16)).drain_rate == 1.0
     assert recent_flow([], sample(14.0)) == Flow()
 
 
-def test_what_workers_take_out_is_counted(redis: FakeRedis) -> None:
-    """A look has what came, what left, and who took it, also before anything ever came."""
+def test_what_workers_take_out_is_sampled(redis: FakeRedis) -> None:
+    """A sample has what was added, what was taken out, and by which worker, also before anything ever came."""
     assert read_sample(redis).added == 0
     inbox = Inbox(redis)
     inbox.create_group()
