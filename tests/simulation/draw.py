@@ -1,4 +1,4 @@
-"""Random draws of a simulated fleet: numbers, spans of time, and the faults of the pipeline."""
+"""Drawing what happens in a simulated fleet: numbers, spans of time, and when parts of the pipeline aren't there."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ DAY = 24 * HOUR
 
 
 class Span(NamedTuple):
-    """A span of time, in milliseconds since 1970; its end isn't part of it."""
+    """A time in which something isn't there."""
 
     start: int
     end: int
 
 
 class Spans:
-    """Spans of time, merged where they touch, for a million fast look-ups."""
+    """Times in which something isn't there, as one looks them up a million times."""
 
     def __init__(self, spans: Iterable[Span]) -> None:
         self._starts: list[int] = []
@@ -37,21 +37,21 @@ class Spans:
                 self._ends.append(end)
 
     def __iter__(self) -> Iterator[Span]:
-        """Yield the merged spans in order."""
+        """Yield them in their order; none touches another."""
         return map(Span, self._starts, self._ends)
 
     def __add__(self, other: Iterable[Span]) -> Spans:
-        """Merge with other spans."""
+        """Return the times in which one or the other isn't there."""
         return Spans([*self, *other])
 
     def end_of(self, moment: int) -> int | None:
-        """Return the end of the span that contains a time; None if no span does."""
+        """Return when the span ends that a moment lies in; None if it lies in none."""
         place = bisect_right(self._starts, moment) - 1
         return self._ends[place] if place >= 0 and moment < self._ends[place] else None
 
 
-class Faults:
-    """Spans in which parts of the pipeline are down."""
+class Troubles:
+    """When parts of the pipeline aren't there."""
 
     def __init__(self, draw: random.Random, time: Span) -> None:
         self._draw = draw
@@ -60,10 +60,10 @@ class Faults:
         self.workers = self._spans(time, 4)
         self.sweeper = self._spans(time, 5)
         self.database = self._spans(time, 3)
-        count = draw.randint(0, 60 * self._weeks(time))
-        self.stalls = draw_spans(draw, time, count, 700, 29 * SECOND)
-        """When Redis stalls for some seconds."""
-        self.no_redis = self.asleep + self.redis + self.stalls
+        still = draw.randint(0, 60 * self._weeks(time))
+        self.still = draw_spans(draw, time, still, 700, 29 * SECOND)
+        """When Redis hears nobody for some seconds."""
+        self.no_redis = self.asleep + self.redis + self.still
         self.no_pulse = self.no_redis + self.workers
         self.no_ingest = self.no_redis + self.workers + self.database
         self.no_sweep = self.no_ingest + self.sweeper
@@ -79,14 +79,14 @@ class Faults:
         return max(1, round((time.end - time.start) / (7 * DAY)))
 
     def after(self, moment: int, missing: Spans, pause: float = 3.0) -> int:
-        """Return the time itself, or, if a span contains it, a time soon after that span."""
+        """Return the moment, or one soon after the span that it lies in."""
         while (end := missing.end_of(moment)) is not None:
             moment = end + round(self._draw.uniform(0.05, pause) * SECOND)
         return moment
 
 
 def draw_spans(draw: random.Random, time: Span, number: int, shortest: int, longest: int) -> Spans:
-    """Draw spans that begin within a time, most of them short."""
+    """Return some spans of a time, most of them short."""
     spans = []
     for _ in range(number):
         start = draw.randrange(time.start, time.end)
@@ -95,20 +95,20 @@ def draw_spans(draw: random.Random, time: Span, number: int, shortest: int, long
 
 
 def log_uniform(draw: random.Random, low: int, high: int) -> int:
-    """Draw a number, as often between 1 and 10 as between 10 and 100."""
+    """Return a number between two, as often between 1 and 10 as between 10 and 100."""
     return round(exp(draw.uniform(log(low), log(high))))
 
 
 def pick(draw: random.Random, low: int, high: int) -> int:
-    """Draw a number from `low` to `high`; faster than randint, as a plan draws a hundred thousand."""
+    """Return a number from `low` to `high`; faster than randint, which is drawn here a hundred thousand times."""
     return low + int(draw.random() * (high - low + 1))
 
 
 def weighted(draw: random.Random, weights: Mapping[T, int]) -> T:
-    """Draw one of several values by their weights."""
+    """Return one of some things, each as often as its weight says."""
     return draw.choices(list(weights), list(weights.values()))[0]
 
 
 def chance(draw: random.Random, share: float) -> bool:
-    """Draw True in this share of all cases."""
+    """Return whether something happens that happens in this share of all cases."""
     return draw.random() < share

@@ -1,4 +1,4 @@
-"""Memory store: the real rules and the real batches, with the fleet in memory instead of a database."""
+"""What is tried without a database: the real rules and the real batches, with the fleet in memory."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from fleetbeat_worker.rules.sweep_gaps import longest_gap_seconds, outage_betwee
 from simulation.commands import MaintenanceRule
 from simulation.draw import DAY
 from simulation.model import MISSED, Arrival, Plan
-from simulation.store import WATCHED, Names, cleared, earliest_stuck, overtaken_for, window_rule
+from simulation.play import WATCHED, Names, freed, overtaken_for, stuck_from, window_rule
 
 
 class MemoryStore:
-    """Keeps the fleet in memory; the changes of a batch stay in its records."""
+    """The real rules, with the fleet in memory: what a batch changes stays in its records."""
 
     def __init__(self, plan: Plan) -> None:
         self._sweep_seconds = float(plan.sweep_seconds)
@@ -42,13 +42,13 @@ class MemoryStore:
         self._rules: dict[int, WindowRule] = {}
         self._windows: list[Window] = []
         self._paused: dict[UUID, int | None] = {}
-        """Sessions that are paused, with the end of the pause."""
+        """Until when."""
         self._waiting: list[tuple[Entry, Register | Heartbeat | Deregister, bool, int]] = []
-        """Messages without an open session; whether the session had ended; and when the message was refused."""
+        """What has no open session; whether that was known, and had ended; and when it was refused."""
         self._due: list[tuple[int, UUID]] = []
-        """Heap of deadlines; one that moved is in it twice."""
+        """Deadlines, the next one first; a deadline that moved on is here twice."""
         self._may_stick: list[tuple[int, UUID]] = []
-        """Heap of the earliest times at which agents can be stuck; as above."""
+        """From when on agents may be stuck, the next one first; as above."""
 
     def commit(self, now: int, arrivals: Sequence[Arrival]) -> Names:
         """Apply entries to the fleet."""
@@ -84,11 +84,11 @@ class MemoryStore:
         for session_id in {message.session_id for _, message in messages} & self._agents.keys():
             heappush(self._due, (self._agents[session_id].deadline_at, session_id))
             self._may_be_stuck(self._agents[session_id])
-        return cleared(batch)
+        return freed(batch)
 
-    def sweep(self, horizon: Horizon, pulse: Pulse) -> Names:
-        """Decide as the sweep does on SQL, except after a clock is set back."""
-        now, as_of = to_milliseconds(horizon.now), to_milliseconds(horizon.watermark or horizon.now)
+    def sweep(self, seen: Horizon, pulse: Pulse) -> Names:
+        """Do what `decide` does with SQL, but for a clock that is set back."""
+        now, as_of = to_milliseconds(seen.now), to_milliseconds(seen.watermark or seen.now)
         self._watermark = max(as_of, self._watermark)
         last = None if self._swept_at is None else from_milliseconds(self._swept_at)
         if last is not None and outage_between(last, from_milliseconds(now), self._sweep_seconds):
@@ -126,20 +126,20 @@ class MemoryStore:
         return Unwatched(self._outages, [(start, end) for start, end in windows if end <= now])
 
     def _may_be_stuck(self, record: AgentRecord) -> None:
-        """Schedule a check whether an agent is stuck; by then the time may have moved."""
-        due_at = earliest_stuck(record, stuck_limit(record.settings["stuck_after"], self._stuck_after))
+        """Note when a sweep must look whether an agent is stuck; it looks in vain if anything moved that moment."""
+        due_at = stuck_from(record, stuck_limit(record.settings["stuck_after"], self._stuck_after))
         if due_at is not None:
             heappush(self._may_stick, (due_at, record.session_id))
 
     def _find_stuck(self, now: int, as_of: int) -> list[str]:
-        """Find stuck agents as the sweep does on SQL."""
+        """Do what `stuck` does with SQL: who isn't stuck yet is looked at again when something is heard of it."""
         found: list[str] = []
         again: set[tuple[int, UUID]] = set()
         while self._may_stick and self._may_stick[0][0] < as_of:
             _, session_id = heappop(self._may_stick)
             record = self._agents[session_id]
             limit = stuck_limit(record.settings["stuck_after"], self._stuck_after)
-            due_at = earliest_stuck(record, limit)
+            due_at = stuck_from(record, limit)
             if limit is None or due_at is None or due_at >= as_of:
                 continue
             times = (record.changed_at, record.state_changed_at, record.resumed_at)
@@ -155,7 +155,7 @@ class MemoryStore:
         return found
 
     def pause(self, now: int, name: str, until: int | None) -> Names:
-        """Pause all live sessions of a name."""
+        """Do what `store.pauses` does with SQL."""
         found = [record for record in self._agents.values() if record.agent_name == name and record.ended_at is None]
         for record in found:
             record.state, record.state_changed_at = State.PAUSED, now
@@ -163,7 +163,7 @@ class MemoryStore:
         return Names([record.agent_name for record in found])
 
     def resume(self, now: int, name: str) -> None:
-        """Resume all sessions of a name."""
+        """Do what `store.pauses` does with SQL."""
         self._resume([key for key in self._paused if self._agents[key].agent_name == name], now)
 
     def _resume(self, sessions: Sequence[UUID], now: int) -> None:
@@ -176,14 +176,14 @@ class MemoryStore:
                 heappush(self._due, (record.deadline_at, key))
                 self._may_be_stuck(record)
 
-    def start_maintenance(self, position: int, rule: MaintenanceRule) -> None:
-        """Add a rule, and work out the windows that sweeps check."""
-        self._rules[position] = window_rule(rule)
+    def start_maintenance(self, place: int, rule: MaintenanceRule) -> None:
+        """Note it, and work out its windows: they are looked at at each sweep."""
+        self._rules[place] = window_rule(rule)
         self._windows = windows_of(self._rules.values(), *self._time)
 
-    def end_maintenance(self, position: int, now: int) -> None:
-        """End a rule and its windows."""
-        self._rules[position] = replace(self._rules[position], ended_at=from_milliseconds(now))
+    def end_maintenance(self, place: int, now: int) -> None:
+        """Let its windows end."""
+        self._rules[place] = replace(self._rules[place], ended_at=from_milliseconds(now))
         self._windows = windows_of(self._rules.values(), *self._time)
 
     def finish(self) -> None:

@@ -1,79 +1,183 @@
-"""Playing a plan: passes each commit, sweep and command to a store in order, and collects its verdicts."""
+"""Playing a plan: a store is told what happens in the order in which it happens, and tells what was said of whom."""
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from collections import deque
 from collections.abc import Sequence
-from enum import IntEnum
+from typing import NamedTuple, Protocol
 
-from fleetbeat_worker.broker.inbox import Horizon
+from fleetbeat_worker.broker.inbox import Entry, Horizon, known_by
 from fleetbeat_worker.broker.pulse import Pulse
-from simulation.commands import Action, Command, list_commands
-from simulation.model import Plan
-from simulation.simulated_redis import SimulatedInbox, SimulatedPulse
-from simulation.store import Names, Store
-from simulation.verdicts import Change, Verdicts
+from fleetbeat_worker.ingest.batch import Batch
+from fleetbeat_worker.ingest.session_state import AgentRecord
+from fleetbeat_worker.rules.enums import EventType
+from fleetbeat_worker.rules.liveness import State
+from fleetbeat_worker.rules.maintenance_windows import WindowRule
+from fleetbeat_worker.rules.spans import from_milliseconds
+from simulation.commands import Command, Deed, MaintenanceRule, commands
+from simulation.model import Arrival, Plan
+from simulation.oracle import Change, Said
+from simulation.pulse import Pulses
+
+WATCHED = (State.PENDING, State.OK)
 
 
-class _Step(IntEnum):
-    """Kind of a step; steps of the same time are done in this order."""
+class Names(NamedTuple):
+    """Names of agents: of which it is said that they are degraded, or stuck; or that they are so no longer."""
 
-    READ = 0
-    COMMIT = 1
-    DECIDE = 2
-    COMMAND = 3
+    silent: Sequence[str] = ()
+    stuck: Sequence[str] = ()
 
 
-def play(plan: Plan, store: Store) -> Verdicts:
-    """Play a plan on a store; return what the store said about each agent."""
+class Store(Protocol):
+    """What keeps the fleet and judges it."""
+
+    def commit(self, now: int, arrivals: Sequence[Arrival]) -> Names:
+        """Store entries in one transaction; return who is degraded, or stuck, no longer."""
+
+    def put_right(self, now: int) -> Names:
+        """Apply what overtook its registration; return who is degraded, or stuck, no longer."""
+
+    def sweep(self, seen: Horizon, pulse: Pulse) -> Names:
+        """Decide by what was seen of Redis at a time; return who is degraded, and who is stuck."""
+
+    def pause(self, now: int, name: str, until: int | None) -> Names:
+        """Pause an agent; return it if it is live: it is degraded no longer."""
+
+    def resume(self, now: int, name: str) -> None:
+        """Resume an agent."""
+
+    def start_maintenance(self, place: int, rule: MaintenanceRule) -> None:
+        """Take note of maintenance, that isn't ended yet."""
+
+    def end_maintenance(self, place: int, now: int) -> None:
+        """End it."""
+
+    def finish(self) -> None:
+        """Take note that nothing more will come."""
+
+
+def play(plan: Plan, store: Store) -> Said:
+    """Let everything happen; return what was said of each agent."""
     numbers = {agent.name: agent.number for agent in plan.agents}
-    verdicts = Verdicts()
-    readings: dict[int, tuple[Horizon, Pulse]] = {}
-    commands = list_commands(plan.pauses, plan.maintenance)
-    inbox, pulse = SimulatedInbox(plan), SimulatedPulse(plan)
+    said = Said()
+    horizons: dict[int, tuple[Horizon, Pulse]] = {}
+    deeds = commands(plan.pauses, plan.maintenance)
+    inbox, pulses = _Inbox(plan), Pulses(plan.start, plan.stops, plan.clock)
     decided = 0
 
-    def note(names: Names, *, holds: bool) -> None:
-        for changes, named in ((verdicts.degraded, names.degraded), (verdicts.stuck, names.stuck)):
+    def say(names: Names, *, holds: bool) -> None:
+        for changes, named in ((said.silent, names.silent), (said.stuck, names.stuck)):
             for name in named:
                 before = changes.setdefault(numbers[name], [])
                 if holds or (before and before[-1].holds):
                     before.append(Change(decided, holds))
 
-    for moment, step, position in _steps(plan, commands):
-        now = plan.clock.at(moment)
-        if step == _Step.COMMIT:
-            note(store.commit(now, plan.commits[position].arrivals), holds=False)
-        elif step == _Step.READ:
-            note(store.put_right(now), holds=False)
-            readings[position] = inbox.horizon(moment), pulse.read(moment)
-        elif step == _Step.COMMAND:
-            note(_execute(commands[position], plan, store, now), holds=False)
+    for moment, kind, what in _in_order(plan, deeds):
+        shown = plan.clock.at(moment)
+        if kind == _COMMIT:
+            say(store.commit(shown, plan.commits[what].arrivals), holds=False)
+        elif kind == _LOOK:
+            say(store.put_right(shown), holds=False)
+            horizons[what] = inbox.horizon(moment), pulses.at(moment)
+        elif kind == _COMMAND:
+            say(obey(deeds[what], plan, store, shown), holds=False)
         else:
-            note(store.sweep(*readings.pop(position)), holds=True)
+            horizon, pulse = horizons.pop(what)
+            say(store.sweep(horizon, pulse), holds=True)
             decided += 1
     store.finish()
-    return verdicts
+    return said
 
 
-def _execute(command: Command, plan: Plan, store: Store, now: int) -> Names:
-    """Execute a command; return the agents that are no longer degraded."""
-    if command.action in {Action.PAUSE, Action.RESUME}:
-        pause = plan.pauses[command.position]
+def obey(command: Command, plan: Plan, store: Store, now: int) -> Names:
+    """Do what somebody asks for; return who is degraded no longer."""
+    if command.deed in {Deed.PAUSE, Deed.RESUME}:
+        pause = plan.pauses[command.place]
         name = plan.agents[pause.agent].name
-        if command.action is Action.PAUSE:
+        if command.deed is Deed.PAUSE:
             return store.pause(now, name, pause.until)
         store.resume(now, name)
-    elif command.action is Action.START_MAINTENANCE:
-        store.start_maintenance(command.position, plan.maintenance[command.position])
+    elif command.deed is Deed.START_MAINTENANCE:
+        store.start_maintenance(command.place, plan.maintenance[command.place])
     else:
-        store.end_maintenance(command.position, now)
+        store.end_maintenance(command.place, now)
     return Names()
 
 
-def _steps(plan: Plan, commands: Sequence[Command]) -> list[tuple[int, int, int]]:
-    """List all steps in order: their times, kinds and positions in the plan's lists."""
-    commits = [(commit.at, _Step.COMMIT, position) for position, commit in enumerate(plan.commits)]
-    readings = [(sweep.read_at, _Step.READ, position) for position, sweep in enumerate(plan.sweeps)]
-    decisions = [(sweep.decided_at, _Step.DECIDE, position) for position, sweep in enumerate(plan.sweeps)]
-    executed = [(command.at, _Step.COMMAND, position) for position, command in enumerate(commands)]
-    return sorted([*commits, *readings, *decisions, *executed])
+_LOOK, _COMMIT, _DECIDE, _COMMAND = range(4)
+_HEARD = frozenset({EventType.RECOVERED, EventType.DEREGISTERED})
+_UNSTUCK = frozenset({EventType.UNSTUCK, EventType.DEREGISTERED, EventType.REGISTERED})
+
+
+def _in_order(plan: Plan, deeds: Sequence[Command]) -> list[tuple[int, int, int]]:
+    """Return all that happens, as moment, kind and place in the plan's list."""
+    commits = [(commit.at, _COMMIT, place) for place, commit in enumerate(plan.commits)]
+    looks = [(look.looked_at, _LOOK, place) for place, look in enumerate(plan.looks)]
+    decisions = [(look.at, _DECIDE, place) for place, look in enumerate(plan.looks)]
+    return sorted([*commits, *looks, *decisions, *((deed.at, _COMMAND, place) for place, deed in enumerate(deeds))])
+
+
+class _Inbox:
+    """The simulated stream: what arrived and isn't acknowledged yet."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._clock = plan.clock
+        self._arrivals = iter(plan.arrivals)
+        self._next = next(self._arrivals, None)
+        self._held: deque[Arrival] = deque()
+        self._removed = sorted(each.removed_at for each in plan.arrivals if each.removed_at is not None)
+        self._arrived = 0
+
+    def horizon(self, moment: int) -> Horizon:
+        """Return what `Inbox.horizon` would; moments come in their order."""
+        while self._next is not None and self._next.received_at <= moment:
+            self._held.append(self._next)
+            self._next = next(self._arrivals, None)
+            self._arrived += 1
+        while self._held and self._held[0].removed_at is not None and self._held[0].removed_at <= moment:
+            self._held.popleft()
+        now = self._clock.at(moment)
+        oldest = known_by(Entry(self._held[0].entry_id, b"").milliseconds, now) if self._held else now
+        backlog = self._arrived - bisect_right(self._removed, moment)
+        return Horizon(from_milliseconds(now), None if oldest is None else from_milliseconds(oldest), backlog)
+
+
+def overtaken_for(plan: Plan) -> int:
+    """Return how long after it was refused, in milliseconds, a message may be put right."""
+    return max(90, 3 * plan.sweep_seconds) * 1000
+
+
+def stuck_from(record: AgentRecord, limit: int | None) -> int | None:
+    """Return before when an agent can't be stuck, whatever else is said of it; None if it can't be as it is."""
+    promise = record.promise
+    if limit is None or promise.interval_seconds is None or record.state is not State.OK:
+        return None
+    if record.changed_at is None or record.stuck_at is not None:
+        return None
+    since = max(record.changed_at, record.state_changed_at, record.resumed_at or 0)
+    return since + round((limit * promise.interval_seconds + promise.grace_seconds) * 1000)
+
+
+def window_rule(rule: MaintenanceRule) -> WindowRule:
+    """Return what the real rules go by."""
+    return WindowRule(
+        from_milliseconds(rule.starts_at),
+        None if rule.ends_at is None else from_milliseconds(rule.ends_at),
+        rule.schedule,
+        rule.time_zone,
+        rule.duration_seconds,
+    )
+
+
+def freed(batch: Batch) -> Names:
+    """Return who is degraded, or stuck, no longer: it was heard, or said something else, or ended, or was opened anew.
+
+    Of some that are named it was never said.
+    """
+    named = [(event["agent_name"], EventType(event["type"]), event["session_id"]) for event in batch.events]
+    return Names(
+        [name for name, kind, key in named if kind in _HEARD and batch.agents[key].state is not State.DEGRADED],
+        [name for name, kind, key in named if kind in _UNSTUCK and batch.agents[key].stuck_at is None],
+    )

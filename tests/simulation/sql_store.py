@@ -1,4 +1,4 @@
-"""SQL store: the real ingest and the real sweep on a database, without Redis."""
+"""What is tried on databases: all of the real code, but for Redis."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from fleetbeat_worker.rules.spans import from_milliseconds, to_milliseconds
 from fleetbeat_worker.rules.sweep_gaps import last_look, longest_gap_seconds, outage_between
 from fleetbeat_worker.sweep.transaction import judge_fleet
 from simulation.commands import MaintenanceRule
-from simulation.incident_oracle import Notice
+from simulation.incident_oracle import Told
 from simulation.model import Arrival, Plan
-from simulation.store import WATCHED, Names, cleared, earliest_stuck, overtaken_for, window_rule
-from simulation.timeline import FOREVER
+from simulation.oracle import FOREVER
+from simulation.play import WATCHED, Names, freed, overtaken_for, stuck_from, window_rule
 
-_NO_REDIS: Redis = None  # type: ignore[assignment] # only answers are sent to it, and no sender waits for one
+_NO_REDIS: Redis = None  # type: ignore[assignment] # only answers are sent to it, and nobody waits for any
 
-_STUCK_COLUMNS = (
+_OF_WHO_STICKS = (
     Agent.changed_at,
     Liveness.state_changed_at,
     Liveness.resumed_at,
@@ -43,26 +43,26 @@ _STUCK_COLUMNS = (
 
 
 class SqlStore:
-    """Keeps the fleet in a database.
+    """The real ingest and the real sweep, on a database.
 
-    A sweep that can't find anything is skipped: its time and watermark are written before anything else reads them.
-    `every_sweep` runs all of them; a test shows that the tables are the same in the end.
+    A sweep that can find nothing isn't run: what it would write down, its time and its watermark, is written before
+    anything else reads it. `every_sweep` runs them all; a test shows that both leave the same in every table.
     """
 
     def __init__(self, engine: Engine, plan: Plan, *, every_sweep: bool = False) -> None:
         self._engine = engine
-        # At this limit no agent of a plan flaps.
+        # So calm a fleet is that nobody flaps.
         self._settings = Settings(sweep_seconds=plan.sweep_seconds, flapping_changes=20, stuck_after=plan.stuck_after)
         self._own_limits = {agent.session_id: agent.stuck_after for agent in plan.agents}
         self._rules: dict[int, int] = {}
-        """The id in SQL of each rule of the plan's maintenance."""
+        """The number of each rule of the plan's maintenance in SQL."""
         self._every_sweep = every_sweep
         self._overtaken_for = overtaken_for(plan)
         self._overtaken_until = 0
-        self._idle_until_watermark = 0
-        """No sweep up to this watermark can find anything; zero if that isn't known."""
-        self._idle_until = 0
-        """No pause ends, no maintenance begins or ends, and no incident is closed before this time."""
+        self._nothing_until = 0
+        """What no watermark has to be past for any sweep to find something; zero when that isn't known."""
+        self._nothing_before = 0
+        """Before when no pause is over, no maintenance begins or ends, and no incident is given up."""
         self._swept_at: int | None = None
         self._pulse_at: int | None = None
         self._watermark = 0
@@ -70,98 +70,97 @@ class SqlStore:
 
     def commit(self, now: int, arrivals: Sequence[Arrival]) -> Names:
         """Store entries as the ingest job does."""
-        self._write_skipped_sweeps()
+        self._write_down()
         entries = [Entry(arrival.entry_id, arrival.message.to_wire()) for arrival in arrivals]
         batches = store_entries(self._engine, entries, from_milliseconds(now), self._settings)
         for batch in batches:
             if any(row["awaits_session_id"] for row in batch.rejected):
                 self._overtaken_until = now + self._overtaken_for
             if any(row["type"] != EventType.HEARTBEAT for row in batch.events):
-                self._idle_until_watermark = 0
+                self._nothing_until = 0
             records = (*batch.agents.values(), *batch.plain.values())
-            self._idle_until_watermark = min([self._idle_until_watermark, *(record.deadline_at for record in records)])
+            self._nothing_until = min([self._nothing_until, *(record.deadline_at for record in records)])
             limits = {key: stuck_limit(self._own_limits[key], self._settings.stuck_after) for key in batch.agents}
-            may_stick = (earliest_stuck(agent, limits[key]) for key, agent in batch.agents.items())
-            self._idle_until_watermark = min([self._idle_until_watermark, *(at for at in may_stick if at is not None)])
-        silent, stuck = zip(*(cleared(batch) for batch in batches), strict=True)
+            may_stick = (stuck_from(agent, limits[key]) for key, agent in batch.agents.items())
+            self._nothing_until = min([self._nothing_until, *(at for at in may_stick if at is not None)])
+        silent, stuck = zip(*(freed(batch) for batch in batches), strict=True)
         return Names([name for names in silent for name in names], [name for names in stuck for name in names])
 
     def put_right(self, now: int) -> Names:
-        """Apply what overtook its registration, as each sweep does first."""
+        """Apply what overtook its registration, as each sweep does first. Nobody waits for an answer here."""
         if self._every_sweep or now <= self._overtaken_until:
-            self._write_skipped_sweeps()
+            self._write_down()
             if put_right(self._engine, _NO_REDIS, from_milliseconds(now), self._settings):
-                self._idle_until_watermark = 0
-        return Names()  # these sessions were unknown before, so they can't have been degraded or stuck
+                self._nothing_until = 0
+        return Names()  # who is put right was unknown before, so it can't have been degraded, or stuck
 
-    def sweep(self, horizon: Horizon, pulse: Pulse) -> Names:
+    def sweep(self, seen: Horizon, pulse: Pulse) -> Names:
         """Decide as the sweep job does."""
-        now = to_milliseconds(horizon.now)
-        watermark = to_milliseconds(horizon.watermark) if horizon.watermark else 0
+        now, watermark = to_milliseconds(seen.now), to_milliseconds(seen.watermark) if seen.watermark else 0
         runs = self._every_sweep or not self._is_idle(now, watermark, pulse)
         if runs:
-            self._write_skipped_sweeps()
+            self._write_down()
         before = None if self._swept_at is None else from_milliseconds(self._swept_at)
-        self._swept_at = to_milliseconds(last_look(before, horizon.now))
+        self._swept_at = to_milliseconds(last_look(before, seen.now))
         self._watermark, self._is_written = max(watermark, self._watermark), runs
         self._pulse_at = pulse.at
         if not runs:
             return Names()
-        account = Account(horizon.now, life=None, lost=0)
+        account = Account(seen.now, life=None, lost=0)
         with writing(self._engine) as connection:
-            report = judge_fleet(connection, horizon, account, self._settings, periodic=True, pulse=pulse)
-            # After an outage, an incident ends one sweep later.
-            self._idle_until_watermark = self._first_due(connection) if report.outage_seconds is None else 0
-            self._idle_until = self._first_end(connection, horizon.now)
+            report = judge_fleet(connection, seen, account, self._settings, periodic=True, pulse=pulse)
+            # After a gap an incident ends a sweep later.
+            self._nothing_until = self._first_due(connection) if report.outage_seconds is None else 0
+            self._nothing_before = self._first_end(connection, seen.now)
         return Names(report.degraded, report.stuck)
 
     def pause(self, now: int, name: str, until: int | None) -> Names:
         """Pause an agent as the command does."""
-        with self._command() as connection:
+        with self._commanding() as connection:
             ends_at = None if until is None else from_milliseconds(until)
             paused = pause(connection, name, from_milliseconds(now), ends_at, None)
             return Names([agent.agent_name for agent in paused])
 
     def resume(self, now: int, name: str) -> None:
         """Resume an agent as the command does."""
-        with self._command() as connection:
+        with self._commanding() as connection:
             resume(connection, name, from_milliseconds(now), self._settings.missed_intervals)
 
-    def start_maintenance(self, position: int, rule: MaintenanceRule) -> None:
+    def start_maintenance(self, place: int, rule: MaintenanceRule) -> None:
         """Start maintenance as the command does."""
-        with self._command() as connection:
-            self._rules[position] = maintenance.add_rule(connection, window_rule(rule), from_milliseconds(rule.at))
+        with self._commanding() as connection:
+            self._rules[place] = maintenance.add_rule(connection, window_rule(rule), from_milliseconds(rule.at))
 
-    def end_maintenance(self, position: int, now: int) -> None:
+    def end_maintenance(self, place: int, now: int) -> None:
         """End maintenance as the command does."""
-        with self._command() as connection:
-            maintenance.end_rules(connection, [self._rules[position]], from_milliseconds(now))
+        with self._commanding() as connection:
+            maintenance.end_rules(connection, [self._rules[place]], from_milliseconds(now))
 
     @contextmanager
-    def _command(self) -> Iterator[Connection]:
-        self._write_skipped_sweeps()
-        self._idle_until_watermark = 0
+    def _commanding(self) -> Iterator[Connection]:
+        self._write_down()
+        self._nothing_until = 0
         with writing(self._engine) as connection:
             yield connection
 
-    def notices(self) -> list[Notice]:
-        """List all notices."""
+    def told(self) -> list[Told]:
+        """Return what people were told."""
         columns = (Notification.kind, Notification.created_at, Notification.agent_name, Notification.detail)
         with reading(self._engine) as connection:
             return [
-                Notice(kind, to_milliseconds(created_at), name, detail.get("agents"))
+                Told(kind, to_milliseconds(created_at), name, detail.get("agents"))
                 for kind, created_at, name, detail in connection.execute(select(*columns))
             ]
 
     def finish(self) -> None:
-        """Write the last sweeps if they were skipped."""
-        self._write_skipped_sweeps()
+        """Leave the database as the last sweep would."""
+        self._write_down()
 
     def _is_idle(self, now: int, watermark: int, pulse: Pulse) -> bool:
-        """Return whether a sweep at this time can't find anything, so that it only writes its own row."""
-        if self._swept_at is None or now < self._swept_at or now >= self._idle_until:
+        """Return whether a sweep that looks now finds no gap and nobody due, so that it changes nothing but its row."""
+        if self._swept_at is None or now < self._swept_at or now >= self._nothing_before:
             return False
-        if max(watermark, self._watermark) > self._idle_until_watermark:
+        if max(watermark, self._watermark) > self._nothing_until:
             return False
         last, sweep_seconds = from_milliseconds(self._swept_at), self._settings.sweep_seconds
         if pulse.new_gaps(self._swept_at, now, round(longest_gap_seconds(sweep_seconds) * 1000)):
@@ -169,9 +168,9 @@ class SqlStore:
         return outage_between(last, from_milliseconds(now), sweep_seconds) is None
 
     def _first_due(self, connection: Connection) -> int:
-        """Find the earliest deadline; zero while an agent flaps, as then every sweep may find something.
+        """Return the earliest deadline there is; zero if a sweep looks for more than silent agents now.
 
-        An open incident can't end before an agent recovers, ends or is paused, all of which this store sees.
+        An incident that isn't over is so until some agent comes back, ends or is paused, all of which is noticed.
         """
         if connection.execute(select(exists().where(Agent.flapping_at.is_not(None)))).scalar():
             return 0
@@ -179,8 +178,8 @@ class SqlStore:
         return min(to_milliseconds(due_at) if due_at is not None else FOREVER, self._first_stuck(connection))
 
     def _first_stuck(self, connection: Connection) -> int:
-        """Find the earliest time at which an agent can be stuck."""
-        columns = (*_STUCK_COLUMNS, func.coalesce(Agent.stuck_after, self._settings.stuck_after, 0))
+        """Return the earliest moment at which an agent can be stuck."""
+        columns = (*_OF_WHO_STICKS, func.coalesce(Agent.stuck_after, self._settings.stuck_after, 0))
         query = select(*columns).join(Liveness, Liveness.session_id == Agent.session_id)
         ok = query.where(Liveness.state == State.OK, Liveness.interval_seconds.is_not(None), Agent.stuck_at.is_(None))
         found = [FOREVER]
@@ -191,7 +190,7 @@ class SqlStore:
         return min(found)
 
     def _first_end(self, connection: Connection, now: datetime) -> int:
-        """Find the next time at which a pause ends, maintenance begins or ends, or an incident is closed."""
+        """Return when the next pause is over, maintenance begins or ends, or an incident is given up."""
         silent = (Liveness.incident_id.is_not(None), Liveness.state == State.DEGRADED)
         flagged_at = connection.execute(select(func.max(Liveness.state_changed_at)).where(*silent)).scalar()
         rules = maintenance.read_rules(connection, now).values()
@@ -203,8 +202,8 @@ class SqlStore:
         ]
         return min((to_milliseconds(moment) for moment in moments if moment is not None), default=FOREVER)
 
-    def _write_skipped_sweeps(self) -> None:
-        """Write the time and the watermark of the sweeps that were skipped."""
+    def _write_down(self) -> None:
+        """Write what the sweeps that weren't run would have."""
         if self._is_written or self._swept_at is None:
             return
         moments = {"watermark": self._watermark, "last_sweep_at": self._swept_at, "pulse_at": self._pulse_at}

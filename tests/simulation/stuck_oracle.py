@@ -1,14 +1,13 @@
-"""Oracle of stuck agents: those whose heartbeats report the same for too many intervals.
+"""The oracle of who is stuck: who beats, and has said nothing new for as many intervals as it may.
 
-It works from what really happened, like `simulation.oracle`. As of the watermark W of a sweep, an agent that is ok
+From the truth alone, as `simulation.oracle` is. As of the watermark W of a sweep, an agent that is ok
 
-  must not be found stuck  if, by everything that had reached Redis before W, its report changed, or it recovered or was
-                           resumed, within the limit before W; or if it was late by everything received so far;
-  must be found stuck      if, by everything that had reached Redis when the sweep decided, its report was unchanged for
-                           longer than the limit;
-  must cease to be stuck   if a heartbeat that had reached Redis before W changed its report.
+  must not be found stuck  if it said something new, or came back from a silence or a pause, less than that before W,
+                           by what had reached Redis before W; or if it was late, whatever had reached Redis by then,
+  must be found stuck      if it said nothing new for longer, whatever had reached Redis when the sweep decided; and
+  must be stuck no longer  if what had reached Redis before W says something new.
 
-For heartbeats that are stored in another order, the time may count from the newest one stored: later, never earlier.
+What is stored in another order than it was said may count from the newest that was stored by then: later, never sooner.
 """
 
 from __future__ import annotations
@@ -19,14 +18,11 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from simulation.model import Arrival, Plan, SimulatedAgent
-from simulation.oracle import Oracle
-from simulation.sessions import Session
-from simulation.timeline import FOREVER
-from simulation.verdicts import Change, Findings, Flag, Verdicts, shown, spans_of
+from simulation.oracle import FOREVER, Change, Flag, Judgement, Life, Oracle, Said, shown, spans_of
 
 
 class _Restart(NamedTuple):
-    """Where the time starts again: the first sweep that may know it, the receipt, and the time that counts."""
+    """From when on being stuck counts anew: which sweep may know it, when that reached Redis, and of when it is."""
 
     known: int
     at: int
@@ -34,18 +30,19 @@ class _Restart(NamedTuple):
 
 
 @dataclass(slots=True)
-class _Agent:
-    """An agent with its sessions and verdicts; spans are from one sweep to the first one after."""
+class _Case:
+    """An agent, and what was said of it."""
 
     agent: SimulatedAgent
-    sessions: Sequence[Session]
+    lives: Sequence[Life]
     limit: int
-    degraded: list[tuple[int, int]]
+    silent: list[tuple[int, int]]
+    """From which sweep to before which it was degraded."""
     stuck: list[tuple[int, int]]
 
 
 class StuckOracle:
-    """Checks which agents are stuck in one plan."""
+    """The truth of who is stuck in one plan."""
 
     def __init__(self, plan: Plan, oracle: Oracle) -> None:
         self._plan = plan
@@ -53,184 +50,171 @@ class StuckOracle:
         self._decided = oracle.decided
         self._watermarks = oracle.watermarks
 
-    def check(self, verdicts: Verdicts, findings: Findings) -> None:
-        """Check all verdicts that agents are stuck."""
+    def judge(self, said: Said, judgement: Judgement) -> None:
+        """Find what was said wrongly."""
         for agent in self._plan.agents:
-            changes = verdicts.stuck.get(agent.number, [])
+            changes = said.stuck.get(agent.number, [])
             limit = self._plan.stuck_after if agent.stuck_after is None else agent.stuck_after
             if agent.interval_seconds is None or not limit:
-                findings.false_stuck += [
-                    f"{agent.name}, which can never be stuck" for change in changes if change.holds
-                ]
+                judgement.false_stuck += [f"{agent.name}, that can't be" for change in changes if change.holds]
                 continue
-            degraded = spans_of(verdicts.degraded.get(agent.number, []), len(self._decided))
-            case = _Agent(
-                agent, self._oracle.sessions[agent.number], limit, degraded, spans_of(changes, len(self._decided))
-            )
-            self._check_agent(case, changes, findings)
+            silent = spans_of(said.silent.get(agent.number, []), len(self._decided))
+            case = _Case(agent, self._oracle.lives(agent), limit, silent, spans_of(changes, len(self._decided)))
+            self._judge(case, changes, judgement)
 
-    def _check_agent(self, case: _Agent, changes: Sequence[Change], findings: Findings) -> None:
-        changed = [list(_change_times(session)) for session in case.sessions]
+    def _judge(self, case: _Case, changes: Sequence[Change], judgement: Judgement) -> None:
+        news = [list(_news(life)) for life in case.lives]
         for change in changes:
-            if change.holds and not self._was_stuck(case, changed, change.sweeps, findings):
-                findings.false_stuck.append(f"{case.agent.name} at {shown(self._decided[change.sweeps])}")
-        for session, times in zip(case.sessions, changed, strict=True):
-            self._check_missed(case, session, findings)
-            self._check_ends(case, session, times, findings)
+            if change.holds and not self._is_right(case, news, change.looks, judgement):
+                judgement.false_stuck.append(f"{case.agent.name} at {shown(self._decided[change.looks])}")
+        for life, said in zip(case.lives, news, strict=True):
+            self._check_missed(case, life, judgement)
+            self._check_ends(case, life, said, judgement)
 
-    def _was_stuck(
-        self, case: _Agent, changed: Sequence[Sequence[tuple[int, int]]], sweep: int, findings: Findings
+    def _is_right(
+        self, case: _Case, news: Sequence[Sequence[tuple[int, int]]], look: int, judgement: Judgement
     ) -> bool:
-        """Return whether an agent that a sweep found stuck really was."""
-        watermark, decided_at = self._oracle.as_of[sweep], self._decided[sweep]
-        if self._oracle.in_maintenance[sweep] or any(low <= sweep < high for low, high in case.degraded):
+        """Return whether an agent that a sweep found stuck was so."""
+        watermark, decided_at = self._oracle.as_of[look], self._decided[look]
+        if self._oracle.in_maintenance[look] or any(low <= look < high for low, high in case.silent):
             return False
-        for session, times in zip(case.sessions, changed, strict=True):
-            place = bisect_left(times, (watermark, 0))
-            if not place or not (session.begin <= decided_at and session.end >= watermark):
+        for life, said in zip(case.lives, news, strict=True):
+            place = bisect_left(said, (watermark, 0))
+            if not place or not (life.begin <= decided_at and life.end >= watermark):
                 continue
-            ended = (low for known, low, _ in self._silences_ended(case, session) if known <= sweep)
-            since = max([times[place - 1][1], *ended, *session.resumed_by(decided_at)])
+            returns = (low for known, low, _ in self._returns(case, life) if known <= look)
+            since = max([said[place - 1][1], *returns, *life.resumed_by(decided_at)])
             due_at = self._oracle.deadline(case.agent, since, case.limit)
-            is_paused = any(start < decided_at < end for start, end in session.pauses)
-            if due_at < watermark and not is_paused and not self._is_late(case.agent, session, decided_at + 1, sweep):
-                findings.stuck.append(Flag(due_at, decided_at, 0))
+            is_paused = any(start < decided_at < end for start, end in life.pauses)
+            if due_at < watermark and not is_paused and not self._is_late(case.agent, life, decided_at + 1, look):
+                judgement.stuck.append(Flag(due_at, decided_at, 0))
                 return True
         return False
 
-    def _is_late(self, agent: SimulatedAgent, session: Session, before: int, sweep: int) -> bool:
-        """Return whether an agent was late as of a sweep, by the heartbeats received before a time."""
-        since = max([session.seen_by(before), *session.resumed_by(self._decided[sweep])])
-        return self._oracle.deadline(agent, since, 1) < self._oracle.as_of[sweep]
+    def _is_late(self, agent: SimulatedAgent, life: Life, before: int, look: int) -> bool:
+        """Return whether an agent beats no more as of a sweep, by what was heard before a moment."""
+        since = max([life.seen_by(before), *life.resumed_by(self._decided[look])])
+        return self._oracle.deadline(agent, since, 1) < self._oracle.as_of[look]
 
-    def _check_missed(self, case: _Agent, session: Session, findings: Findings) -> None:
-        """Find times in which the agent was stuck and not found, or found late."""
-        first = bisect_right(self._watermarks, session.begin)
-        last = bisect_left(self._decided, session.end)
-        # A heartbeat that overtook the registration by too much is never stored.
-        received = (
-            beat.received_at for beat in session.heartbeats if _report_of(beat) and beat.received_at >= session.begin
-        )
-        reported_from = bisect_left(self._decided, next(received, FOREVER))
-        restarts = sorted([*self._changes(session), *self._recoveries(case, session)])
+    def _check_missed(self, case: _Case, life: Life, judgement: Judgement) -> None:
+        """Find who wasn't found stuck, or only later than it had to be."""
+        first = bisect_right(self._watermarks, life.begin)
+        last = bisect_left(self._decided, life.end)
+        # What overtook the registration by too much isn't put right.
+        said_at = (beat.received_at for beat in life.beats if _words(beat) and beat.received_at >= life.begin)
+        spoke = bisect_left(self._decided, next(said_at, FOREVER))
+        restarts = sorted([*self._said_anew(life), *self._back(case, life)])
         since = 0
         for place, restart in enumerate(restarts):
             since = max(since, restart.since)
             due_at = self._oracle.deadline(case.agent, since, case.limit)
-            begin = max(first, reported_from, restart.known, bisect_right(self._watermarks, max(restart.at, due_at)))
+            begin = max(first, spoke, restart.known, bisect_right(self._watermarks, max(restart.at, due_at)))
             following = restarts[place + 1 :]
             end = min(last, following[0].known) if following else last
-            away = [[bisect_left(self._decided, moment) for moment in pause] for pause in session.pauses]
-            for low, high in [*away, *case.degraded]:
+            away = [[bisect_left(self._decided, moment) for moment in pause] for pause in life.pauses]
+            for low, high in [*away, *case.silent]:
                 if low <= begin < high:
                     begin = end
                 elif begin < low:
                     end = min(end, low)
             while begin < end and (
-                self._oracle.in_maintenance[begin]
-                or self._is_late(case.agent, session, self._oracle.as_of[begin], begin)
+                self._oracle.in_maintenance[begin] or self._is_late(case.agent, life, self._oracle.as_of[begin], begin)
             ):
                 begin += 1
             if begin < end and not any(low <= begin and end <= high for low, high in case.stuck):
-                findings.missed_stuck.append(
-                    f"{case.agent.name} is unchanged since {shown(since)}, due {shown(due_at)}, "
+                judgement.missed_stuck.append(
+                    f"{case.agent.name} says the same since {shown(since)}, due {shown(due_at)}, "
                     f"from {shown(self._decided[begin])} on"
                 )
 
-    def _check_ends(self, case: _Agent, session: Session, times: Sequence[tuple[int, int]], findings: Findings) -> None:
-        """Find times in which the agent was still stuck although its report had changed."""
-        last, before = bisect_left(self._decided, session.end), FOREVER
-        for received_at, changed_at in times:
+    def _check_ends(self, case: _Case, life: Life, said: Sequence[tuple[int, int]], judgement: Judgement) -> None:
+        """Find who was stuck still although it had said something new."""
+        last, before = bisect_left(self._decided, life.end), FOREVER
+        for received_at, changed_at in said:
             begin = bisect_right(self._watermarks, received_at)
             is_new, before = changed_at > before, changed_at
             if not is_new or begin >= last or not any(low < begin < high for low, high in case.stuck):
                 continue
             if self._oracle.deadline(case.agent, changed_at, case.limit) >= self._watermarks[begin]:
-                findings.late_unstuck.append(f"{case.agent.name} changed its report at {shown(changed_at)}")
+                judgement.late_unstuck.append(f"{case.agent.name} said something new at {shown(changed_at)}")
 
-    def _changes(self, session: Session) -> Iterator[_Restart]:
-        """Yield the latest times from which the report is unchanged, or the agent is ok, in the order of storing.
+    def _said_anew(self, life: Life) -> Iterator[_Restart]:
+        """Yield from when on at the latest it says the same, or is ok, in the order in which that was stored.
 
-        A heartbeat that was stored before its registration, or before an earlier registration or end, counts with the
-        next sweep that applies it, or not at all.
+        What was stored before its registration, or before what that came after, counts with the next sweep that puts
+        such things right, or not at all.
         """
-        newest, current, reported_at, is_pending = 0, None, 0, True
-        applied = sorted(
-            (self._applied_at(session, heartbeat), place) for place, heartbeat in enumerate(session.heartbeats)
-        )
+        newest, doing, said_at, is_pending = 0, None, 0, True
+        applied = sorted((self._applied_at(life, beat), place) for place, beat in enumerate(life.beats))
         for _, place in applied:
-            heartbeat = session.heartbeats[place]
-            report, at = _report_of(heartbeat), _reported_at(session, heartbeat)
+            beat, words, at = life.beats[place], _words(life.beats[place]), _said_at(life, life.beats[place])
             is_newest, newest = at >= newest, max(newest, at)
-            is_early = (heartbeat.stored_at or 0) < session.settled_at
-            is_first = is_pending and heartbeat.seen_at > session.begin
+            is_early, is_first = (beat.stored_at or 0) < life.settled_at, is_pending and beat.seen_at > life.begin
             is_pending = is_pending and not is_first
-            if is_first or (report and (not is_newest or report != current or is_early)):
-                yield _Restart(bisect_left(self._decided, heartbeat.received_at), heartbeat.received_at, newest)
-            if report and at >= reported_at:
-                reported_at, current = at, None if is_early else report
+            if is_first or (words and (not is_newest or words != doing or is_early)):
+                yield _Restart(bisect_left(self._decided, beat.received_at), beat.received_at, newest)
+            if words and at >= said_at:
+                said_at, doing = at, None if is_early else words
 
-    def _applied_at(self, session: Session, heartbeat: Arrival) -> int:
-        """Find the latest time at which a heartbeat was applied."""
-        stored_at = FOREVER if heartbeat.stored_at is None else heartbeat.stored_at
-        if stored_at >= session.settled_at:
+    def _applied_at(self, life: Life, beat: Arrival) -> int:
+        """Return when a heartbeat was applied, at the latest."""
+        stored_at = FOREVER if beat.stored_at is None else beat.stored_at
+        if stored_at >= life.settled_at:
             return stored_at
-        place = bisect_left(self._decided, session.settled_at)
+        place = bisect_left(self._decided, life.settled_at)
         return self._decided[place] if place < len(self._decided) else FOREVER
 
-    def _recoveries(self, case: _Agent, session: Session) -> Iterator[_Restart]:
-        """Yield the ends of silences and pauses."""
-        for _, end in session.pauses:
+    def _back(self, case: _Case, life: Life) -> Iterator[_Restart]:
+        """Yield the returns of an agent from silences and pauses."""
+        for _, end in life.pauses:
             yield _Restart(bisect_left(self._decided, end), end, end)
-        for known, _, high in self._silences_ended(case, session):
+        for known, _, high in self._returns(case, life):
             yield _Restart(known, self._decided[known - 1], high)
 
-    def _silences_ended(self, case: _Agent, session: Session) -> Iterator[tuple[int, int, int]]:
-        """Yield each recovery: the first sweep that may know it, and the earliest and latest time of its heartbeat."""
-        for _, back in case.degraded:
+    def _returns(self, case: _Case, life: Life) -> Iterator[tuple[int, int, int]]:
+        """Yield which sweep may know of a return from a silence, and of when the sign was, at least and at most."""
+        for _, back in case.silent:
             if back < len(self._decided):
                 begin, end = self._decided[back - 1], self._decided[back]
-                seen = [
-                    heartbeat.seen_at for heartbeat in session.heartbeats if begin <= (heartbeat.stored_at or 0) <= end
-                ]
+                seen = [beat.seen_at for beat in life.beats if begin <= (beat.stored_at or 0) <= end]
                 if seen:
                     yield back, min(seen), max(seen)
 
 
-def _report_of(heartbeat: Arrival) -> tuple[str | None, ...] | None:
-    """Return the fields that count as the report of a heartbeat; None if it has none of them."""
-    message = heartbeat.message
-    report = tuple(getattr(message, name) for name in ("progress", "work_item_id", "status"))
-    return report if any(report) else None
+def _words(beat: Arrival) -> tuple[str | None, ...] | None:
+    """Return what a heartbeat says of what its agent does; None if nothing."""
+    message = beat.message
+    words = tuple(getattr(message, name) for name in ("progress", "work_item_id", "status"))
+    return words if any(words) else None
 
 
-def _reported_at(session: Session, heartbeat: Arrival) -> int:
-    """Return the time of a heartbeat's report; one that waited while the session was opened counts from there."""
-    return heartbeat.seen_at if heartbeat.received_at < session.begin else max(heartbeat.seen_at, session.begin)
+def _said_at(life: Life, beat: Arrival) -> int:
+    """Return of when it is what a heartbeat says: what waited when the session was opened says it of that moment."""
+    return beat.seen_at if beat.received_at < life.begin else max(beat.seen_at, life.begin)
 
 
-def _change_times(session: Session) -> Iterator[tuple[int, int]]:
-    """Yield for each heartbeat with a report its receipt, and since when the report was unchanged by then."""
-    reports: list[tuple[int, int, tuple[str | None, ...]]] = []
+def _news(life: Life) -> Iterator[tuple[int, int]]:
+    """Yield for each heartbeat with words when Redis had it, and since when, by then, the agent says the same."""
+    told: list[tuple[int, int, tuple[str | None, ...]]] = []
     changed_at = 0
-    for place, heartbeat in enumerate(session.heartbeats):
-        if (report := _report_of(heartbeat)) is None:
+    for place, beat in enumerate(life.beats):
+        if (words := _words(beat)) is None:
             continue
-        entry = (_reported_at(session, heartbeat), place, report)
-        if not reports or entry > reports[-1]:
-            changed_at = entry[0] if not reports or reports[-1][2] != report else changed_at
-            reports.append(entry)
+        said = (_said_at(life, beat), place, words)
+        if not told or said > told[-1]:
+            changed_at = said[0] if not told or told[-1][2] != words else changed_at
+            told.append(said)
         else:
-            insort(reports, entry, key=lambda each: each[:2])
-            first = len(reports) - 1
-            while first and reports[first - 1][2] == reports[-1][2]:
+            insort(told, said, key=lambda each: each[:2])
+            first = len(told) - 1
+            while first and told[first - 1][2] == told[-1][2]:
                 first -= 1
-            changed_at = reports[first][0]
-        yield heartbeat.received_at, changed_at
+            changed_at = told[first][0]
+        yield beat.received_at, changed_at
 
 
-def check_verdicts(plan: Plan, oracle: Oracle, verdicts: Verdicts) -> Findings:
-    """Check all verdicts of a run."""
-    findings = oracle.check(verdicts)
-    StuckOracle(plan, oracle).check(verdicts, findings)
-    return findings
+def judge(plan: Plan, oracle: Oracle, said: Said) -> Judgement:
+    """Return what is true of all that was said: of who is degraded, and of who is stuck."""
+    judgement = oracle.judge(said)
+    StuckOracle(plan, oracle).judge(said, judgement)
+    return judgement

@@ -1,4 +1,4 @@
-"""Simulated fleets, in a short form; `benchmarks/simulate.py` is the long one and describes what happens in them."""
+"""The simulator in its short form; `benchmarks/simulate.py` has the long one, and says what happens in it."""
 
 from __future__ import annotations
 
@@ -17,60 +17,59 @@ from fleetbeat_worker.rules.liveness import Promise
 from fleetbeat_worker.rules.spans import to_milliseconds
 from simulation.incident_oracle import find_false_notices
 from simulation.memory_store import MemoryStore
-from simulation.oracle import Oracle
+from simulation.oracle import Change, Judgement, Oracle
 from simulation.plan import draw_plan
 from simulation.play import play
 from simulation.sql_store import SqlStore
-from simulation.stuck_oracle import check_verdicts
-from simulation.verdicts import Change, Findings
+from simulation.stuck_oracle import judge
 
 LONG_AGO, SOON = (to_milliseconds(datetime(year, 1, 1, tzinfo=UTC)) for year in (2020, 2027))
 
 
 @pytest.fixture
 def without_disk(database: Engine) -> Engine:
-    """Return a database that doesn't flush to disk, as a simulation has thousands of transactions."""
+    """Return an engine that waits for no disk: some thousand transactions are not what is tried."""
     if database.dialect.name == "sqlite":
         event.listen(database, "connect", lambda connection, _: connection.execute("PRAGMA synchronous = OFF"))
     return database
 
 
-def _wrong(findings: Findings) -> dict[str, list[str]]:
-    return {what: found for what, found in findings.errors.items() if found}
+def _wrong(judgement: Judgement) -> dict[str, list[str]]:
+    return {what: found for what, found in judgement.faults.items() if found}
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3, 4])
-def test_the_rules_flag_exactly_the_silent_agents(seed: int) -> None:
-    """In half a week of faults, no agent is flagged in error, missed, or recovers late."""
+def test_the_rules_flag_who_is_silent_and_no_other(seed: int) -> None:
+    """In half a week of all that can go wrong nobody is flagged in error, missed, or told of late."""
     plan = draw_plan(seed, agents=40, weeks=0.5)
-    findings = check_verdicts(plan, Oracle(plan), play(plan, MemoryStore(plan)))
-    assert _wrong(findings) == {}
-    assert findings.flags
-    assert findings.stuck
+    judgement = judge(plan, Oracle(plan), play(plan, MemoryStore(plan)))
+    assert _wrong(judgement) == {}
+    assert judgement.flags
+    assert judgement.stuck
 
 
 @pytest.mark.parametrize("seed", [5, 6])
-def test_ingest_and_sweep_flag_exactly_the_silent_agents(without_disk: Engine, seed: int) -> None:
-    """The same with the real ingest and sweep on a database, whose verdicts equal those of the rules alone."""
+def test_all_of_the_code_flags_who_is_silent_and_no_other(without_disk: Engine, seed: int) -> None:
+    """The same with the real ingest and the real sweep on a database; and it says what the rules alone say."""
     plan = draw_plan(seed, agents=12, weeks=0.25)
     store, oracle = SqlStore(without_disk, plan), Oracle(plan)
-    verdicts = play(plan, store)
-    findings = check_verdicts(plan, oracle, verdicts)
-    findings.false_notices = find_false_notices(plan, oracle, verdicts, store.notices())
-    assert _wrong(findings) == {}
-    assert findings.flags
-    assert findings.stuck
-    assert verdicts == play(plan, MemoryStore(plan))
+    said = play(plan, store)
+    judgement = judge(plan, oracle, said)
+    judgement.false_notices = find_false_notices(plan, oracle, said, store.told())
+    assert _wrong(judgement) == {}
+    assert judgement.flags
+    assert judgement.stuck
+    assert said == play(plan, MemoryStore(plan))
 
 
-def test_a_skipped_sweep_would_have_changed_nothing(without_disk: Engine) -> None:
-    """With and without the sweeps that can't find anything, the verdicts and all tables are equal."""
+def test_a_sweep_that_is_left_out_would_have_changed_nothing(without_disk: Engine) -> None:
+    """With and without the sweeps that can find nothing, the same is said, and is in every table."""
     plan = draw_plan(7, agents=12, weeks=0.1)
     left = []
     for every_sweep in (True, False):
-        verdicts = play(plan, SqlStore(without_disk, plan, every_sweep=every_sweep))
+        said = play(plan, SqlStore(without_disk, plan, every_sweep=every_sweep))
         with without_disk.begin() as connection:
-            # Ids that the database generates differ from run to run.
+            # Numbers that the database counts on, and times of the machine's own clock, differ from run to run.
             rows = {
                 table.name: sorted(
                     repr([value for column, value in row.items() if column != "id" or table.name == "heartbeats"])
@@ -81,34 +80,34 @@ def test_a_skipped_sweep_would_have_changed_nothing(without_disk: Engine) -> Non
             for table in reversed(Base.metadata.sorted_tables):
                 if table.name != "pipeline":
                     connection.execute(table.delete())
-            if connection.dialect.name == "postgresql":  # incidents are named by their ids
+            if connection.dialect.name == "postgresql":  # incidents are named by their numbers
                 connection.execute(text("TRUNCATE incidents RESTART IDENTITY CASCADE"))
             nothing = {column.name: None for column in Pipeline.__table__.columns if column.nullable}
             connection.execute(Pipeline.__table__.update().values(nothing))
-        left.append((verdicts, rows))
+        left.append((said, rows))
     assert left[0] == left[1]
     assert left[0][1]["heartbeats"]
 
 
-@pytest.mark.parametrize(("kind", "place"), [("degraded", 0), ("stuck", 3)])
-def test_the_oracle_finds_wrong_verdicts(kind: str, place: int) -> None:
-    """The oracle finds a verdict too early, one too late, one missing, and one that ends too late."""
+@pytest.mark.parametrize(("kind", "place"), [("silent", 0), ("stuck", 3)])
+def test_the_oracle_sees_what_is_wrong(kind: str, place: int) -> None:
+    """A verdict too many, one too few, one too late, and an end of one that nobody told are found."""
     plan = draw_plan(3, agents=40, weeks=0.5)
-    oracle, verdicts = Oracle(plan), play(plan, MemoryStore(plan))
-    changes: dict[int, list[Change]] = getattr(verdicts, kind)
-    number = next(number for number, each in changes.items() if len(each) > 1 and each[1].sweeps > each[0].sweeps + 1)
-    first, end, *others = changes[number]
+    oracle, said = Oracle(plan), play(plan, MemoryStore(plan))
+    changes: dict[int, list[Change]] = getattr(said, kind)
+    number = next(number for number, each in changes.items() if len(each) > 1 and each[1].looks > each[0].looks + 1)
+    begun, over, *others = changes[number]
 
     def count(*changed: Change) -> tuple[int, ...]:
-        altered = replace(verdicts, **{kind: changes | {number: [*changed, *others]}})
-        found = [len(errors) for errors in check_verdicts(plan, oracle, altered).errors.values()]
+        told = replace(said, **{kind: changes | {number: [*changed, *others]}})
+        found = [len(faults) for faults in judge(plan, oracle, told).faults.values()]
         return tuple(found[place : place + 3])
 
-    assert count(first, end) == (0, 0, 0)
-    assert count(first._replace(sweeps=first.sweeps - 1), end)[0] == 1
-    assert count(first._replace(sweeps=first.sweeps + 1), end)[1] == 1
+    assert count(begun, over) == (0, 0, 0)
+    assert count(begun._replace(looks=begun.looks - 1), over)[0] == 1
+    assert count(begun._replace(looks=begun.looks + 1), over)[1] == 1
     assert count()[1] == 1
-    assert count(first, end._replace(sweeps=end.sweeps + 3))[2] >= 1
+    assert count(begun, over._replace(looks=over.looks + 3))[2] >= 1
 
 
 def _never(*_: object) -> None: ...
@@ -127,7 +126,7 @@ def _one_more(own: int | None, fleet: int | None) -> int | None:
     return limit and limit + 1
 
 
-def _unless_stuck(agent: AgentRecord, order: tuple[int, int], said: Mapping[str, str]) -> int | None:
+def _as_ever(agent: AgentRecord, order: tuple[int, int], said: Mapping[str, str]) -> int | None:
     return changed_at(agent, order, said) if agent.stuck_at is None else None
 
 
@@ -147,46 +146,50 @@ def _without_pauses(registered_at: int, last_seen_at: int | None, _resumed_at: i
         (3, "simulation.memory_store.silent_since", lambda *_: LONG_AGO, "missed_stuck"),
         (3, "simulation.memory_store.silent_since", lambda *_: SOON, "false_stuck"),
         (3, "simulation.memory_store.stuck_limit", _one_more, "missed_stuck"),
-        (3, "fleetbeat_worker.ingest.batch.changed_at", _unless_stuck, "late_unstuck"),
+        (3, "fleetbeat_worker.ingest.batch.changed_at", _as_ever, "late_unstuck"),
     ],
 )
 def test_a_broken_rule_is_found(
     monkeypatch: pytest.MonkeyPatch, seed: int, rule: str, broken: object, found: str
 ) -> None:
-    """Without outages, maintenance, grace or pauses, or with one interval too many, the oracle reports errors."""
+    """Without outages, maintenance, grace or pauses, or with one interval too many, the oracle says what is wrong."""
     monkeypatch.setattr(rule, broken)
     plan = draw_plan(seed, agents=60, weeks=0.5)
-    assert getattr(check_verdicts(plan, Oracle(plan), play(plan, MemoryStore(plan))), found)
+    assert getattr(judge(plan, Oracle(plan), play(plan, MemoryStore(plan))), found)
 
 
-def test_single_notices_of_an_incident_are_found(monkeypatch: pytest.MonkeyPatch, without_disk: Engine) -> None:
-    """When half of a fleet falls silent and no incident is detected, the oracle reports it."""
+def test_silences_told_singly_that_are_an_incident_are_found(
+    monkeypatch: pytest.MonkeyPatch, without_disk: Engine
+) -> None:
+    """Half of a fleet falls silent at one moment; with a rule that sees no incident, the oracle says so."""
     plan = draw_plan(16, agents=12, weeks=0.2)
     monkeypatch.setattr("fleetbeat_worker.sweep.incidents.is_incident", lambda *_: False)
     store = SqlStore(without_disk, plan)
-    verdicts = play(plan, store)
-    (error,) = find_false_notices(plan, Oracle(plan), verdicts, store.notices())
-    assert "sent 6 single notices when it flagged 6" in error
+    said = play(plan, store)
+    (fault,) = find_false_notices(plan, Oracle(plan), said, store.told())
+    assert "told singly of 6 when it flagged 6" in fault
 
 
-def test_verdicts_are_right_after_the_clock_is_set_back(without_disk: Engine) -> None:
-    """Agents whose last heartbeat is in the future are judged like the others."""
-    plan = draw_plan(39, agents=12, weeks=0.4, sets_clock_back=True)
+def test_a_clock_that_is_set_back_makes_no_verdict_wrong(without_disk: Engine) -> None:
+    """Agents that were heard in a time that hasn't come yet are judged as the others are."""
+    plan = draw_plan(39, agents=12, weeks=0.4, sets_back=True)
     assert plan.clock.steps
-    findings = check_verdicts(plan, Oracle(plan), play(plan, SqlStore(without_disk, plan)))
-    assert _wrong(findings) == {}
-    assert findings.flags
+    judgement = judge(plan, Oracle(plan), play(plan, SqlStore(without_disk, plan)))
+    assert _wrong(judgement) == {}
+    assert judgement.flags
 
 
-def test_future_times_that_are_not_repaired_are_found(monkeypatch: pytest.MonkeyPatch, without_disk: Engine) -> None:
-    """Without the repair of future times after a step back of the clock, the oracle reports a missed flag."""
+def test_who_is_heard_in_a_time_that_has_not_come_yet_and_goes_unjudged_is_found(
+    monkeypatch: pytest.MonkeyPatch, without_disk: Engine
+) -> None:
+    """Without what a sweep does once the clock was put right, the oracle misses a flag."""
     monkeypatch.setattr("fleetbeat_worker.sweep.transaction.correct_future_times", _never)
-    plan = draw_plan(39, agents=12, weeks=0.4, sets_clock_back=True)
-    assert check_verdicts(plan, Oracle(plan), play(plan, SqlStore(without_disk, plan))).missed_flags
+    plan = draw_plan(39, agents=12, weeks=0.4, sets_back=True)
+    assert judge(plan, Oracle(plan), play(plan, SqlStore(without_disk, plan))).missed_flags
 
 
 def test_the_same_seed_is_the_same_plan() -> None:
-    """A failing seed can be replayed."""
+    """A seed that failed replays."""
     first, second = draw_plan(7, agents=10, weeks=0.2), draw_plan(7, agents=10, weeks=0.2)
     assert first == second
     assert first != draw_plan(8, agents=10, weeks=0.2)
