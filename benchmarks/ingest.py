@@ -43,7 +43,7 @@ from sqlalchemy import Engine, Table, func, select, text
 from support import (
     databases,
     end_in_order,
-    fill_inbox,
+    fill_stream,
     heartbeats,
     in_new_process,
     print_json,
@@ -98,7 +98,7 @@ def drain(count: int) -> float:
 
 def measure_ingest(client: Any, sessions: Sequence[UUID], count: int, workers: int) -> float:  # noqa: ANN401 - see support
     """Return the heartbeats/s of one or more processes that drain the inbox."""
-    fill_inbox(client, heartbeats(sessions, count, PROGRESS_SHARE))
+    fill_stream(client, heartbeats(sessions, count, PROGRESS_SHARE))
     if workers == 1:
         return count / in_new_process(drain, count)
     with ThreadPoolExecutor(workers) as threads:
@@ -177,12 +177,12 @@ def enrol(engine: Engine, count: int) -> list[UUID]:
     now = time.time_ns() // 1_000_000
     agents: Table = Agent.__table__  # type: ignore[assignment] # a mapped class has a Table
     liveness: Table = Liveness.__table__  # type: ignore[assignment] # as above
-    named = ("session_id", "agent_name", "parallel", "lifecycle_entry")
+    named = ("session_id", "agent_name", "parallel")
     judged = ("session_id", "state", "state_changed_at", "deadline_at", "registered_at", "interval_seconds")
     for start in range(0, count, ROWS_AT_ONCE):
         part = list(enumerate(sessions[start : start + ROWS_AT_ONCE], start))
         with writing(engine) as connection:
-            names = [(session, f"agent-{number:07}", False, 0) for number, session in part]
+            names = [(session, f"agent-{number:07}", False) for number, session in part]
             bulk.insert(connection, agents, named, names)
             rows = [(session, "pending", now, now + 61_500, now, 30.0, 1.5) for _, session in part]
             bulk.insert(connection, liveness, (*judged, "grace_seconds"), rows)

@@ -45,7 +45,7 @@ from sqlalchemy import Engine, func, select
 from support import (
     TIMEOUT_SECONDS,
     end_in_order,
-    fill_inbox,
+    fill_stream,
     heartbeat,
     percentile,
     print_json,
@@ -216,7 +216,7 @@ def _stream(url: str, sessions: list[UUID], rate: int, seconds: float, sent: Sim
         for number, (first, wires) in enumerate(ticks):
             time.sleep(max(0.0, started + number * TICK_SECONDS - time.monotonic()))
             began = time.monotonic()
-            fill_inbox(client, wires)
+            fill_stream(client, wires)
             sent.put((first, began))
     behind = time.monotonic() - started - seconds
     if behind > seconds / 10:

@@ -33,9 +33,10 @@ from uuid import UUID
 
 import click
 import psutil
+from redis import Redis
 from support import (
     end_in_order,
-    fill_inbox,
+    fill_stream,
     heartbeats,
     print_json,
     print_machine,
@@ -49,7 +50,7 @@ from support import (
 
 from fleetbeat_shared.identifiers import new_message_id
 from fleetbeat_shared.messages import Heartbeat
-from fleetbeat_shared.redis_keys import INBOX
+from fleetbeat_shared.redis_keys import INBOX, SESSIONS
 from fleetbeat_shared.settings import Settings
 
 NEEDED_BYTES = 220
@@ -74,7 +75,7 @@ def measure(count: int, agents: int, share: float) -> Run:
         sessions = [registration(number).session_id for number in range(agents)]
         sizes: list[int] = []
         before = client.info("memory")["used_memory"]
-        fill_inbox(client, _measured(heartbeats(sessions, count, share), sizes))
+        fill_stream(client, _measured(heartbeats(sessions, count, share), sizes))
         after = client.info("memory")["used_memory"]
         stream = client.memory_usage(INBOX, samples=0)
     return Run(wire=mean(sizes), stream=stream / count, used_memory=(after - before) / count)
@@ -95,6 +96,10 @@ class Peak:
     stored: int
 
 
+def _left(client: Redis) -> int:
+    return int(client.xlen(INBOX)) + int(client.xlen(SESSIONS))
+
+
 def measure_worker(count: int, agents: int, metadata: dict[str, str] | None, seconds: float) -> Peak:
     """Return what a worker takes that finds a backlog."""
     with tempfile.TemporaryDirectory(prefix="fleetbeat-bench-") as directory, valkey() as url:
@@ -102,15 +107,15 @@ def measure_worker(count: int, agents: int, metadata: dict[str, str] | None, sec
         settings.export(os.environ)  # for the worker
         with closing(redis_client(url)) as client:
             made = [registration(number) for number in range(agents)]
-            fill_inbox(client, (message.to_wire() for message in made))
-            fill_inbox(client, _backlog([message.session_id for message in made], count, metadata))
+            fill_stream(client, (message.to_wire() for message in made), SESSIONS)
+            fill_stream(client, _backlog([message.session_id for message in made], count, metadata))
             worker = psutil.Popen([str(Path(sys.executable).with_name("fleetbeat")), "worker", "-n", "1"])
             try:
-                largest, together = _watch(worker, lambda: not client.xlen(INBOX), seconds)
+                largest, together = _watch(worker, lambda: not _left(client), seconds)
             finally:
                 worker.terminate()
                 worker.wait()
-            return Peak(largest, together, count + agents - client.xlen(INBOX))
+            return Peak(largest, together, count + agents - _left(client))
 
 
 def _backlog(sessions: list[UUID], count: int, metadata: dict[str, str] | None) -> Iterator[bytes]:

@@ -15,10 +15,11 @@ from typing import Any
 
 from sqlalchemy import Engine
 
+from fleetbeat_shared.redis_keys import INBOX
 from fleetbeat_shared.settings import Settings
-from fleetbeat_worker.broker.inbox import Entry
+from fleetbeat_worker.broker.entries import RawEntry, decode
 from fleetbeat_worker.database.engine import open_engine
-from fleetbeat_worker.ingest.transaction import store_entries
+from fleetbeat_worker.ingest.transaction import store_heartbeats
 from fleetbeat_worker.rules.spans import to_milliseconds
 
 
@@ -32,11 +33,10 @@ def _tools() -> tuple[Settings, Engine]:
 def store_heartbeat(wire: str) -> None:
     """Store one heartbeat. Raises ValueError when it was set aside, so that the job fails."""
     settings, engine = _tools()
-    now = datetime.now(UTC)
-    entry = Entry(f"{to_milliseconds(now)}-0", wire.encode())
-    (batch,) = store_entries(engine, [entry], now, settings)
-    if not batch.heartbeats:
-        message = f"the heartbeat was set aside: {batch.rejected}"
+    now = to_milliseconds(datetime.now(UTC))
+    (changes,) = store_heartbeats(engine, decode([RawEntry(f"{now}-0", wire.encode())], now, INBOX), now, settings)
+    if not changes.heartbeats:
+        message = f"the heartbeat was set aside: {changes.rejected}"
         raise ValueError(message)
 
 

@@ -176,11 +176,11 @@ def heartbeats(sessions: Sequence[UUID], count: int, progress_share: float) -> I
         yield heartbeat(session_id, progress=draw.random() < progress_share, draw=draw).to_wire()
 
 
-def fill_inbox(client: Redis, wires: Iterable[bytes]) -> None:
-    """Add messages to the inbox, a thousand at a time."""
+def fill_stream(client: Redis, wires: Iterable[bytes], stream: str = INBOX) -> None:
+    """Add messages to a stream, a thousand at a time."""
     with client.pipeline(transaction=False) as pipe:
         for wire in wires:
-            pipe.xadd(INBOX, {FIELD: wire})
+            pipe.xadd(stream, {FIELD: wire})
             if len(pipe) == 1000:  # noqa: PLR2004 - any number that is neither small nor large
                 pipe.execute()
         pipe.execute()

@@ -51,12 +51,14 @@ from support import (
 )
 
 from fleetbeat_shared.identifiers import new_message_id
+from fleetbeat_shared.redis_keys import INBOX
 from fleetbeat_shared.settings import Settings
 from fleetbeat_worker.broker.accounting import Account
-from fleetbeat_worker.broker.inbox import Entry, Horizon
+from fleetbeat_worker.broker.entries import RawEntry, decode
+from fleetbeat_worker.broker.inbox import Horizon
 from fleetbeat_worker.database.engine import open_engine, reading, writing
 from fleetbeat_worker.database.tables import Liveness
-from fleetbeat_worker.ingest.transaction import store_entries
+from fleetbeat_worker.ingest.transaction import store_heartbeats
 from fleetbeat_worker.rules.spans import from_milliseconds, to_milliseconds
 from fleetbeat_worker.store.pipeline import PipelineState, read_pipeline_state, write_pipeline
 from fleetbeat_worker.sweep.queries import find_overdue, flag
@@ -116,8 +118,8 @@ def fill(engine: Engine, count: int, now: int) -> None:
     with writing(engine) as connection:
         connection.execute(
             text(
-                f"{NUMBERS[kind]} INSERT INTO agents (session_id, agent_name, parallel, lifecycle_entry) "  # noqa: S608 - our own text
-                f"SELECT {KEY[kind]}, 'agent-' || i, false, 0 FROM n"
+                f"{NUMBERS[kind]} INSERT INTO agents (session_id, agent_name, parallel) "  # noqa: S608 - our own text
+                f"SELECT {KEY[kind]}, 'agent-' || i, false FROM n"
             ),
             {"count": count},
         )
@@ -243,12 +245,11 @@ def ingest_for(url: str, seconds: float, rate: float) -> float:
             time.sleep(0.002)
             continue
         prepared_at = time.monotonic()  # making messages is no part of ingest
-        now = datetime.now(UTC)
-        head = to_milliseconds(now)
-        entries = [Entry(f"{head}-{number}", wire) for number, wire in enumerate(waiting)]
+        now = to_milliseconds(datetime.now(UTC))
+        raw = [RawEntry(f"{now}-{number}", wire) for number, wire in enumerate(waiting)]
         spent += time.monotonic() - prepared_at
-        store_entries(engine, entries, now, settings)
-        stored += len(entries)
+        store_heartbeats(engine, decode(raw, now, INBOX), now, settings)
+        stored += len(raw)
         prepared_at = time.monotonic()
         waiting = _beats_of(sessions, draw)
         spent += time.monotonic() - prepared_at

@@ -10,8 +10,8 @@ from typing import Any
 
 from redis import Redis
 
-from fleetbeat_shared.messages import Heartbeat, parse_message
-from fleetbeat_shared.redis_keys import FIELD, INBOX
+from fleetbeat_shared.messages import Heartbeat
+from helpers import sent_messages
 
 BEGIN = """
 import os, sys, time, fleetbeat_producer as fleetbeat
@@ -53,8 +53,7 @@ def start(code: str, redis_url: str) -> subprocess.Popen[str]:
 
 def inbox(redis: Redis) -> list[Any]:
     """Return the messages that were sent."""
-    entries: Any = redis.xrange(INBOX)
-    return [parse_message(fields[FIELD.encode()]) for _, fields in entries]
+    return sent_messages(redis)
 
 
 def progress(redis: Redis) -> list[str]:

@@ -24,6 +24,8 @@ from fleetbeat_worker.database.engine import open_engine
 from fleetbeat_worker.database.tables import Base
 from helpers import free_port, quick_settings
 
+hypothesis.settings.register_profile("default", deadline=None)  # a busy machine takes its time
+hypothesis.settings.load_profile("default")
 hypothesis.settings.register_profile("long", deadline=None)  # what takes minutes, for who asks for it
 
 

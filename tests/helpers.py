@@ -16,10 +16,12 @@ from redis import Redis
 from sqlalchemy import Engine, func, select, text
 
 from fleetbeat_shared.identifiers import new_message_id
-from fleetbeat_shared.messages import Deregister, Heartbeat, Register
-from fleetbeat_shared.redis_keys import FIELD, INBOX
+from fleetbeat_shared.messages import Deregister, Heartbeat, Message, Register, parse_message
+from fleetbeat_shared.redis_keys import FIELD, INBOX, SESSIONS, stream_of
 from fleetbeat_shared.settings import Settings
+from fleetbeat_worker.broker.entries import Entry, decode
 from fleetbeat_worker.broker.inbox import Inbox
+from fleetbeat_worker.broker.lane import Lane
 from fleetbeat_worker.database.engine import reading, writing
 from fleetbeat_worker.database.tables import (
     Agent,
@@ -35,6 +37,8 @@ from fleetbeat_worker.database.tables import (
     StoredHeartbeat,
 )
 from fleetbeat_worker.ingest.job import Ingest
+from fleetbeat_worker.ingest.lane import apply_lane
+from fleetbeat_worker.ingest.transaction import store_heartbeats
 from fleetbeat_worker.rules.spans import from_milliseconds, to_milliseconds
 
 Answer = TypeVar("Answer")
@@ -131,13 +135,22 @@ def redis_time(client: Redis) -> datetime:
 
 
 def send(client: Redis, *messages: Register | Heartbeat | Deregister | bytes, at: datetime | None = None) -> list[str]:
-    """Add messages to the inbox; with `at`, as if they had arrived then. Return the entries' ids."""
+    """Add messages to their streams; with `at`, as if they had arrived then. Return the entries' ids."""
     entry_id = "*" if at is None else f"{to_milliseconds(at)}-*"
     with client.pipeline(transaction=False) as pipe:
         for message in messages:
-            wire = message if isinstance(message, bytes) else message.to_wire()
-            pipe.xadd(INBOX, {FIELD: wire}, id=entry_id)
+            if isinstance(message, bytes):
+                pipe.xadd(INBOX, {FIELD: message}, id=entry_id)
+            else:
+                pipe.xadd(stream_of(message.kind), {FIELD: message.to_wire()}, id=entry_id)
         return [found.decode() for found in pipe.execute()]
+
+
+def sent_messages(client: Redis) -> list[Message]:
+    """Return what is in both streams, in the order in which it was sent."""
+    found = [entry for stream in (INBOX, SESSIONS) for entry in client.xrange(stream)]
+    messages = [(int(entry_id.partition(b"-")[0]), parse_message(fields[FIELD.encode()])) for entry_id, fields in found]
+    return [message for _, message in sorted(messages, key=lambda sent: (sent[0], sent[1].id))]
 
 
 @contextmanager
@@ -165,7 +178,8 @@ def flood(redis: Redis, session_id: UUID) -> Iterator[list[str]]:
 
 def send_spread(client: Redis, *messages: Register | Heartbeat | Deregister | bytes) -> None:
     """Add messages to the inbox a millisecond apart: those of one millisecond have no order among batches."""
-    start = from_milliseconds(int(client.xinfo_stream(INBOX)["last-generated-id"].partition(b"-")[0]))
+    streams = [client.xinfo_stream(stream) for stream in (INBOX, SESSIONS) if client.exists(stream)]
+    start = from_milliseconds(max(int(stream["last-generated-id"].partition(b"-")[0]) for stream in streams))
     eventually(lambda: redis_time(client) > start + timedelta(milliseconds=len(messages)), every_seconds=0.002)
     for number, message in enumerate(messages, 1):
         send(client, message, at=start + timedelta(milliseconds=number))
@@ -221,7 +235,7 @@ def count_heartbeats(engine: Engine) -> int:
 
 
 def backlog(client: Redis) -> int:
-    return int(client.xlen(INBOX))
+    return int(client.xlen(INBOX)) + int(client.xlen(SESSIONS))
 
 
 def quick_settings(redis_url: str, database_url: str, **changes: Any) -> Settings:
@@ -253,6 +267,22 @@ def drain(client: Redis, engine: Engine, settings: Settings, consumer: str = "wo
     """Run one ingest job in this process until the inbox stays empty; return how many entries it stored."""
     Inbox(client).create_group()
     return Ingest(client, engine, settings, consumer).run(within)
+
+
+def take(client: Redis, consumer: str, number: int = 50) -> list[Entry]:
+    """Take entries out of the inbox as a worker does, to store them later."""
+    Inbox(client).create_group()
+    return decode(Inbox(client).read(consumer, number, 0.1), to_milliseconds(redis_time(client)), INBOX)
+
+
+def store(client: Redis, engine: Engine, entries: list[Entry], settings: Settings) -> None:
+    """Store entries that were taken, and leave them unacknowledged."""
+    store_heartbeats(engine, entries, to_milliseconds(redis_time(client)), settings)
+
+
+def drain_lane(client: Redis, engine: Engine, settings: Settings) -> int:
+    """Apply all that waits in the lane; return how much that was."""
+    return apply_lane(Lane(client, "worker"), client, engine, settings, 1_000_000)
 
 
 def enrol(client: Redis, engine: Engine, settings: Settings, *names: str, **fields: Any) -> list[UUID]:

@@ -9,12 +9,15 @@ from uuid import UUID
 from sqlalchemy import Engine
 
 from fleetbeat_shared.messages import Deregister, Heartbeat, Register
+from fleetbeat_shared.redis_keys import stream_of
 from fleetbeat_shared.settings import Settings
 from fleetbeat_worker.broker.accounting import Account
-from fleetbeat_worker.broker.inbox import Entry, Horizon
+from fleetbeat_worker.broker.entries import RawEntry, decode
+from fleetbeat_worker.broker.inbox import Horizon
 from fleetbeat_worker.broker.pulse import Pulse
 from fleetbeat_worker.database.engine import writing
-from fleetbeat_worker.ingest.transaction import store_entries
+from fleetbeat_worker.ingest.lane import apply_entries
+from fleetbeat_worker.ingest.transaction import store_heartbeats
 from fleetbeat_worker.rules.spans import to_milliseconds
 from fleetbeat_worker.sweep.transaction import NO_PULSE, SweepReport, judge_fleet
 
@@ -65,8 +68,14 @@ class Simulation:
             return judge_fleet(connection, horizon, account, self.settings, periodic=True, pulse=pulse)
 
     def _store(self, message: Register | Heartbeat | Deregister, when: float) -> None:
-        entry = Entry(f"{to_milliseconds(at(when))}-{self._messages}", message.to_wire())
-        store_entries(self.engine, [entry], at(when), self.settings)
+        now = to_milliseconds(at(when))
+        raw = RawEntry(f"{now}-{self._messages}", message.to_wire())
+        entries = decode([raw], now, stream_of(message.kind))
+        if isinstance(message, Heartbeat):
+            store_heartbeats(self.engine, entries, now, self.settings)
+            return
+        with writing(self.engine) as connection:
+            apply_entries(connection, entries, now, self.settings)
 
     def _new_id(self, when: float) -> UUID:
         self._messages += 1

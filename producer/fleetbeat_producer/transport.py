@@ -1,4 +1,4 @@
-"""Connection from an agent to Redis: adds messages to the inbox, and waits for a worker's reply to one.
+"""Connection from an agent to Redis: adds messages to their streams, and waits for a worker's reply to one.
 
 Importing this module doesn't import pydantic or redis-py: the background sender needs it in every agent.
 """
@@ -23,13 +23,9 @@ if TYPE_CHECKING:
     from fleetbeat_shared.messages import Message, Reply
     from fleetbeat_shared.settings import Settings
 
-UNKNOWN_SESSION_SECONDS = 2.0
-"""How long after the first `unknown_session` a sender waits for another reply. A heartbeat may overtake its own
-registration; the worker replies once more when it has applied it."""
-
 
 class Transport:
-    """A process's connection to the inbox. Threads may share it; a forked child makes its own.
+    """A process's connection to Redis. Threads may share it; a forked child makes its own.
 
     Raises SettingsError when the settings' URL is not a Redis URL. It connects at the first command.
     """
@@ -40,21 +36,21 @@ class Transport:
         self._redis = connect(self._url, timeout_seconds=self._timeout_seconds)
 
     def send(self, message: Message) -> None:
-        """Add a message to the inbox.
+        """Add a message to its stream.
 
         Raises RedisUnavailable when Redis didn't acknowledge it. If only the acknowledgement was lost, the message may
-        be in the inbox nevertheless.
+        be in the stream nevertheless.
         """
         with redis_errors(self._url):
-            self._redis.xadd(redis_keys.INBOX, {redis_keys.FIELD: message.to_wire()})
+            self._redis.xadd(redis_keys.stream_of(message.kind), {redis_keys.FIELD: message.to_wire()})
 
     def send_batch(self, wires: list[bytes]) -> list[RedisUnavailable | None]:
-        """Add encoded messages to the inbox in one pipeline; return for each None, or why Redis refused it.
+        """Add encoded heartbeats to the inbox in one pipeline; return for each None, or why Redis refused it.
 
         Raises RedisUnavailable when Redis didn't answer: then each of them may be in the inbox or not.
         """
         with redis_errors(self._url):
-            errors = add_batch(self._redis, wires)
+            errors = add_batch(self._redis, redis_keys.INBOX, wires)
         return [None if error is None else unavailable(self._url, error) for error in errors]
 
     def send_and_wait(self, message: Message, wait_seconds: float) -> Reply:
@@ -71,32 +67,21 @@ class Transport:
     def wait_for_reply(self, message: Message, wait_seconds: float, sent_at: float) -> Reply:
         """Wait for the reply to a message that was sent at `sent_at` (monotonic clock).
 
-        `unknown_session` is final only UNKNOWN_SESSION_SECONDS after it was received, or when the wait is over: the
-        registration may be on its way, and then a second reply comes.
-
         Raises UnknownSession, SessionEnded or MessageRejected for a refusal, and NotConfirmed when there is no reply
         in time or none that can be read.
         """
-        deadline = sent_at + wait_seconds
-        is_unknown = False
-        while (reply := self._next_reply(message, deadline)) is not None:
-            if reply.ok:
-                return reply
-            if reply.code != UnknownSession.code:
-                raise _refusal(message, reply.code)
-            if not is_unknown:
-                # Counted from now, not from sending: workers that are behind are late with both replies.
-                is_unknown, deadline = True, min(deadline, time.monotonic() + UNKNOWN_SESSION_SECONDS)
-        if is_unknown:
-            text = f"No session {message.session_id} is registered. Register the agent first."
-            raise UnknownSession(text)
+        reply = self._read_reply(message, sent_at + wait_seconds)
+        if reply is not None and reply.ok:
+            return reply
+        if reply is not None:
+            raise _refusal(message, reply.code)
         text = (
             f"No worker confirmed the message within {format_duration(wait_seconds)}. "
             "It stays in the inbox. Check whether workers run: fleetbeat check"
         )
         raise NotConfirmed(text)
 
-    def _next_reply(self, message: Message, deadline: float) -> Reply | None:
+    def _read_reply(self, message: Message, deadline: float) -> Reply | None:
         """Wait for a reply until the deadline (monotonic clock); None if there was none. Raises NotConfirmed."""
         key = redis_keys.reply_key(message.id)
         try:
@@ -117,14 +102,14 @@ class Transport:
         return f"<Transport to {place(self._url)}>"
 
 
-def add_batch(redis: Redis, wires: list[bytes]) -> list[Exception | None]:
-    """Add encoded messages to the inbox in one pipeline; return for each None, or redis-py's error.
+def add_batch(redis: Redis, stream: str, wires: list[bytes]) -> list[Exception | None]:
+    """Add encoded messages to a stream in one pipeline; return for each None, or redis-py's error.
 
     Raises redis-py's errors when Redis didn't answer.
     """
     with redis.pipeline(transaction=False) as pipe:
         for wire in wires:
-            pipe.xadd(redis_keys.INBOX, {redis_keys.FIELD: wire})
+            pipe.xadd(stream, {redis_keys.FIELD: wire})
         answers = pipe.execute(raise_on_error=False)
     return [answer if isinstance(answer, Exception) else None for answer in answers]
 
@@ -164,7 +149,9 @@ def _parse_reply(text: bytes) -> Reply:
         raise NotConfirmed(sentence) from error
 
 
-def _refusal(message: Message, code: str | None) -> SessionEnded | MessageRejected:
+def _refusal(message: Message, code: str | None) -> UnknownSession | SessionEnded | MessageRejected:
+    if code == UnknownSession.code:
+        return UnknownSession(f"No session {message.session_id} is registered. Register the agent first.")
     if code == SessionEnded.code:
         return SessionEnded(f"The session {message.session_id} has ended. Register the agent again.")
     return MessageRejected(

@@ -8,16 +8,29 @@ if TYPE_CHECKING:
     from uuid import UUID
 
 INBOX = "fleetbeat:inbox"
-"""The Redis stream that agents add their messages to."""
+"""The Redis stream that agents add their heartbeats to."""
+
+SESSIONS = "fleetbeat:sessions"
+"""The lane: the Redis stream that agents add their registrations and deregistrations to. The workers apply it in its
+order, and before the heartbeats that were added later."""
+
+SESSIONS_IN_HAND = "fleetbeat:sessions-in-hand"
+"""A hash: what a worker has in hand of the lane, so that it is known if it dies of it."""
+
+
+def stream_of(kind: str) -> str:
+    """Tell the stream that messages of a kind are added to."""
+    return INBOX if kind == "heartbeat" else SESSIONS
+
 
 FIELD = "m"
-"""The one field of an inbox entry: the message as JSON. Short, because every queued heartbeat carries it."""
+"""The one field of an entry of either stream: the message as JSON. Short, as every queued heartbeat carries it."""
 
 GROUP = "fleetbeat"
 """The consumer group through which the workers read the inbox."""
 
 ACCOUNT = "fleetbeat:account"
-"""A hash: how many entries the workers took out of the inbox, and more counts."""
+"""A hash: how many entries the workers took out of the inbox and the session lane, and more counts."""
 
 QUEUE = "fleetbeat"
 """The RQ queue of the jobs `ingest`, `sweep`, `notify` and `prune`. One queue only: with several, RQ pops in a way that
@@ -27,7 +40,7 @@ DISPATCHER_LOCK = "fleetbeat:dispatcher"
 """Held by the elected dispatcher."""
 
 STORED = "fleetbeat:stored"
-"""A hash: how many entries each worker took out of the inbox, by its name."""
+"""A hash: how many entries each worker took out of the inbox and the lane, by its name."""
 
 PULSE = "fleetbeat:pulse"
 """When Redis last accepted a write of a pool, in milliseconds since 1970."""

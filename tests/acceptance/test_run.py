@@ -19,7 +19,7 @@ import pytest
 from redis import Redis
 
 from acceptance.place import PATIENCE_SECONDS, Done, Place, Running
-from fleetbeat_shared.redis_keys import FIELD, INBOX
+from fleetbeat_shared.redis_keys import FIELD, stream_of
 from helpers import eventually, free_port
 
 RUN = ("fleetbeat-agent", "run", "--name", "job", "--every", "30s")
@@ -33,7 +33,7 @@ def python(*lines: str) -> tuple[str, ...]:
 
 def told(redis: Redis, kind: str) -> list[dict[str, Any]]:
     """Return what was sent of a kind, in its order."""
-    messages = [json.loads(fields[FIELD.encode()]) for _, fields in redis.xrange(INBOX)]
+    messages = [json.loads(fields[FIELD.encode()]) for _, fields in redis.xrange(stream_of(kind))]
     return [message for message in messages if message["kind"] == kind]
 
 

@@ -14,9 +14,8 @@ from redis import Redis
 
 from acceptance.place import Done, Place
 from fleetbeat_producer.cli import main as fleetbeat_agent
-from fleetbeat_shared import redis_keys
-from fleetbeat_shared.messages import Heartbeat, parse_message
-from helpers import free_port
+from fleetbeat_shared.messages import Heartbeat
+from helpers import free_port, sent_messages
 from processes import end_of, fork
 
 AGENT = "fleetbeat-agent"
@@ -32,7 +31,7 @@ def kept(place: Place) -> list[Path]:
 
 
 def received(redis: Redis) -> list[Heartbeat]:
-    found = [parse_message(entry[redis_keys.FIELD.encode()]) for _, entry in redis.xrange(redis_keys.INBOX)]
+    found = sent_messages(redis)
     assert all(isinstance(message, Heartbeat) for message in found)
     return found  # type: ignore[return-value] # as just looked at
 

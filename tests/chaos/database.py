@@ -88,13 +88,14 @@ def fill_disk(here: Place) -> None:
 
 
 def refuse_unstorable(here: Place) -> None:
-    """Let the database refuse heartbeats of a certain progress."""
+    """Let the database refuse heartbeats of a certain progress, and agents of a certain name."""
     with here.engine.begin() as connection:
-        if here.postgresql is not None:
-            connection.execute(text("ALTER TABLE heartbeats DROP CONSTRAINT IF EXISTS refuse"))
-            check = f"CHECK (progress <> '{UNSTORABLE}')"
-            connection.execute(text(f"ALTER TABLE heartbeats ADD CONSTRAINT refuse {check}"))
-        else:
-            when = f"BEFORE INSERT ON heartbeats WHEN NEW.progress = '{UNSTORABLE}'"
-            refuse = "BEGIN SELECT RAISE(ABORT, 'refused'); END"
-            connection.execute(text(f"CREATE TRIGGER IF NOT EXISTS refuse {when} {refuse}"))
+        for table, column in (("heartbeats", "progress"), ("agents", "agent_name")):
+            if here.postgresql is not None:
+                connection.execute(text(f"ALTER TABLE {table} DROP CONSTRAINT IF EXISTS refuse"))
+                check = f"CHECK ({column} <> '{UNSTORABLE}')"
+                connection.execute(text(f"ALTER TABLE {table} ADD CONSTRAINT refuse {check}"))
+            else:
+                when = f"BEFORE INSERT ON {table} WHEN NEW.{column} = '{UNSTORABLE}'"
+                refuse = "BEGIN SELECT RAISE(ABORT, 'refused'); END"
+                connection.execute(text(f"CREATE TRIGGER IF NOT EXISTS refuse_{table} {when} {refuse}"))

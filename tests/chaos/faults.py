@@ -165,8 +165,9 @@ def send_deadly(here: Place) -> None:
     """Send messages that kill whoever reads them."""
     with _session(here) as session_id:
         for _ in range(STRIKES // 2):
-            entries = here.send(*_beats(session_id, 3), _beat(session_id, DEADLY), *_beats(session_id, 3))
-            here.harmful[entries[3]] = Reason.POISON
+            deadly = registration(0).model_copy(update={"agent_name": DEADLY})
+            entries = here.send(*_beats(session_id, 3), _beat(session_id, DEADLY), deadly, *_beats(session_id, 3))
+            here.harmful |= dict.fromkeys(entries[3:5], Reason.POISON)
             time.sleep(0.25)
 
 
@@ -178,7 +179,9 @@ def send_unstorable(here: Place) -> None:
             beats = _beats(session_id, BATCH_SIZE)
             place = (17 * number) % BATCH_SIZE
             beats[place] = _beat(session_id, UNSTORABLE)
-            here.harmful[here.send(*beats)[place]] = Reason.FAILED
+            unstorable = registration(0).model_copy(update={"agent_name": UNSTORABLE})
+            entries = here.send(*beats, unstorable)
+            here.harmful |= dict.fromkeys((entries[place], entries[-1]), Reason.FAILED)
             time.sleep(0.25)
 
 

@@ -27,15 +27,16 @@ from support import TIMEOUT_SECONDS, create_database, heartbeat, registration, u
 from fleetbeat_shared.connection import connect
 from fleetbeat_shared.identifiers import new_message_id
 from fleetbeat_shared.messages import Deregister, Message, Reason
-from fleetbeat_shared.redis_keys import FIELD, GROUP, INBOX
+from fleetbeat_shared.redis_keys import FIELD, GROUP, INBOX, SESSIONS, stream_of
 from fleetbeat_shared.settings import Settings
 from fleetbeat_worker.broker.embedded_valkey import EmbeddedValkey, find_free_port
+from fleetbeat_worker.broker.entries import Entry
 from fleetbeat_worker.database.engine import open_engine
 from fleetbeat_worker.database.tables import Event, RejectedMessage, StoredHeartbeat
 from fleetbeat_worker.rules.enums import EventType
 
 PRODUCERS = 2
-SESSIONS = 4
+AGENTS = 4
 """Of each producer, in each round."""
 BATCH_SIZE = 50
 HOLD_SECONDS = 2.0
@@ -119,21 +120,26 @@ class Place:
         self.kills += 1
         self.valkey.stop()
 
-    def send(self, *messages: Message | bytes) -> list[str]:
-        """Send messages, all at once, until Redis has taken them; return their entries' ids."""
+    def send(self, *messages: Message | bytes, of_bytes: str = INBOX) -> list[str]:
+        """Send messages, all at once, until Redis has taken them; return their entries' keys.
+
+        Those that are bytes go to the stream `of_bytes`, the others to their own.
+        """
+        streams = [of_bytes if isinstance(message, bytes) else stream_of(message.kind) for message in messages]
         ends_at = time.monotonic() + TIMEOUT_SECONDS
         with closing(self.client()) as client:
             while time.monotonic() < ends_at:
                 pipe = client.pipeline(transaction=len(messages) > 1)  # anew: one that can't connect keeps what it has
-                for message in messages:
-                    pipe.xadd(INBOX, {FIELD: message if isinstance(message, bytes) else message.to_wire()})
+                for stream, message in zip(streams, messages, strict=True):
+                    pipe.xadd(stream, {FIELD: message if isinstance(message, bytes) else message.to_wire()})
                 try:
-                    taken = [entry_id.decode() for entry_id in pipe.execute()]
+                    ids = zip(pipe.execute(), streams, strict=True)
+                    taken = [Entry(entry_id.decode(), stream, b"", 0, 0).key for entry_id, stream in ids]
                 except (RedisError, OSError):
                     time.sleep(0.05)
                     continue
-                ids = [None if isinstance(message, bytes) else message.id for message in messages]
-                self.acknowledged.update(zip(taken, ids, strict=True))
+                known = [None if isinstance(message, bytes) else message.id for message in messages]
+                self.acknowledged.update(zip(taken, known, strict=True))
                 return taken
         message = "Redis took no message for a minute."
         raise click.ClickException(message)
@@ -153,7 +159,8 @@ class Place:
         """Return how many messages are still in the inbox or in somebody's hands; -1 if Redis doesn't tell."""
         try:
             with closing(self.client()) as client:
-                return int(client.xlen(INBOX)) + int(client.xpending(INBOX, GROUP)["pending"])
+                waiting = int(client.xlen(INBOX)) + int(client.xlen(SESSIONS))
+                return waiting + int(client.xpending(INBOX, GROUP)["pending"])
         except ResponseError:
             return 0 if not self.acknowledged else -1
         except (RedisError, OSError):
@@ -226,14 +233,19 @@ class Load:
             sent.result()
 
     def _send(self, messages: int, draw: random.Random) -> None:
-        registrations = [registration(draw.randrange(10**6)) for _ in range(SESSIONS)]
+        registrations = [registration(draw.randrange(10**6)) for _ in range(AGENTS)]
         sessions = [message.session_id for message in registrations]
         for message in registrations:
             self._place.send(message)
         pause = LOAD_SECONDS / max(1, messages)
-        for _ in range(messages - 2 * SESSIONS):
-            if draw.random() < 0.1:
-                self._place.send(draw.choice(_BAD))
+        for _ in range(messages - 2 * AGENTS):
+            chance = draw.random()
+            if chance < 0.1:
+                self._place.send(draw.choice(_BAD), of_bytes=draw.choice((INBOX, SESSIONS)))
+            elif chance < 0.2:  # an agent promises something else, or ends and comes back
+                again = draw.choice(registrations).model_copy(update={"id": new_message_id()})
+                ends = [Deregister(id=new_message_id(), session_id=again.session_id, sent_at=again.sent_at)]
+                self._place.send(*ends[: draw.randrange(2)], again)
             else:
                 self._place.send(heartbeat(draw.choice(sessions), progress=draw.random() < 0.3, draw=draw))
             time.sleep(pause)

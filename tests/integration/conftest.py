@@ -8,6 +8,7 @@ from redis import Redis
 from sqlalchemy import Engine
 
 from fleetbeat_shared.settings import Settings
+from fleetbeat_worker.broker import consumer
 from fleetbeat_worker.database import engine as databases
 from fleetbeat_worker.database.engine import open_engine, reading
 from fleetbeat_worker.ingest import job as ingest
@@ -18,8 +19,7 @@ from fleetbeat_worker.sweep.job import sweep
 def _hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let an ingest job look around more often, so that no test waits for it."""
     monkeypatch.setattr(ingest, "BLOCK_SECONDS", 0.02)
-    monkeypatch.setattr(ingest, "PUT_RIGHT_SECONDS", 0.1)
-    monkeypatch.setattr(ingest, "PACE_SECONDS", 0.002)
+    monkeypatch.setattr(consumer, "PACE_SECONDS", 0.002)
     monkeypatch.setattr(ingest, "LONGEST_PAUSE_SECONDS", 0.2)
     monkeypatch.setattr(databases, "BUSY_SECONDS", 1.0)
 

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from heapq import heapify, heappop, heappush
 from uuid import UUID
 
-from fleetbeat_shared.messages import Deregister, Heartbeat, Reason, Register
-from fleetbeat_worker.broker.inbox import Entry, Horizon
+from fleetbeat_shared.messages import Deregister, Heartbeat, Register
+from fleetbeat_worker.broker.inbox import Horizon
 from fleetbeat_worker.broker.pulse import Pulse
 from fleetbeat_worker.ingest.batch import Batch
-from fleetbeat_worker.ingest.session_state import AgentRecord, Facts, LifecycleEvent
+from fleetbeat_worker.ingest.changeset import Changeset
+from fleetbeat_worker.ingest.lifecycle import Lifecycle
+from fleetbeat_worker.ingest.session_state import AgentRecord, Facts
 from fleetbeat_worker.rules.anomalies import is_stuck, stuck_limit
 from fleetbeat_worker.rules.deadlines import DeadlineRule, Unwatched, deadline_of
-from fleetbeat_worker.rules.enums import LIFECYCLE
 from fleetbeat_worker.rules.liveness import State, silent_since
 from fleetbeat_worker.rules.maintenance_windows import Window, WindowRule, running, windows_of
 from fleetbeat_worker.rules.spans import from_milliseconds, subtract, to_milliseconds
@@ -23,7 +23,7 @@ from fleetbeat_worker.rules.sweep_gaps import longest_gap_seconds, outage_betwee
 from simulation.commands import MaintenanceRule
 from simulation.draw import DAY
 from simulation.model import MISSED, Arrival, Plan
-from simulation.play import WATCHED, Names, freed, overtaken_for, stuck_from, window_rule
+from simulation.play import WATCHED, Names, entry_of, freed, stuck_from, window_rule
 
 
 class MemoryStore:
@@ -32,9 +32,8 @@ class MemoryStore:
     def __init__(self, plan: Plan) -> None:
         self._sweep_seconds = float(plan.sweep_seconds)
         self._stuck_after = plan.stuck_after
-        self._overtaken_for = overtaken_for(plan)
         self._agents: dict[UUID, AgentRecord] = {}
-        self._lifecycles: dict[UUID, list[LifecycleEvent]] = defaultdict(list)
+        self._stored: set[UUID] = set()
         self._outages: list[tuple[int, int]] = []
         self._watermark = 0
         self._swept_at: int | None = None
@@ -43,48 +42,39 @@ class MemoryStore:
         self._windows: list[Window] = []
         self._paused: dict[UUID, int | None] = {}
         """Until when."""
-        self._waiting: list[tuple[Entry, Register | Heartbeat | Deregister, bool, int]] = []
-        """What has no open session; whether that was known, and had ended; and when it was refused."""
         self._due: list[tuple[int, UUID]] = []
         """Deadlines, the next one first; a deadline that moved on is here twice."""
         self._may_stick: list[tuple[int, UUID]] = []
         """From when on agents may be stuck, the next one first; as above."""
 
     def commit(self, now: int, arrivals: Sequence[Arrival]) -> Names:
-        """Apply entries to the fleet."""
-        return self._apply(now, [(Entry(each.entry_id, b""), each.message) for each in arrivals])
+        """Apply heartbeats to the fleet."""
+        changes = self._changes(now)
+        batch = Batch(changes)
+        for entry in (entry_of(arrival, now) for arrival in arrivals):
+            if isinstance(entry.message, Heartbeat):
+                batch.apply(entry, entry.message)
+        return self._note(changes, arrivals)
 
-    def put_right(self, now: int) -> Names:
-        """Apply what waits for a session that is known by now."""
-        ready, waiting = [], []
-        for entry, message, had_ended, refused_at in self._waiting:
-            agent = self._agents.get(message.session_id)
-            if agent and not (had_ended and (agent.ended_at or entry.milliseconds < agent.registered_at)):
-                ready.append((entry, message))
-            elif now - refused_at < self._overtaken_for:
-                waiting.append((entry, message, had_ended, refused_at))
-        self._waiting = waiting
-        return self._apply(now, ready) if ready else Names()
+    def advance(self, now: int, arrivals: Sequence[Arrival]) -> Names:
+        """Apply registrations and ends to the fleet."""
+        changes = self._changes(now)
+        lifecycle = Lifecycle(changes)
+        for entry in (entry_of(arrival, now) for arrival in arrivals):
+            if isinstance(entry.message, Register | Deregister):
+                lifecycle.apply(entry, entry.message)
+        return self._note(changes, arrivals)
 
-    def _apply(self, now: int, messages: Sequence[tuple[Entry, Register | Heartbeat | Deregister]]) -> Names:
-        facts = Facts(now, self._watermark or None, self._outages, MISSED, tasks={}, lifecycles=self._lifecycles)
-        batch = Batch(facts, agents=self._agents)
-        for entry, message in messages:
-            batch.apply(entry, message)
-        for event in batch.events:
-            if event["type"] in LIFECYCLE:
-                told = LifecycleEvent(event["type"], event["occurred_at"], event["message_id"], event["detail"])
-                self._lifecycles[event["session_id"]].append(told)
-        waiting = {row["entry_id"]: row["reason"] for row in batch.rejected if row["awaits_session_id"]}
-        self._waiting += [
-            (entry, message, waiting[entry.id] == Reason.SESSION_ENDED, now)
-            for entry, message in messages
-            if entry.id in waiting
-        ]
-        for session_id in {message.session_id for _, message in messages} & self._agents.keys():
+    def _changes(self, now: int) -> Changeset:
+        facts = Facts(now, self._watermark or None, self._outages, MISSED, stored=self._stored)
+        return Changeset(facts, agents=self._agents)
+
+    def _note(self, changes: Changeset, arrivals: Sequence[Arrival]) -> Names:
+        self._stored.update(row[0] for row in changes.heartbeats)
+        for session_id in {arrival.message.session_id for arrival in arrivals} & self._agents.keys():
             heappush(self._due, (self._agents[session_id].deadline_at, session_id))
             self._may_be_stuck(self._agents[session_id])
-        return freed(batch)
+        return freed(changes)
 
     def sweep(self, seen: Horizon, pulse: Pulse) -> Names:
         """Do what `decide` does with SQL, but for a clock that is set back."""

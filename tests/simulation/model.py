@@ -13,6 +13,7 @@ from uuid import UUID
 from zoneinfo import ZoneInfo
 
 from fleetbeat_shared.messages import Deregister, Heartbeat, Register
+from fleetbeat_shared.redis_keys import stream_of
 from simulation.commands import MaintenanceRule, Pause
 from simulation.draw import (
     SECOND,
@@ -84,14 +85,19 @@ class Arrival:
     message: Register | Heartbeat | Deregister
     entry_id: str = ""
     removed_at: int | None = None
-    """When it was acknowledged, and left the inbox."""
+    """When it left its stream."""
     stored_at: int | None = None
     """When it was first committed."""
+
+    @property
+    def stream(self) -> str:
+        """The stream that it is in."""
+        return stream_of(self.message.kind)
 
 
 @dataclass(frozen=True, slots=True)
 class Commit:
-    """A transaction that stores some entries."""
+    """A transaction that stores some entries of one stream."""
 
     at: int
     arrivals: list[Arrival]
@@ -123,8 +129,10 @@ class Plan:
     """After how many intervals that say nothing new the fleet's agents are stuck."""
     agents: list[SimulatedAgent] = field(default_factory=list)
     arrivals: list[Arrival] = field(default_factory=list)
-    """In the order of the stream."""
+    """Of both streams, in the order in which Redis received them."""
     commits: list[Commit] = field(default_factory=list)
+    advances: list[Commit] = field(default_factory=list)
+    """When the lane was applied; some of its entries were applied before, by a worker that died then."""
     looks: list[Look] = field(default_factory=list)
     """In the order in which they decide."""
     pauses: list[Pause] = field(default_factory=list)

@@ -24,6 +24,7 @@ from itertools import accumulate
 from typing import NamedTuple
 from uuid import UUID
 
+from fleetbeat_shared.redis_keys import INBOX, SESSIONS
 from simulation.commands import Pause
 from simulation.model import _DAY, MISSED, Arrival, Plan, SimulatedAgent, slots_between, slots_of
 
@@ -311,25 +312,21 @@ class Oracle:
     def _find_lives(self, agent: SimulatedAgent) -> list[Life]:
         lives: list[Life] = []
         stored = self._first_stored(agent)
-        early: list[Arrival] = []
-        settled_at = 0
+        applied = set()
         for arrival in self._arrivals[agent.number]:
-            kind = arrival.message.kind
+            kind, key = arrival.message.kind, arrival.message.id
             is_open = bool(lives) and lives[-1].end == FOREVER
-            if kind != "heartbeat":
-                settled_at = max(settled_at, stored[arrival.message.id])
-            if kind == "register" and not is_open:
-                signs = [(arrival.received_at, arrival.received_at)]
-                lives.append(Life(arrival.received_at, stored[arrival.message.id], signs, settled_at, early))
-                early = []
-            elif kind == "deregister" and is_open:
-                lives[-1].end = arrival.received_at
-            elif kind == "heartbeat" and not lives:
-                early.append(arrival)
-            elif kind == "heartbeat" and is_open:
-                lives[-1].beats.append(arrival)
-                if arrival.seen_at > lives[-1].signs[-1][1]:
-                    lives[-1].signs.append((arrival.received_at, arrival.seen_at))
+            if kind == "heartbeat":
+                if is_open:
+                    lives[-1].beats.append(arrival)
+                    if arrival.seen_at > lives[-1].signs[-1][1]:
+                        lives[-1].signs.append((arrival.received_at, arrival.seen_at))
+            elif key not in applied:  # a copy changes nothing
+                applied.add(key)
+                if kind == "register" and not is_open:
+                    lives.append(Life(arrival.received_at, stored[key], [(arrival.received_at, arrival.received_at)]))
+                elif kind == "deregister" and is_open:
+                    lives[-1].end = arrival.received_at
         self._pause(agent, lives)
         return lives
 
@@ -359,10 +356,8 @@ class Life:
     """When SQL knew of it."""
     signs: list[tuple[int, int]]
     """When each sign of life that was newer than all before reached Redis, and of when it was."""
-    settled_at: int
-    """When SQL knew of all that was before, too."""
-    beats: list[Arrival]
-    """All heartbeats, in the order of the stream; of the first session also those that overtook its registration."""
+    beats: list[Arrival] = field(default_factory=list)
+    """All heartbeats, in the order of the stream."""
     end: int = FOREVER
     pauses: list[tuple[int, int]] = field(default_factory=list)
 
@@ -392,28 +387,29 @@ def spans_of(changes: Sequence[Change], looks: int) -> list[tuple[int, int]]:
 
 
 def _watermarks(plan: Plan) -> list[int]:
-    """Return as of when each sweep's verdicts are: when the oldest entry in the inbox was received, if there is any.
+    """Return as of when each sweep's verdicts are: when the oldest entry of both streams was received, if there is any.
 
     Where ids stand still because the clock was set back, up to a minute before; or nobody knows, and it is the start.
     """
     found: dict[int, int] = {}
-    inbox: list[tuple[int, int, int]] = []
+    waiting: dict[str, list[tuple[int, int, int]]] = {INBOX: [], SESSIONS: []}
     place = 0
     for moment in sorted(look.looked_at for look in plan.looks):
         while place < len(plan.arrivals) and plan.arrivals[place].received_at <= moment:
             arrival = plan.arrivals[place]
             removed_at = FOREVER if arrival.removed_at is None else arrival.removed_at
-            heappush(inbox, (arrival.received_at, place, removed_at))
+            heappush(waiting[arrival.stream], (arrival.received_at, place, removed_at))
             place += 1
-        while inbox and inbox[0][2] <= moment:
-            heappop(inbox)
         found[moment] = moment
-        if inbox:
-            received_at, oldest, _ = inbox[0]
-            ahead = int(plan.arrivals[oldest].entry_id.partition("-")[0]) - plan.clock.at(moment)
-            found[moment] = received_at
-            if ahead > 0:
-                found[moment] = moment + ahead - _CLOCK_STEP if ahead <= _CLOCK_STEP else plan.start
+        for stream in waiting.values():
+            while stream and stream[0][2] <= moment:
+                heappop(stream)
+            if stream:
+                received_at, oldest, _ = stream[0]
+                ahead = int(plan.arrivals[oldest].entry_id.partition("-")[0]) - plan.clock.at(moment)
+                if ahead > 0:
+                    received_at = moment + ahead - _CLOCK_STEP if ahead <= _CLOCK_STEP else plan.start
+                found[moment] = min(found[moment], received_at)
     return [found[look.looked_at] for look in plan.looks]
 
 

@@ -8,13 +8,15 @@ sleeps, or that Redis's clock is set forward, is one and the same here: a span i
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from operator import attrgetter
 from typing import Any
 from uuid import UUID
 
 from fleetbeat_shared.messages import Deregister, Heartbeat, Register
+from fleetbeat_shared.redis_keys import INBOX, SESSIONS
 from fleetbeat_worker.rules.liveness import default_grace_seconds
 from fleetbeat_worker.rules.spans import from_milliseconds, to_milliseconds
 from simulation.activity import FLEET_LIMITS, OWN_LIMITS, Talk
@@ -98,9 +100,12 @@ def draw_plan(seed: int, agents: int, weeks: float, *, sets_back: bool = False) 
         plan.maintenance = draw_maintenance(draw, plan.time, troubles)
     plan.stops = draw_stops(draw, plan.start, troubles.no_pulse)
     plan.arrivals.sort(key=attrgetter("received_at"))
-    _work(draw, plan, troubles)
+    advances = _work(draw, plan, troubles)
     plan.looks = _looks(draw, plan, troubles)
-    number_entries(plan.arrivals, plan.clock, (look.at for look in plan.looks))
+    _advance(draw, plan, troubles, [*advances, *(look.looked_at for look in plan.looks)])
+    for stream in (INBOX, SESSIONS):
+        arrivals = [arrival for arrival in plan.arrivals if arrival.stream == stream]
+        number_entries(arrivals, plan.clock, (look.at for look in plan.looks))
     plan.commits.sort(key=attrgetter("at"))
     return plan
 
@@ -137,6 +142,7 @@ class _Life:
         self._troubles = troubles
         self._talk = Talk(draw, (agent.interval_seconds or 0) * SECOND, agent.stuck_after or plan.stuck_after)
         self._found: list[Arrival] = []
+        self._registered_at = 0
 
     def arrivals(self) -> list[Arrival]:
         """Return what Redis receives of the agent, in no order."""
@@ -191,6 +197,8 @@ class _Life:
         draw, troubles = self._draw, self._troubles
         moment = troubles.after(moment, troubles.asleep)
         reached_at = troubles.after(moment, self._agent.away, pause=20.0)
+        if kind != "register":  # what it says is sent in its order
+            reached_at = max(reached_at, self._registered_at)
         waited = reached_at - moment
         is_lost = chance(draw, 0.01) or (waited > 0 and not self._agent.spools)
         if kind == "heartbeat" and is_lost:
@@ -199,8 +207,10 @@ class _Life:
         buffered = waited if kind == "heartbeat" else 0
         message = self._message(moment, kind, buffered)
         travels = pick(draw, 1, 50) if chance(draw, 0.97) else log_uniform(draw, 50, MINUTE)
-        for _ in range(2 if chance(draw, 0.01) else 1):
+        for copy in range(2 if chance(draw, 0.01) else 1):
             received_at = troubles.after(reached_at + travels, troubles.no_redis)
+            if kind == "register" and not copy:
+                self._registered_at = received_at
             if received_at < self._plan.end:
                 self._found.append(Arrival(self._agent.number, received_at, received_at - buffered, message))
             travels += log_uniform(draw, 10, 5 * MINUTE)
@@ -232,31 +242,58 @@ class _Life:
         return UUID(int=clock << 80 | 7 << 76 | (noise >> 62) << 64 | 2 << 62 | noise & ((1 << 62) - 1))
 
 
-def _work(draw: random.Random, plan: Plan, troubles: Troubles) -> None:
-    """Let workers take what arrived, in batches that may overtake each other; some die, before or after the commit."""
+def _work(draw: random.Random, plan: Plan, troubles: Troubles) -> Iterator[int]:
+    """Let workers take heartbeats, in batches that may overtake each other; some die, before or after the commit.
+
+    Yields when they apply the lane: before they store a batch, after they have read it; and soon after it has anything.
+    """
     position, pace = 0, draw.choice((2 * SECOND, 20 * SECOND, MINUTE))
-    while position < len(plan.arrivals):
-        first = plan.arrivals[position].received_at
+    beats = [arrival for arrival in plan.arrivals if arrival.stream == INBOX]
+    while position < len(beats):
+        first = beats[position].received_at
         read_at = troubles.after(first + pick(draw, 2, pace), troubles.no_ingest)
         end = position
-        while end < len(plan.arrivals) and plan.arrivals[end].received_at <= read_at and end - position < LARGEST_BATCH:
+        while end < len(beats) and beats[end].received_at <= read_at and end - position < LARGEST_BATCH:
             end += 1
-        _deliver(draw, plan, troubles, plan.arrivals[position:end], read_at)
+        yield from _deliver(draw, plan, troubles, beats[position:end], read_at)
         position = end
+    for arrival in plan.arrivals:
+        if arrival.stream == SESSIONS:
+            yield troubles.after(arrival.received_at + pick(draw, 2, pace), troubles.no_ingest)
 
 
-def _deliver(draw: random.Random, plan: Plan, troubles: Troubles, batch: list[Arrival], read_at: int) -> None:
-    """Hand a batch to a worker, and again to another until it is stored and acknowledged."""
+def _advance(draw: random.Random, plan: Plan, troubles: Troubles, moments: Iterable[int]) -> None:
+    """Let the lane be applied at some moments; workers die now and then before they remove what they applied."""
+    waiting: list[Arrival] = []
+    coming = deque(arrival for arrival in plan.arrivals if arrival.stream == SESSIONS)
+    for moment in sorted(moments):
+        while coming and coming[0].received_at <= moment:
+            waiting.append(coming.popleft())
+        waiting = [arrival for arrival in waiting if arrival.removed_at is None or arrival.removed_at > moment]
+        if not waiting or troubles.no_commit.end_of(moment) is not None:
+            continue
+        plan.advances.append(Commit(moment, list(waiting)))
+        removed_at = troubles.after(moment + pick(draw, 1, 10), troubles.no_redis)
+        dies = chance(draw, 0.02)
+        for arrival in waiting:
+            arrival.stored_at = arrival.stored_at or moment
+            if not dies:
+                arrival.removed_at = min(removed_at, arrival.removed_at or removed_at)
+
+
+def _deliver(draw: random.Random, plan: Plan, troubles: Troubles, batch: list[Arrival], read_at: int) -> Iterator[int]:
+    """Hand a batch to a worker, and again to another until it is stored and acknowledged; yield as `_work` does."""
     stored_at = read_at + (pick(draw, 3, 100) if chance(draw, 0.95) else log_uniform(draw, 100, MINUTE))
     stored_at = troubles.after(stored_at, troubles.asleep)
     if chance(draw, 0.01) or troubles.no_commit.end_of(stored_at) is not None:
-        _take_over(draw, plan, troubles, batch, max(read_at + LEASE, stored_at))
+        yield from _take_over(draw, plan, troubles, batch, max(read_at + LEASE, stored_at))
         return
+    yield stored_at if troubles.no_commit.end_of(read_at) is not None else read_at
     plan.commits.append(Commit(stored_at, batch))
     for arrival in batch:
         arrival.stored_at = stored_at if arrival.stored_at is None else min(stored_at, arrival.stored_at)
     if chance(draw, 0.01):  # it died before it acknowledged
-        _take_over(draw, plan, troubles, batch, read_at + LEASE)
+        yield from _take_over(draw, plan, troubles, batch, read_at + LEASE)
         return
     removed_at = stored_at + (pick(draw, 1, 10) if chance(draw, 0.97) else log_uniform(draw, 10, 30 * SECOND))
     removed_at = troubles.after(removed_at, troubles.no_redis)
@@ -264,12 +301,14 @@ def _deliver(draw: random.Random, plan: Plan, troubles: Troubles, batch: list[Ar
         arrival.removed_at = removed_at
 
 
-def _take_over(draw: random.Random, plan: Plan, troubles: Troubles, batch: list[Arrival], expired_at: int) -> None:
+def _take_over(
+    draw: random.Random, plan: Plan, troubles: Troubles, batch: list[Arrival], expired_at: int
+) -> Iterator[int]:
     middle = draw.randint(0, len(batch))
     for part in (batch[:middle], batch[middle:]):
         if part:
             taken_at = troubles.after(expired_at + pick(draw, 10, 10 * SECOND), troubles.no_ingest)
-            _deliver(draw, plan, troubles, part, taken_at)
+            yield from _deliver(draw, plan, troubles, part, taken_at)
 
 
 def _looks(draw: random.Random, plan: Plan, troubles: Troubles) -> list[Look]:

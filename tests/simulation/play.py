@@ -7,9 +7,11 @@ from collections import deque
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
-from fleetbeat_worker.broker.inbox import Entry, Horizon, known_by
+from fleetbeat_shared.redis_keys import INBOX, SESSIONS
+from fleetbeat_worker.broker.entries import Entry, arrival as arrived, known_by
+from fleetbeat_worker.broker.inbox import Horizon
 from fleetbeat_worker.broker.pulse import Pulse
-from fleetbeat_worker.ingest.batch import Batch
+from fleetbeat_worker.ingest.changeset import Changeset
 from fleetbeat_worker.ingest.session_state import AgentRecord
 from fleetbeat_worker.rules.enums import EventType
 from fleetbeat_worker.rules.liveness import State
@@ -34,10 +36,10 @@ class Store(Protocol):
     """What keeps the fleet and judges it."""
 
     def commit(self, now: int, arrivals: Sequence[Arrival]) -> Names:
-        """Store entries in one transaction; return who is degraded, or stuck, no longer."""
+        """Store heartbeats in one transaction; return who is degraded, or stuck, no longer."""
 
-    def put_right(self, now: int) -> Names:
-        """Apply what overtook its registration; return who is degraded, or stuck, no longer."""
+    def advance(self, now: int, arrivals: Sequence[Arrival]) -> Names:
+        """Apply entries of the lane; return who is degraded, or stuck, no longer."""
 
     def sweep(self, seen: Horizon, pulse: Pulse) -> Names:
         """Decide by what was seen of Redis at a time; return who is degraded, and who is stuck."""
@@ -64,7 +66,7 @@ def play(plan: Plan, store: Store) -> Said:
     said = Said()
     horizons: dict[int, tuple[Horizon, Pulse]] = {}
     deeds = commands(plan.pauses, plan.maintenance)
-    inbox, pulses = _Inbox(plan), Pulses(plan.start, plan.stops, plan.clock)
+    inbox, pulses = _Streams(plan), Pulses(plan.start, plan.stops, plan.clock)
     decided = 0
 
     def say(names: Names, *, holds: bool) -> None:
@@ -78,8 +80,9 @@ def play(plan: Plan, store: Store) -> Said:
         shown = plan.clock.at(moment)
         if kind == _COMMIT:
             say(store.commit(shown, plan.commits[what].arrivals), holds=False)
+        elif kind == _ADVANCE:
+            say(store.advance(shown, plan.advances[what].arrivals), holds=False)
         elif kind == _LOOK:
-            say(store.put_right(shown), holds=False)
             horizons[what] = inbox.horizon(moment), pulses.at(moment)
         elif kind == _COMMAND:
             say(obey(deeds[what], plan, store, shown), holds=False)
@@ -106,7 +109,7 @@ def obey(command: Command, plan: Plan, store: Store, now: int) -> Names:
     return Names()
 
 
-_LOOK, _COMMIT, _DECIDE, _COMMAND = range(4)
+_ADVANCE, _LOOK, _COMMIT, _DECIDE, _COMMAND = range(5)
 _HEARD = frozenset({EventType.RECOVERED, EventType.DEREGISTERED})
 _UNSTUCK = frozenset({EventType.UNSTUCK, EventType.DEREGISTERED, EventType.REGISTERED})
 
@@ -114,39 +117,42 @@ _UNSTUCK = frozenset({EventType.UNSTUCK, EventType.DEREGISTERED, EventType.REGIS
 def _in_order(plan: Plan, deeds: Sequence[Command]) -> list[tuple[int, int, int]]:
     """Return all that happens, as moment, kind and place in the plan's list."""
     commits = [(commit.at, _COMMIT, place) for place, commit in enumerate(plan.commits)]
+    commits += [(advance.at, _ADVANCE, place) for place, advance in enumerate(plan.advances)]
     looks = [(look.looked_at, _LOOK, place) for place, look in enumerate(plan.looks)]
     decisions = [(look.at, _DECIDE, place) for place, look in enumerate(plan.looks)]
     return sorted([*commits, *looks, *decisions, *((deed.at, _COMMAND, place) for place, deed in enumerate(deeds))])
 
 
-class _Inbox:
-    """The simulated stream: what arrived and isn't acknowledged yet."""
+class _Streams:
+    """The simulated inbox and lane: what arrived and isn't removed yet."""
 
     def __init__(self, plan: Plan) -> None:
         self._clock = plan.clock
-        self._arrivals = iter(plan.arrivals)
-        self._next = next(self._arrivals, None)
-        self._held: deque[Arrival] = deque()
+        self._coming = deque(plan.arrivals)
+        self._held: dict[str, deque[Arrival]] = {INBOX: deque(), SESSIONS: deque()}
         self._removed = sorted(each.removed_at for each in plan.arrivals if each.removed_at is not None)
         self._arrived = 0
 
     def horizon(self, moment: int) -> Horizon:
         """Return what `Inbox.horizon` would; moments come in their order."""
-        while self._next is not None and self._next.received_at <= moment:
-            self._held.append(self._next)
-            self._next = next(self._arrivals, None)
+        while self._coming and self._coming[0].received_at <= moment:
+            arrival = self._coming.popleft()
+            self._held[arrival.stream].append(arrival)
             self._arrived += 1
-        while self._held and self._held[0].removed_at is not None and self._held[0].removed_at <= moment:
-            self._held.popleft()
         now = self._clock.at(moment)
-        oldest = known_by(Entry(self._held[0].entry_id, b"").milliseconds, now) if self._held else now
+        watermark: int | None = now
+        for held in self._held.values():
+            while held and held[0].removed_at is not None and held[0].removed_at <= moment:
+                held.popleft()
+            known = known_by(held[0].entry_id, now) if held else now
+            watermark = None if watermark is None or known is None else min(watermark, known)
         backlog = self._arrived - bisect_right(self._removed, moment)
-        return Horizon(from_milliseconds(now), None if oldest is None else from_milliseconds(oldest), backlog)
+        return Horizon(from_milliseconds(now), None if watermark is None else from_milliseconds(watermark), backlog)
 
 
-def overtaken_for(plan: Plan) -> int:
-    """Return how long after it was refused, in milliseconds, a message may be put right."""
-    return max(90, 3 * plan.sweep_seconds) * 1000
+def entry_of(arrival: Arrival, now: int, wire: bytes = b"") -> Entry:
+    """Make the entry that a worker has of an arrival that it reads by `now`."""
+    return Entry(arrival.entry_id, arrival.stream, wire, *arrived(arrival.entry_id, now), arrival.message)
 
 
 def stuck_from(record: AgentRecord, limit: int | None) -> int | None:
@@ -171,7 +177,7 @@ def window_rule(rule: MaintenanceRule) -> WindowRule:
     )
 
 
-def freed(batch: Batch) -> Names:
+def freed(batch: Changeset) -> Names:
     """Return who is degraded, or stuck, no longer: it was heard, or said something else, or ended, or was opened anew.
 
     Of some that are named it was never said.

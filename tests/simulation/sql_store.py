@@ -6,18 +6,23 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 
-from redis import Redis
 from sqlalchemy import Connection, Engine, exists, func, select, update
 
+from fleetbeat_shared.redis_keys import INBOX, SESSIONS
 from fleetbeat_shared.settings import Settings
 from fleetbeat_worker.broker.accounting import Account
-from fleetbeat_worker.broker.inbox import Entry, Horizon
+from fleetbeat_worker.broker.entries import RawEntry, decode
+from fleetbeat_worker.broker.inbox import Horizon
+from fleetbeat_worker.broker.lane import Piece
 from fleetbeat_worker.broker.pulse import Pulse
 from fleetbeat_worker.database.engine import reading, writing
 from fleetbeat_worker.database.tables import Agent, Liveness, Notification, Pipeline
 from fleetbeat_worker.downtime import maintenance
 from fleetbeat_worker.downtime.pauses import pause, resume
-from fleetbeat_worker.ingest.transaction import put_right, store_entries
+from fleetbeat_worker.ingest.changeset import Changeset
+from fleetbeat_worker.ingest.lane import store_piece
+from fleetbeat_worker.ingest.queries import lock_lane
+from fleetbeat_worker.ingest.transaction import store_heartbeats
 from fleetbeat_worker.rules.anomalies import GIVEN_UP, stuck_limit
 from fleetbeat_worker.rules.enums import EventType
 from fleetbeat_worker.rules.liveness import State
@@ -29,9 +34,7 @@ from simulation.commands import MaintenanceRule
 from simulation.incident_oracle import Told
 from simulation.model import Arrival, Plan
 from simulation.oracle import FOREVER
-from simulation.play import WATCHED, Names, freed, overtaken_for, stuck_from, window_rule
-
-_NO_REDIS: Redis = None  # type: ignore[assignment] # only answers are sent to it, and nobody waits for any
+from simulation.play import WATCHED, Names, freed, stuck_from, window_rule
 
 _OF_WHO_STICKS = (
     Agent.changed_at,
@@ -57,8 +60,6 @@ class SqlStore:
         self._rules: dict[int, int] = {}
         """The number of each rule of the plan's maintenance in SQL."""
         self._every_sweep = every_sweep
-        self._overtaken_for = overtaken_for(plan)
-        self._overtaken_until = 0
         self._nothing_until = 0
         """What no watermark has to be past for any sweep to find something; zero when that isn't known."""
         self._nothing_before = 0
@@ -69,30 +70,27 @@ class SqlStore:
         self._is_written = True
 
     def commit(self, now: int, arrivals: Sequence[Arrival]) -> Names:
-        """Store entries as the ingest job does."""
+        """Store heartbeats as the ingest job does."""
         self._write_down()
-        entries = [Entry(arrival.entry_id, arrival.message.to_wire()) for arrival in arrivals]
-        batches = store_entries(self._engine, entries, from_milliseconds(now), self._settings)
-        for batch in batches:
-            if any(row["awaits_session_id"] for row in batch.rejected):
-                self._overtaken_until = now + self._overtaken_for
-            if any(row["type"] != EventType.HEARTBEAT for row in batch.events):
+        raw = [RawEntry(arrival.entry_id, arrival.message.to_wire()) for arrival in arrivals]
+        found = store_heartbeats(self._engine, decode(raw, now, INBOX), now, self._settings)
+        for changes in found:
+            if any(row["type"] != EventType.HEARTBEAT for row in changes.events):
                 self._nothing_until = 0
-            records = (*batch.agents.values(), *batch.plain.values())
+            records = (*changes.agents.values(), *changes.plain.values())
             self._nothing_until = min([self._nothing_until, *(record.deadline_at for record in records)])
-            limits = {key: stuck_limit(self._own_limits[key], self._settings.stuck_after) for key in batch.agents}
-            may_stick = (stuck_from(agent, limits[key]) for key, agent in batch.agents.items())
+            limits = {key: stuck_limit(self._own_limits[key], self._settings.stuck_after) for key in changes.agents}
+            may_stick = (stuck_from(agent, limits[key]) for key, agent in changes.agents.items())
             self._nothing_until = min([self._nothing_until, *(at for at in may_stick if at is not None)])
-        silent, stuck = zip(*(freed(batch) for batch in batches), strict=True)
-        return Names([name for names in silent for name in names], [name for names in stuck for name in names])
+        return _names_of(found)
 
-    def put_right(self, now: int) -> Names:
-        """Apply what overtook its registration, as each sweep does first. Nobody waits for an answer here."""
-        if self._every_sweep or now <= self._overtaken_until:
-            self._write_down()
-            if put_right(self._engine, _NO_REDIS, from_milliseconds(now), self._settings):
-                self._nothing_until = 0
-        return Names()  # who is put right was unknown before, so it can't have been degraded, or stuck
+    def advance(self, now: int, arrivals: Sequence[Arrival]) -> Names:
+        """Apply entries of the lane as the ingest job and the sweep do."""
+        raw = [RawEntry(arrival.entry_id, arrival.message.to_wire()) for arrival in arrivals]
+        with self._commanding() as connection:
+            lock_lane(connection)
+            piece = Piece(decode(raw, now, SESSIONS), is_poison=False, now=now)
+            return _names_of(store_piece(connection, piece, self._settings))
 
     def sweep(self, seen: Horizon, pulse: Pulse) -> Names:
         """Decide as the sweep job does."""
@@ -211,3 +209,8 @@ class SqlStore:
         with writing(self._engine) as connection:
             connection.execute(update(Pipeline).values(values))
         self._is_written = True
+
+
+def _names_of(found: Sequence[Changeset]) -> Names:
+    silent, stuck = zip(*(freed(changes) for changes in found), strict=True)
+    return Names([name for names in silent for name in names], [name for names in stuck for name in names])

@@ -100,8 +100,7 @@ class StuckOracle:
         """Find who wasn't found stuck, or only later than it had to be."""
         first = bisect_right(self._watermarks, life.begin)
         last = bisect_left(self._decided, life.end)
-        # What overtook the registration by too much isn't put right.
-        said_at = (beat.received_at for beat in life.beats if _words(beat) and beat.received_at >= life.begin)
+        said_at = (beat.received_at for beat in life.beats if _words(beat))
         spoke = bisect_left(self._decided, next(said_at, FOREVER))
         restarts = sorted([*self._said_anew(life), *self._back(case, life)])
         since = 0
@@ -139,30 +138,18 @@ class StuckOracle:
                 judgement.late_unstuck.append(f"{case.agent.name} said something new at {shown(changed_at)}")
 
     def _said_anew(self, life: Life) -> Iterator[_Restart]:
-        """Yield from when on at the latest it says the same, or is ok, in the order in which that was stored.
-
-        What was stored before its registration, or before what that came after, counts with the next sweep that puts
-        such things right, or not at all.
-        """
+        """Yield from when on at the latest it says the same, or is ok, in the order in which that was stored."""
         newest, doing, said_at, is_pending = 0, None, 0, True
-        applied = sorted((self._applied_at(life, beat), place) for place, beat in enumerate(life.beats))
+        applied = sorted((beat.stored_at or FOREVER, place) for place, beat in enumerate(life.beats))
         for _, place in applied:
             beat, words, at = life.beats[place], _words(life.beats[place]), _said_at(life, life.beats[place])
             is_newest, newest = at >= newest, max(newest, at)
-            is_early, is_first = (beat.stored_at or 0) < life.settled_at, is_pending and beat.seen_at > life.begin
+            is_first = is_pending and beat.seen_at > life.begin
             is_pending = is_pending and not is_first
-            if is_first or (words and (not is_newest or words != doing or is_early)):
+            if is_first or (words and (not is_newest or words != doing)):
                 yield _Restart(bisect_left(self._decided, beat.received_at), beat.received_at, newest)
             if words and at >= said_at:
-                said_at, doing = at, None if is_early else words
-
-    def _applied_at(self, life: Life, beat: Arrival) -> int:
-        """Return when a heartbeat was applied, at the latest."""
-        stored_at = FOREVER if beat.stored_at is None else beat.stored_at
-        if stored_at >= life.settled_at:
-            return stored_at
-        place = bisect_left(self._decided, life.settled_at)
-        return self._decided[place] if place < len(self._decided) else FOREVER
+                said_at, doing = at, words
 
     def _back(self, case: _Case, life: Life) -> Iterator[_Restart]:
         """Yield the returns of an agent from silences and pauses."""
@@ -190,7 +177,7 @@ def _words(beat: Arrival) -> tuple[str | None, ...] | None:
 
 def _said_at(life: Life, beat: Arrival) -> int:
     """Return of when it is what a heartbeat says: what waited when the session was opened says it of that moment."""
-    return beat.seen_at if beat.received_at < life.begin else max(beat.seen_at, life.begin)
+    return max(beat.seen_at, life.begin)
 
 
 def _news(life: Life) -> Iterator[tuple[int, int]]:

@@ -29,7 +29,6 @@ def put_agent(engine: Engine, name: str, *, at: datetime = NOON, state: str = "o
         "session_id": session_id,
         "agent_name": name,
         "parallel": False,
-        "lifecycle_entry": 1,
     }
     if "metadata" in columns:
         columns["metadata_"] = columns.pop("metadata")

@@ -15,6 +15,7 @@ import threading
 import time
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 from fleetbeat_producer.background.auto_heartbeats import AutoHeartbeats
@@ -22,6 +23,7 @@ from fleetbeat_producer.background.buffer import Buffer
 from fleetbeat_producer.background.interpreter_exit import PydanticSection, is_closed
 from fleetbeat_producer.transport import add_batch
 from fleetbeat_shared.connection import connect, place, reason
+from fleetbeat_shared.redis_keys import stream_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -210,12 +212,22 @@ class Sender:
                     self._warn("A message was dropped, as it can't be encoded (%s).", type(error).__name__)
 
     def _send_batch(self, encoded: list[tuple[QueuedMessage, bytes]]) -> tuple[list[QueuedMessage], str]:
-        """Send messages in one pipeline; return those that Redis refused, and why."""
+        """Send messages, those in a row for one stream in a pipeline; return what is left to be sent, and why.
+
+        After a refused message nothing is sent to the other stream: no heartbeat overtakes its registration.
+        """
         if self._client is None:
             self._client = connect(self.settings.redis_url, timeout_seconds=self.settings.redis_timeout_seconds)
-        errors = add_batch(self._client, [wire for _, wire in encoded])
-        refused = [(queued, error) for (queued, _), error in zip(encoded, errors, strict=True) if error is not None]
-        return [queued for queued, _ in refused], reason(refused[0][1]) if refused else ""
+        sent = 0
+        for stream, in_a_row in groupby(encoded, key=lambda each: stream_of(each[0].message.kind)):
+            some = list(in_a_row)
+            sent += len(some)
+            errors = add_batch(self._client, stream, [wire for _, wire in some])
+            refused = [(queued, error) for (queued, _), error in zip(some, errors, strict=True) if error is not None]
+            if refused:
+                unsent = [queued for queued, _ in [*refused, *encoded[sent:]]]
+                return unsent, reason(refused[0][1])
+        return [], ""
 
     def _back_off(self, why: str) -> None:
         """Double the pause before the next attempt, and warn once a minute."""

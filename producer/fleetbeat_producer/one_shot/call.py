@@ -39,7 +39,8 @@ class OneShot:
     def send(self, message: Message, wait_seconds: float | None = None) -> Reply | None:
         """Send the spooled messages, then this one; with `wait_seconds` wait for the reply to it, and return that.
 
-        The timeout starts again with each batch that Redis has answered.
+        A registration is sent without the spooled messages, which may need it: the next call sends those. The timeout
+        starts again with each batch that Redis has answered.
 
         Raises InvalidMessage when `wait_seconds` is not a time to wait, RedisUnavailable when the message wasn't
         acknowledged in time, and with `wait_seconds` NotConfirmed, UnknownSession, SessionEnded and MessageRejected.
@@ -50,7 +51,8 @@ class OneShot:
         sent: list[float] = []
 
         def work(extend: Callable[[float], None]) -> Reply | None:
-            self._drain_spool(extend)
+            if message.kind != "register":
+                self._drain_spool(extend)
             self._transport.send(message)
             if wait_seconds is None:
                 return None

@@ -15,7 +15,7 @@ from redis.exceptions import NoPermissionError, RedisError
 
 from acceptance.command_server import CommandServer
 from acceptance.place import QUICK, Place
-from fleetbeat_shared.redis_keys import INBOX
+from fleetbeat_shared.redis_keys import INBOX, SESSIONS, SESSIONS_IN_HAND
 from fleetbeat_worker.broker.acl import PRODUCER_RULES, WORKER_RULES
 from helpers import eventually, free_port
 
@@ -95,16 +95,17 @@ def test_both_users_can_do_their_work(place: Place) -> None:
 
 
 def test_a_producer_makes_no_worker_call_a_function(place: Place) -> None:
-    """What would be a job elsewhere is a bad message in the inbox, the one place that a producer may write to."""
+    """What would be a job elsewhere is a bad message in the inbox or the lane, where alone a producer may write to."""
     canary = place.directory / "canary"
     call = json.dumps(["os.mkdir", None, [str(canary)], {}])
     with client(place, "agent") as agent:
-        agent.xadd(INBOX, {"m": call})
-        agent.xadd(INBOX, {"data": call, "origin": "fleetbeat", "status": "queued"})
+        for stream in (INBOX, SESSIONS):
+            agent.xadd(stream, {"m": call})
+            agent.xadd(stream, {"data": call, "origin": "fleetbeat", "status": "queued"})
     place.run("fleetbeat", "worker", "--burst")
     assert sorted(row["reason"] for row in place.json("fleetbeat", "rejected", "list")["rejected"]) == [
-        "invalid",
-        "not_json",
+        *["invalid"] * 2,
+        *["not_json"] * 2,
     ]
     assert place.json("fleetbeat", "queue")["jobs"] == {"waiting": 0, "started": 0, "failed": 0}
     assert not canary.exists()
@@ -118,6 +119,10 @@ def test_a_producer_makes_no_worker_call_a_function(place: Place) -> None:
         ("XLEN", INBOX),
         ("XTRIM", INBOX, "MAXLEN", "0"),
         ("XDEL", INBOX, "1-1"),
+        ("XRANGE", SESSIONS, "-", "+"),
+        ("XTRIM", SESSIONS, "MAXLEN", "0"),
+        ("DEL", SESSIONS),
+        ("HSET", SESSIONS_IN_HAND, "deaths", "3"),
         ("XADD", "another", "*", "m", "x"),
         ("XADD", "rq:queue:fleetbeat", "*", "m", "x"),
         ("XADD", "fleetbeat:reply:one", "*", "m", "x"),

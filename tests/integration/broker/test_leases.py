@@ -5,8 +5,10 @@ from redis import Redis
 from redis.exceptions import ResponseError
 
 from fleetbeat_shared.redis_keys import GROUP, INBOX
-from fleetbeat_worker.broker.inbox import Entry, Inbox, Pending, is_missing
-from helpers import backlog, send
+from fleetbeat_worker.broker.consumer import Prefetch
+from fleetbeat_worker.broker.entries import RawEntry
+from fleetbeat_worker.broker.inbox import Inbox, Pending, is_missing
+from helpers import backlog, register, send
 
 LONG = 1000.0
 
@@ -25,7 +27,7 @@ def test_taking_over_counts_a_death(inbox: Inbox, redis: Redis) -> None:
     assert inbox.expired(LONG, 10) == []
     assert inbox.take_over("b", ids, LONG) == []
     assert inbox.expired(0, 10) == [Pending(ids[0], 1)]
-    assert inbox.take_over("b", ids, 0) == [Entry(ids[0], b"one")]
+    assert inbox.take_over("b", ids, 0) == [RawEntry(ids[0], b"one")]
     assert (inbox.pending_of("a", 10), inbox.pending_of("b", 10)) == ([], [Pending(ids[0], 2)])
 
 
@@ -46,7 +48,7 @@ def test_what_is_laid_down_can_be_taken_at_once(inbox: Inbox, redis: Redis) -> N
     inbox.read("a", 1, 0.01)
     inbox.release("a", ids, LONG, 0)
     assert inbox.expired(LONG, 10) == [Pending(ids[0], 0)]
-    assert inbox.take_over("b", ids, LONG) == [Entry(ids[0], b"one")]
+    assert inbox.take_over("b", ids, LONG) == [RawEntry(ids[0], b"one")]
     assert inbox.pending_of("b", 10) == [Pending(ids[0], 1)]
 
 
@@ -81,18 +83,23 @@ def test_how_many_are_read_at_once_follows_their_size(inbox: Inbox, redis: Redis
     assert len(inbox.read("worker", 1000, 0.1)) == 100
 
 
-def test_of_large_ones_that_were_sent_for_some_stay_pending(inbox: Inbox, redis: Redis) -> None:
-    """What was sent for in the dark is fetched as far as it is small; the rest is pending, for its turn to come."""
+def test_of_large_ones_that_were_prefetched_some_stay_pending(inbox: Inbox, redis: Redis) -> None:
+    """What was asked for without knowing its size is read as far as it is small; the rest is pending, for its turn."""
     send(redis, b"first", *[b"x"] * 150, *[b"x" * 1_000_000] * 300)
     done = [entry.id for entry in inbox.read("worker", 1, 0.1)]
-    entries, is_all = inbox.fetch(inbox.send_for("worker", 1000, done))
-    assert (150 < len(entries) <= 200, is_all, backlog(redis)) == (True, False, 450)
+    unit, is_all = Prefetch(redis, "worker", 1000, done).result()
+    assert (150 < len(unit.entries) <= 200, is_all, backlog(redis)) == (True, False, 450)
     assert len(inbox.pending_of("worker", 1000)) == 450
     assert redis.ping()  # no answer of these is taken for another's
 
 
-def test_all_that_was_sent_for_comes(inbox: Inbox, redis: Redis) -> None:
-    """What was sent for is as many as asked, or as many as there are, once."""
-    send(redis, *[b"x"] * 350)
-    assert [len(inbox.fetch(inbox.send_for("worker", 250, []))[0]) for _ in range(3)] == [250, 100, 0]
-    assert inbox.fetch(inbox.send_for("worker", 250, [])) == ([], True)
+def test_all_that_was_prefetched_comes(inbox: Inbox, redis: Redis) -> None:
+    """A prefetch brings as many as asked, or as many as there are, once; and how much waits in the lane by then."""
+    inbox.create_group()
+    send(redis, *[b"x"] * 350, register())
+    found = [Prefetch(redis, "worker", 250, []).result() for _ in range(3)]
+    assert [(len(unit.entries), unit.lane_backlog, is_all) for unit, is_all in found] == [
+        (250, 1, True),
+        (100, 1, True),
+        (0, 1, True),
+    ]

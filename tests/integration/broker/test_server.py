@@ -17,6 +17,8 @@ from fleetbeat_shared.redis_keys import (
     PROBE,
     PULSE,
     PULSE_GAPS,
+    SESSIONS,
+    SESSIONS_IN_HAND,
     STORED,
     WANTED,
 )
@@ -49,13 +51,16 @@ def engine(sqlite_url: str) -> Iterator[Engine]:
 
 
 @pytest.mark.parametrize(
-    "key", [PULSE, PULSE_GAPS, ACCOUNT, STORED, NOTICES_DUE, INBOX, POOLS, WANTED, DISPATCHER_LOCK]
+    "key",
+    [PULSE, PULSE_GAPS, ACCOUNT, STORED, NOTICES_DUE, INBOX, SESSIONS, SESSIONS_IN_HAND, POOLS, WANTED, DISPATCHER_LOCK],
 )
 def test_a_key_of_a_wrong_type_fails_nothing(
     redis: Redis, engine: Engine, settings: Settings, caplog: pytest.LogCaptureFixture, key: str
 ) -> None:
     """The first sweep removes it and warns once, with its name; from then on all work continues."""
     (session,) = enrol(redis, engine, settings, "torv")
+    send(redis, heartbeat(session))
+    drain(redis, engine, settings)
     writer = PulseWriter(redis)
     writer.write()
     sweep(redis, engine, settings)
@@ -64,12 +69,12 @@ def test_a_key_of_a_wrong_type_fails_nothing(
     report = sweep(redis, engine, settings)
     assert report.watermark == report.swept_at
     assert [record.keys for record in caplog.records if "removed" in record.message] == [[key]]
-    assert ("Redis came back without the inbox" in caplog.text) is (key == INBOX)
+    assert ("Redis came back without the inbox" in caplog.text) is (key in {INBOX, SESSIONS})
     caplog.clear()
     writer.write()
     send(redis, heartbeat(session))
     assert drain(redis, engine, settings, consumer=WORKER) == 1
-    assert count_heartbeats(engine) == 1
+    assert count_heartbeats(engine) == 2
     assert are_due(redis) is False
     assert read_queue(redis).horizon.backlog == 0
     Dispatcher(redis, settings, lambda: False)._step()  # noqa: SLF001 - one of those that `run` repeats
@@ -102,7 +107,7 @@ def test_keys_that_fleetbeat_wrote_stay(
     assert redis.exists(PROBE) == 0
 
 
-@pytest.mark.parametrize("key", [PULSE_GAPS, INBOX])
+@pytest.mark.parametrize("key", [PULSE_GAPS, INBOX, SESSIONS])
 def test_a_repair_that_may_hide_an_outage_is_a_gap(redis: Redis, engine: Engine, settings: Settings, key: str) -> None:
     """Since the last sweep Redis may have stood still, or accepted nothing: that time is excluded from deadlines."""
     PulseWriter(redis).write()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import threading
 import time
@@ -12,13 +13,16 @@ from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 from sqlalchemy import Engine, event, text
 
-from fleetbeat_shared.redis_keys import GROUP, INBOX
+from fleetbeat_shared.identifiers import new_message_id
+from fleetbeat_shared.redis_keys import GROUP, INBOX, SESSIONS_IN_HAND
 from fleetbeat_shared.settings import Settings
+from fleetbeat_worker.broker import entries
+from fleetbeat_worker.broker.consumer import Consumer
 from fleetbeat_worker.broker.inbox import Inbox, Pending
-from fleetbeat_worker.broker.wire import understand
+from fleetbeat_worker.broker.lane import Lane
 from fleetbeat_worker.database import engine as database_module
 from fleetbeat_worker.database.engine import open_engine, writing
-from fleetbeat_worker.ingest import job as ingest, transaction as transactions
+from fleetbeat_worker.ingest import job as ingest, lane, transaction as transactions
 from fleetbeat_worker.rules.spans import from_milliseconds
 from helpers import (
     agent,
@@ -62,9 +66,9 @@ def _die_after(place: Any, name: str) -> Callable[[], None]:
 
 
 STEPS = {
-    "after reading": _die_instead(ingest, "store_entries"),
+    "after reading": _die_instead(ingest, "store_heartbeats"),
     "after opening the batch": _die_after(transactions, "open_batch"),
-    "after writing, before the commit": _die_after(transactions, "write_batch"),
+    "after writing, before the commit": _die_after(transactions, "write_changes"),
     "after the commit, before the answers": _die_instead(ingest, "follow_up"),
     "after the commit, before the acknowledgement": _die_instead(Inbox, "acknowledge"),
     "after the acknowledgement": _die_after(Inbox, "acknowledge"),
@@ -102,12 +106,14 @@ def test_a_horse_that_died_is_followed_by_its_worker_at_once(redis: Redis, datab
 
 
 def _die_of_poison() -> None:
-    def look_and_die(entries: Any) -> Any:
-        if any(b"poison" in entry.wire for entry in entries):
-            die()
-        return understand(entries)
+    whole = entries.parse_message
 
-    transactions.understand = look_and_die
+    def parse_or_die(wire: bytes) -> Any:
+        if b"poison" in wire:
+            die()
+        return whole(wire)
+
+    entries.parse_message = parse_or_die
 
 
 def test_poison_is_set_aside_and_its_neighbours_are_stored(redis: Redis, database: Engine, quick: Settings) -> None:
@@ -144,15 +150,92 @@ def test_two_poisons_among_others(redis: Redis, database: Engine, quick: Setting
 def test_what_was_stored_is_never_poison_as_well(redis: Redis, database: Engine, quick: Settings) -> None:
     """Messages whose workers die between the commit and the acknowledgement, each time, are stored and not blamed."""
     (session,) = enrol(redis, database, quick, "torv")
-    messages = [register("sana"), heartbeat(session, metadata={"id": str(session)}), deregister(session)]
+    beat = heartbeat(session, metadata={"id": str(session)})
+    steps = ((register("sana"), LANE_STEPS), (beat, STEPS), (deregister(session), LANE_STEPS))
     database.dispose()
-    for message in messages:
+    for message, arms in steps:
         send(redis, message)
         for _ in range(5):
-            assert ingest_once(quick, "worker", STEPS["after the commit, before the acknowledgement"]) == KILLED
+            assert ingest_once(quick, "worker", arms["after the commit, before the acknowledgement"]) == KILLED
         assert ingest_once(quick, "worker") == 0
-    assert (backlog(redis), rejected(database), stored_ids(database)) == (0, [], [messages[1].id])
+    assert (backlog(redis), rejected(database), stored_ids(database)) == (0, [], [beat.id])
     assert [event.type for event in events(database)] == ["registered", "registered", "deregistered"]
+
+
+LANE_STEPS = {
+    "after taking it": _die_after(Lane, "take"),
+    "after opening the sessions": _die_after(lane, "open_sessions"),
+    "after writing, before the commit": _die_after(lane, "write_changes"),
+    "after the commit, before the disk": _die_instead(lane, "flush"),
+    "after the commit, before the acknowledgement": _die_instead(lane, "follow_up"),
+    "after the acknowledgement": _die_after(Lane, "remove"),
+}
+
+
+@pytest.mark.parametrize("arm", LANE_STEPS.values(), ids=LANE_STEPS.keys())
+def test_a_worker_killed_at_any_step_of_the_lane_loses_and_doubles_nothing(
+    redis: Redis, database: Engine, quick: Settings, arm: Callable[[], None]
+) -> None:
+    """Killed with a piece of the lane in hand, it leaves it to the next; what is applied stands, once, in its order."""
+    (session,) = enrol(redis, database, quick, "torv")
+    ends = [deregister(session), register("torv", session), deregister(session, exit_status=3)]
+    names = [register("of many") for _ in range(9)]
+    beat = heartbeat(names[-1].session_id)
+    send(redis, *ends, *names, register("orphan", parent_id=new_message_id()), beat)
+    database.dispose()
+    assert ingest_once(quick, "victim", arm) == KILLED
+    eventually(lambda: drain(redis, database, quick, "rescuer", within=1.0) == 0 and backlog(redis) == 0)
+    told = [event.message_id for event in events(database, "registered", "deregistered") if event.message_id]
+    assert told[1:] == [message.id for message in (*ends, *names)]
+    assert [state(database, message.session_id) for message in names] == [*["ended"] * 8, "ok"]
+    assert (agent(database, session).exit_status, reasons(database)) == (3, ["unknown_parent"])
+    assert (stored_ids(database), redis.exists(SESSIONS_IN_HAND)) == ([beat.id], 0)
+
+
+def test_poison_of_the_lane_is_set_aside_and_blames_no_other(redis: Redis, database: Engine, quick: Settings) -> None:
+    """Its neighbours are applied, and heartbeats that workers had in hand when they died of it are stored."""
+    (session,) = enrol(redis, database, quick, "torv")
+    messages = [register("poison" if number in {3, 17} else f"agent {number}") for number in range(20)]
+    beats = [heartbeat(session) for _ in range(40)]
+    send(redis, *messages, *beats)
+    database.dispose()
+    deaths = 0
+    while ingest_once(quick, "worker", _die_of_poison) == KILLED:
+        deaths += 1
+        assert deaths <= 7
+    assert deaths == 7  # with all of them, then three times alone with each
+    blamed = [message.to_wire() for number, message in enumerate(messages) if number in {3, 17}]
+    assert [(row.reason, row.raw) for row in rejected(database)] == [("poison", wire) for wire in blamed]
+    assert len(events(database, "registered")) == 1 + 18
+    assert (count_heartbeats(database), backlog(redis)) == (40, 0)
+
+
+def test_a_worker_that_dies_of_the_lane_with_heartbeats_in_hand(
+    redis: Redis, database: Engine, quick: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What came into the lane after the batch was read kills at most one worker that holds the batch."""
+    (session,) = enrol(redis, database, quick, "torv")
+    beats = [heartbeat(session) for _ in range(3)]
+    send(redis, *beats)
+    database.dispose()
+    whole = Consumer.take
+
+    def take_and_send(self: Consumer, *arguments: Any) -> Any:
+        unit = whole(self, *arguments)
+        if unit is not None and not events_of_poison:
+            events_of_poison.append(send(redis, register("poison")))
+            unit = dataclasses.replace(unit, lane_backlog=1)
+        return unit
+
+    events_of_poison: list[Any] = []
+    monkeypatch.setattr(Consumer, "take", take_and_send)
+    assert ingest_once(quick, "worker", _die_of_poison) == KILLED
+    monkeypatch.undo()
+    deaths = 1
+    while ingest_once(quick, "worker", _die_of_poison) == KILLED:
+        assert {item.deliveries for item in pending(redis)} == {1}
+        deaths += 1
+    assert (deaths, reasons(database), count_heartbeats(database)) == (3, ["poison"], 3)
 
 
 FORGED = {
@@ -387,20 +470,24 @@ def test_a_broken_database_blames_nobody(redis: Redis, database: Engine, quick: 
     assert (count_heartbeats(database), rejected(database)) == (5, [])
 
 
+@pytest.mark.parametrize(
+    "failing", ["fleetbeat_worker.broker.consumer._unit", "fleetbeat_worker.broker.lane.Lane.remove"]
+)
 def test_redis_failing_a_worker_is_no_death(
-    redis: Redis, database: Engine, quick: Settings, monkeypatch: pytest.MonkeyPatch
+    redis: Redis, database: Engine, quick: Settings, monkeypatch: pytest.MonkeyPatch, failing: str
 ) -> None:
-    """However often Redis fails between reading and storing, no message is blamed for it."""
+    """However often Redis fails between reading and storing, or after a commit, no message is blamed for it."""
     (session,) = enrol(redis, database, quick, "torv")
-    send(redis, heartbeat(session))
+    send(redis, heartbeat(session), register("torv", session))
     with monkeypatch.context() as patched:
-        patched.setattr(Inbox, "horizon", _fail)
+        patched.setattr(failing, _fail)
         for _ in range(8):
             with pytest.raises(RedisConnectionError):
                 drain(redis, database, quick)
     drain(redis, database, quick)
-    assert (count_heartbeats(database), reasons(database)) == (1, [])
+    assert (count_heartbeats(database), reasons(database), backlog(redis)) == (1, [], 0)
+    assert len(events(database, "registered")) == 2
 
 
-def _fail(_inbox: Inbox) -> None:
+def _fail(*_arguments: object) -> None:
     raise RedisConnectionError

@@ -15,7 +15,7 @@ from fleetbeat_shared.settings import Settings
 from fleetbeat_worker.cli import main
 from fleetbeat_worker.database.engine import reading, writing
 from fleetbeat_worker.database.tables import RejectedMessage
-from fleetbeat_worker.ingest.rejected_rows import rejected_ids
+from fleetbeat_worker.ingest.rejected import rejected_ids
 from helpers import (
     count_heartbeats,
     drain,

@@ -9,19 +9,18 @@ from typing import Any
 
 import pytest
 from redis import Redis
-from sqlalchemy import Engine, insert, select, text, update
+from sqlalchemy import Engine, insert, select, text
 
 from fleetbeat_shared.identifiers import new_message_id
 from fleetbeat_shared.messages import MAX_MESSAGE_BYTES
 from fleetbeat_shared.redis_keys import GROUP, INBOX, reply_key
 from fleetbeat_shared.settings import Settings
-from fleetbeat_worker.broker.inbox import Entry, Inbox
+from fleetbeat_worker.broker.inbox import Inbox
 from fleetbeat_worker.database.engine import open_engine, reading, writing
-from fleetbeat_worker.database.tables import RejectedMessage, StoredHeartbeat, Task
+from fleetbeat_worker.database.tables import StoredHeartbeat, Task
 from fleetbeat_worker.ingest.batch import Batch
-from fleetbeat_worker.ingest.transaction import put_right, store_entries
+from fleetbeat_worker.ingest.requeue import apply_again
 from fleetbeat_worker.rules.enums import TaskState
-from fleetbeat_worker.rules.spans import from_milliseconds
 from fleetbeat_worker.sweep.job import sweep
 from helpers import (
     agent,
@@ -31,6 +30,7 @@ from helpers import (
     drain,
     enrol,
     events,
+    eventually,
     heartbeat,
     reasons,
     redis_time,
@@ -40,7 +40,9 @@ from helpers import (
     send,
     send_spread,
     state,
+    store,
     stored_ids,
+    take,
 )
 
 SETTINGS = Settings()
@@ -167,12 +169,11 @@ def test_every_bad_message_is_set_aside_alone(redis: Redis, database: Engine, qu
 
 def test_a_replay_is_rejected_once(redis: Redis, database: Engine) -> None:
     """A bad entry that is delivered a second time stays one row."""
+    Inbox(redis).create_group()
     send(redis, b"hello")
-    inbox = Inbox(redis)
-    inbox.create_group()
-    entries = inbox.read("worker", 10, 0.1)
+    entries = take(redis, "worker")
     for _ in range(2):
-        store_entries(database, entries, redis_time(redis), SETTINGS)
+        store(redis, database, entries, SETTINGS)
     assert reasons(database) == ["not_json"]
 
 
@@ -240,154 +241,35 @@ def test_senders_that_wait_are_answered(redis: Redis, database: Engine, quick: S
     assert json.loads(redis.lpop(reply_key(lost.id)))["code"] == "unknown_session"
 
 
-def test_a_heartbeat_before_its_registration_in_one_batch(redis: Redis, database: Engine, quick: Settings) -> None:
-    """A heartbeat that overtook its registration in the same batch is stored, and the agent is ok."""
-    message = register()
-    send(redis, heartbeat(message.session_id, progress="early"), message)
-    drain(redis, database, quick)
-    assert (count_heartbeats(database), reasons(database)) == (1, [])
-    assert state(database, message.session_id) == "ok"
-    assert [event.type for event in events(database)] == ["registered", "heartbeat"]
-
-
-def test_a_heartbeat_before_its_registration_in_the_next_batch(redis: Redis, database: Engine, quick: Settings) -> None:
-    """A heartbeat that was rejected is stored as soon as a later batch brings its registration; its sender is told."""
-    message = register()
-    beat = heartbeat(message.session_id, reply=True)
-    send(redis, beat)
-    drain(redis, database, quick)
-    assert reasons(database) == ["unknown_session"]
-    send(redis, message)
-    drain(redis, database, quick)
-    assert (stored_ids(database), reasons(database)) == ([beat.id], [])
-    assert state(database, message.session_id) == "ok"
-    codes = [json.loads(answer)["code"] for answer in redis.lrange(reply_key(beat.id), 0, -1)]
-    assert codes == ["unknown_session", None]
-
-
-def test_a_registration_that_another_worker_committed_in_between(
-    redis: Redis, database: Engine, quick: Settings
-) -> None:
-    """The heartbeat is judged before the registration is there and stored as rejected after: the sweep finds it."""
-    message = register()
-    beat = heartbeat(message.session_id)
-    inbox = Inbox(redis)
-    inbox.create_group()
-    send(redis, beat, message)
-    first, second = inbox.read("one", 1, 0.1), inbox.read("two", 1, 0.1)
-    store_entries(database, first, redis_time(redis), SETTINGS)
-    store_entries(database, second, redis_time(redis), SETTINGS)
-    inbox.acknowledge([entry.id for entry in first + second], "worker")
-    assert reasons(database) == ["unknown_session"]
-    sweep(redis, database, quick)
-    assert (stored_ids(database), reasons(database)) == ([beat.id], [])
-    assert state(database, message.session_id) == "ok"
-
-
-def test_a_family_in_the_wrong_order(redis: Redis, database: Engine, quick: Settings) -> None:
-    """A delegate's heartbeat, then the delegate, then its parent, each in a batch of its own: all are stored."""
+def test_what_was_registered_is_known_to_what_came_after_it(redis: Redis, database: Engine, quick: Settings) -> None:
+    """A heartbeat that was added after its registration is stored, however it is read; a delegate finds its parent."""
     parent = register("parent")
     child = register("child", parent_id=parent.session_id)
-    for message in (heartbeat(child.session_id), child, parent):
-        send(redis, message)
-        drain(redis, database, quick)
-    assert reasons(database) == []
+    for number in range(10):
+        message = register(f"agent {number}")
+        send(redis, message, heartbeat(message.session_id, progress="early"))
+    send(redis, parent, child, heartbeat(child.session_id))
+    drain(redis, database, quick)
+    assert (count_heartbeats(database), reasons(database), backlog(redis)) == (11, [], 0)
     assert state(database, child.session_id) == "ok"
     assert agent(database, child.session_id).parent_id == parent.session_id
 
 
-def test_an_old_rejected_message_is_not_dug_up(redis: Redis, database: Engine, quick: Settings) -> None:
-    """A registration puts right what was set aside a minute ago at most."""
+def test_what_is_unknown_is_told_at_once(redis: Redis, database: Engine, quick: Settings) -> None:
+    """A heartbeat that came before its registration is set aside and its sender told; it can be applied later."""
     message = register()
-    send(redis, heartbeat(message.session_id))
+    beat = heartbeat(message.session_id, reply=True)
+    send(redis, beat)
     drain(redis, database, quick)
-    with writing(database) as connection:
-        connection.execute(update(RejectedMessage).values(rejected_at=redis_time(redis) - seconds(90)))
     send(redis, message)
     drain(redis, database, quick)
-    put_right(database, redis, redis_time(redis), quick)
-    assert (count_heartbeats(database), reasons(database)) == (0, ["unknown_session"])
-
-
-def test_a_heartbeat_that_overtakes_the_registration_that_reopens(
-    redis: Redis, database: Engine, quick: Settings
-) -> None:
-    """A heartbeat that is read before the registration that opens its ended session anew is stored once that is."""
-    (session,) = enrol(redis, database, quick, "torv")
-    send_spread(redis, deregister(session), heartbeat(session))
-    drain(redis, database, quick)
-    too_late = rejected(database)[0]
-    inbox = Inbox(redis)
-    send_spread(redis, register("torv", session), heartbeat(session))
-    (again,) = inbox.read("slow", 1, 0.1)
-    drain(redis, database, quick)
-    assert reasons(database) == ["session_ended", "session_ended"]
-    assert count_heartbeats(database) == 0
-    store_entries(database, [again], redis_time(redis), quick)
-    assert sweep(redis, database, quick).degraded == []
-    assert [row.entry_id for row in rejected(database)] == [too_late.entry_id]
-    assert count_heartbeats(database) == 1
-    assert state(database, session) == "ok"
-
-
-def test_silence_counts_from_the_first_registration_after_the_last_end(
-    redis: Redis, database: Engine, quick: Settings
-) -> None:
-    """An end and a registration that are stored after the next registration, each in a batch, and delivered twice."""
-    (session,) = enrol(redis, database, quick, "torv")
-    inbox = Inbox(redis)
-    send_spread(redis, deregister(session, error="gone"), register("torv", session), register("torv", session))
-    overtaken = inbox.read("slow", 2, 0.1)
-    drain(redis, database, quick)
-    opened_at = from_milliseconds(overtaken[1].milliseconds)
-    for entry in [*overtaken, *reversed(overtaken)]:
-        store_entries(database, [entry], redis_time(redis), quick)
-    found = agent(database, session)
-    assert (found.state, found.registered_at, found.error) == ("pending", opened_at, None)
-    stored = events(database)
-    assert [event.type for event in stored] == ["registered", "registered", "deregistered", "registered"]
-    assert stored[-1].occurred_at == opened_at
-    assert stored[-2].detail["error"] == "gone"
-
-
-def test_a_replayed_registration_reopens_nothing(redis: Redis, database: Engine, quick: Settings) -> None:
-    """A registration delivered again after its session ended leaves it ended, also in a batch of its own."""
-    inbox = Inbox(redis)
-    inbox.create_group()
-    message = register()
-    send(redis, message)
-    entries = inbox.read("worker", 1, 0.1)
-    store_entries(database, entries, redis_time(redis), SETTINGS)
-    send(redis, heartbeat(message.session_id), deregister(message.session_id, exit_status=0))
-    drain(redis, database, quick)
-    store_entries(database, entries, redis_time(redis), SETTINGS)
-    found = agent(database, message.session_id)
-    assert (found.state, found.exit_status) == ("ended", 0)
-    assert found.ended_at is not None
-    assert [event.type for event in events(database)] == ["registered", "deregistered"]
-
-
-def test_a_clock_that_was_set_back_loses_no_goodbye(redis: Redis, database: Engine, quick: Settings) -> None:
-    """What was registered an hour ahead of the present can end, beat no more, and come back; replays change nothing."""
-    ahead = redis_time(redis) + seconds(3600)
-    first = register("torv")
-    (opened,) = (Entry(entry_id, first.to_wire()) for entry_id in send(redis, first, at=ahead))
-    session_id = first.session_id
-    store_entries(database, [opened], ahead, quick)  # as a worker did before Redis's clock was set back
-    redis.delete(INBOX)
-    goodbye = deregister(session_id)
-    (ended,) = (Entry(entry_id, goodbye.to_wire()) for entry_id in send(redis, goodbye))
-    for entries in ([ended], [opened], [ended, opened]):
-        store_entries(database, entries, redis_time(redis), quick)
-        assert state(database, session_id) == "ended"
-    send(redis, heartbeat(session_id))
-    drain(redis, database, quick)
-    assert reasons(database) == ["session_ended"]
-    send(redis, register("torv", session_id))
-    drain(redis, database, quick)
-    store_entries(database, [opened, ended], redis_time(redis), quick)
-    assert state(database, session_id) == "pending"
-    assert len(events(database, "registered", "deregistered")) == 3
+    (row,) = rejected(database)
+    assert (row.reason, count_heartbeats(database)) == ("unknown_session", 0)
+    assert list(apply_again(quick, database, redis, [row.id])) == [(row.id, "stored")]
+    assert (stored_ids(database), reasons(database)) == ([beat.id], [])
+    assert state(database, message.session_id) == "ok"
+    codes = [json.loads(answer)["code"] for answer in redis.lrange(reply_key(beat.id), 0, -1)]
+    assert codes == ["unknown_session", None]
 
 
 def test_a_deregistration_gives_tasks_back(redis: Redis, database: Engine, quick: Settings) -> None:
@@ -493,55 +375,18 @@ def test_a_far_off_id_is_stored_too(redis: Redis, database: Engine, quick: Setti
     assert datetime.now(UTC) - agent(database, session).last_seen_at < timedelta(seconds=20)
 
 
-def test_an_old_backlog_is_put_right_as_well(redis: Redis, database: Engine, quick: Settings) -> None:
-    """After an outage, heartbeats may be stored before the batch with their registration is, however old both are."""
-    Inbox(redis).create_group()
-    message = register()
-    old = redis_time(redis) - seconds(600)
-    send(redis, message, at=old)
-    (registration,) = Inbox(redis).read("slow", 1, 0.1)
-    send(redis, heartbeat(message.session_id), heartbeat(message.session_id), at=old + seconds(5))
-    drain(redis, database, quick, "fast")
-    assert reasons(database) == ["unknown_session"] * 2
-    store_entries(database, [registration], redis_time(redis), SETTINGS)
-    sweep(redis, database, quick)
-    assert (count_heartbeats(database), reasons(database)) == (2, [])
-
-
-def test_one_that_cannot_be_put_right_stands_in_nobodys_way(
-    redis: Redis, database: Engine, quick: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Of two overtaken heartbeats the one that can't be stored is left with a reason, and sweeps go on."""
-    message = register()
-    good, bad = heartbeat(message.session_id), heartbeat(message.session_id, progress="bad")
-    send(redis, bad, good)
-    drain(redis, database, quick)
-    send(redis, message)
-    beat = Batch.apply
-
-    def apply(self: Batch, entry: Entry, found: Any) -> None:
-        if found.id == bad.id:
-            raise ValueError
-        beat(self, entry, found)
-
-    monkeypatch.setattr(Batch, "apply", apply)
-    drain(redis, database, quick)
-    sweep(redis, database, quick)
-    assert (stored_ids(database), reasons(database)) == ([good.id], ["failed"])
-
-
 def test_what_an_old_run_said_is_not_put_back(redis: Redis, database: Engine, quick: Settings) -> None:
     """A heartbeat of before the session was opened anew is stored, and says nothing of the new run."""
     message = register(work="old")
     send(redis, message)
     drain(redis, database, quick)
     send(redis, heartbeat(message.session_id, error="old trouble", progress="old"))
-    (late,) = Inbox(redis).read("slow", 1, 0.1)
+    (late,) = take(redis, "slow")
     send(redis, deregister(message.session_id))
     drain(redis, database, quick)
     send(redis, register(session_id=message.session_id, work="new"))
     drain(redis, database, quick)
-    store_entries(database, [late], redis_time(redis), SETTINGS)
+    store(redis, database, [late], SETTINGS)
     found = agent(database, message.session_id)
     assert (count_heartbeats(database), found.error, found.current_work) == (1, None, "new")
     assert state(database, message.session_id) == "pending"
@@ -630,15 +475,16 @@ def test_older_counts_overwrite_no_newer_ones(redis: Redis, database: Engine, qu
     """A heartbeat that was given counts, replayed or late, changes nothing of what a newer one had counted."""
     (session,) = enrol(redis, database, quick, "torv")
     add_tasks(database, "torv", (OPEN, 0))
-    inbox = Inbox(redis)
     send(redis, heartbeat(session, open_tasks=7, stale_tasks=7, status="busy"))
-    entries = inbox.read("slow", 10, 0.1)
-    store_entries(database, entries, redis_time(redis), quick)
+    entries = take(redis, "slow")
+    store(redis, database, entries, quick)
     assert counts(agent(database, session)) == (7, 7)
-    send(redis, heartbeat(session), at=redis_time(redis) + seconds(0.005))
-    newer = inbox.read("quick", 10, 0.1)
+    now = redis_time(redis)
+    send(redis, heartbeat(session), at=now + seconds(0.005))
+    eventually(lambda: redis_time(redis) > now + seconds(0.005))
+    newer = take(redis, "quick")
     for replayed in (newer, entries, newer):
-        store_entries(database, replayed, redis_time(redis) + seconds(1), quick)
+        store(redis, database, replayed, quick)
         assert counts(agent(database, session)) == (1, 0)
     assert stored_counts(database) == {(7, 7), (1, 0)}
 
@@ -654,7 +500,7 @@ def test_a_silent_heartbeat_writes_no_counts_that_are_there(
 
     def watch(batch: Batch, *arguments: Any) -> None:
         whole(batch, *arguments)
-        changed.append(bool(batch.agents[session].reports))
+        changed.append(bool(batch.changes.agents[session].reports))
 
     monkeypatch.setattr(Batch, "apply", watch)
     for _ in range(3):

@@ -125,7 +125,7 @@ def put_session(engine: Engine, name: str, *, ended_at: datetime | None = None, 
     moments = {"state_changed_at": seen, "last_seen_at": seen, "deadline_at": seen + timedelta(seconds=62)}
     moments |= {"registered_at": columns.pop("registered_at", days_ago(400))}
     promise = {"interval_seconds": columns.pop("interval_seconds", 30.0), "grace_seconds": 2.0}
-    known = {"session_id": key, "agent_name": name, "parallel": False, "lifecycle_entry": 1, "ended_at": ended_at}
+    known = {"session_id": key, "agent_name": name, "parallel": False, "ended_at": ended_at}
     known |= columns
     with writing(engine) as connection:
         connection.execute(insert(Agent).values(known))

@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import Engine, event, text
 
 from fleetbeat_worker.database.tables import Base, Pipeline
-from fleetbeat_worker.ingest.doing import changed_at
+from fleetbeat_worker.ingest.batch import changed_at
 from fleetbeat_worker.ingest.session_state import AgentRecord
 from fleetbeat_worker.rules.anomalies import stuck_limit
 from fleetbeat_worker.rules.liveness import Promise

@@ -10,18 +10,18 @@ from redis import Redis
 from redis.exceptions import ResponseError
 from sqlalchemy import Engine, select, text
 
-from fleetbeat_shared.redis_keys import INBOX
+from fleetbeat_shared.redis_keys import INBOX, SESSIONS
 from fleetbeat_shared.settings import Settings
 from fleetbeat_worker.broker.accounting import Account
-from fleetbeat_worker.broker.inbox import Entry, Horizon, Inbox
-from fleetbeat_worker.broker.wire import understand
+from fleetbeat_worker.broker.entries import RawEntry, decode
+from fleetbeat_worker.broker.inbox import Horizon, Inbox
 from fleetbeat_worker.database.engine import open_engine, reading, writing
 from fleetbeat_worker.database.partitions import partition_name
 from fleetbeat_worker.database.tables import OutageRow, Pipeline
 from fleetbeat_worker.explain.verdict import explain
 from fleetbeat_worker.fleet.agents import read_fleet
-from fleetbeat_worker.ingest.queries import open_batch, write_batch
-from fleetbeat_worker.ingest.transaction import store_entries
+from fleetbeat_worker.ingest.lane import apply_entries
+from fleetbeat_worker.ingest.transaction import apply_heartbeats
 from fleetbeat_worker.notifications.outbox import claim_due
 from fleetbeat_worker.rules.spans import to_milliseconds
 from fleetbeat_worker.sweep.incidents import count_notified
@@ -30,14 +30,13 @@ from fleetbeat_worker.sweep.transaction import SweepReport, judge_fleet
 from helpers import (
     LONG_AGO,
     agent,
-    count_heartbeats,
+    backlog,
     drain,
     enrol,
     events,
     heartbeat,
     let_pass,
     notices,
-    reasons,
     redis_time,
     register,
     seconds,
@@ -207,18 +206,18 @@ def test_a_dry_run_changes_nothing(
     assert events(database, "degraded", "outage") == notices(database) == []
 
 
-def test_a_dry_run_knows_what_overtook_its_registration(database: Engine, redis: Redis, quick: Settings) -> None:
-    """It names nobody whom a sweep would spare, and leaves what is set aside for that sweep."""
-    message = register("torv", interval_seconds=5.0)
-    send(redis, heartbeat(message.session_id))
-    drain(redis, database, quick)
-    # A worker that died had taken the registration, and now another one stores it.
-    received_at = redis_time(redis) - seconds(20)
-    store_entries(database, [Entry(f"{to_milliseconds(received_at)}-0", message.to_wire())], redis_time(redis), quick)
+def test_a_dry_run_leaves_the_lane_as_it_is(database: Engine, redis: Redis, quick: Settings) -> None:
+    """It names nobody of whom something waits; the next sweep applies what was registered."""
+    (session,) = enrol(redis, database, quick, "torv", interval_seconds=5.0)
+    sweep(redis, database, quick)
+    send(redis, register("torv", session, interval_seconds=3600.0), at=redis_time(redis))
+    let_pass(database, 12)
+    redis.delete(SESSIONS)
+    send(redis, register("torv", session, interval_seconds=3600.0), at=redis_time(redis) - seconds(10))
     assert sweep(redis, database, quick, dry_run=True).degraded == []
-    assert (state(database, message.session_id), reasons(database)) == ("pending", ["unknown_session"])
+    assert (backlog(redis), len(events(database, "registered"))) == (1, 1)
     assert sweep(redis, database, quick).degraded == []
-    assert (state(database, message.session_id), reasons(database)) == ("ok", [])
+    assert (backlog(redis), len(events(database, "registered"))) == (0, 2)
 
 
 def test_a_row_that_a_batch_holds_is_left_to_the_next_sweep(postgres_url: str, redis: Redis, quick: Settings) -> None:
@@ -418,32 +417,8 @@ def judge_as_of(database: Engine, settings: Settings, now: datetime) -> SweepRep
         return judge_fleet(connection, horizon, Account(now, None, 0), settings, periodic=True)
 
 
-def test_a_registration_that_is_stored_while_a_sweep_begins(
-    database: Engine, redis: Redis, quick: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A slow worker stores it just before the sweep looks at the inbox: its heartbeats, set aside, count."""
-    sweep(redis, database, quick)
-    message = register(interval_seconds=1.0)
-    inbox = Inbox(redis)
-    send(redis, message, at=redis_time(redis) - seconds(20))
-    (slow,) = inbox.read("slow", 1, 0.1)
-    send(redis, heartbeat(message.session_id))
-    drain(redis, database, quick)
-    look = Inbox.account
-
-    def store_and_look(self: Inbox) -> Account:
-        store_entries(database, [slow], redis_time(redis), quick)
-        inbox.acknowledge([slow.id], "slow")
-        return look(self)
-
-    monkeypatch.setattr(Inbox, "account", store_and_look)
-    assert sweep(redis, database, quick).degraded == []
-    assert state(database, message.session_id) == "ok"
-    assert count_heartbeats(database) == 1
-
-
-def test_an_outage_is_recorded_while_a_batch_is_stored(postgres_url: str) -> None:
-    """A batch that read the outages before, and commits after it: its deadlines are moved, too."""
+def test_an_outage_counts_for_who_is_stored_while_it_is_found(postgres_url: str) -> None:
+    """A batch that read the outages before a sweep recorded one, and commits after it: its deadlines have it, too."""
     database = open_engine(postgres_url)
     fleet = Simulation(database)
     silent = fleet.register("silent", 0)
@@ -451,14 +426,12 @@ def test_an_outage_is_recorded_while_a_batch_is_stored(postgres_url: str) -> Non
         fleet.sweep(when)
     assert state(database, silent) == "degraded"
     beat, joining = heartbeat(silent), register("new", interval_seconds=10.0, grace_seconds=1)
-    arrived_at = to_milliseconds(at(36))
-    entries = [Entry(f"{arrived_at}-{number}", each.to_wire()) for number, each in enumerate((beat, joining))]
+    arrived_at, now = to_milliseconds(at(36)), to_milliseconds(at(636))
     with writing(database) as connection:
-        messages = understand(entries).messages
-        batch = open_batch(connection, messages, at(636), fleet.settings)
-        for entry, message in messages:
-            batch.apply(entry, message)
-        write_batch(connection, batch)
+        for message, stream, apply in ((beat, INBOX, apply_heartbeats), (joining, SESSIONS, apply_entries)):
+            apply(
+                connection, decode([RawEntry(f"{arrived_at}-0", message.to_wire())], now, stream), now, fleet.settings
+            )
         assert fleet.sweep(636, watermark=36).outage_seconds == 601
     assert [fleet.sweep(when).degraded for when in (640, 645, 656.9)] == [[], [], []]
     assert sorted(fleet.sweep(657.1).degraded) == ["new", "silent"]

@@ -5,10 +5,11 @@ from datetime import UTC, datetime
 import pytest
 from fakeredis import FakeRedis
 
-from fleetbeat_shared.redis_keys import GROUP, INBOX
-from fleetbeat_worker.broker.inbox import Entry, Inbox, Pending
+from fleetbeat_shared.redis_keys import GROUP, INBOX, SESSIONS
+from fleetbeat_worker.broker.entries import RawEntry, arrival
+from fleetbeat_worker.broker.inbox import Inbox, Pending
 from fleetbeat_worker.rules.spans import from_milliseconds, to_milliseconds
-from helpers import redis_time, seconds, send
+from helpers import redis_time, register, seconds, send
 
 NOON = datetime(2026, 1, 31, 12, 0, tzinfo=UTC)
 LONG = 1000.0
@@ -35,8 +36,8 @@ def test_the_group_is_made_once(inbox: Inbox, redis: FakeRedis) -> None:
 def test_an_entry_goes_to_one_reader(inbox: Inbox, redis: FakeRedis) -> None:
     """What one consumer read, no other reads."""
     first, second = send(redis, b"one", b"two")
-    assert inbox.read("a", 1, 0.01) == [Entry(first, b"one")]
-    assert inbox.read("b", 10, 0.01) == [Entry(second, b"two")]
+    assert inbox.read("a", 1, 0.01) == [RawEntry(first, b"one")]
+    assert inbox.read("b", 10, 0.01) == [RawEntry(second, b"two")]
     assert inbox.read("b", 10, 0.01) == []
 
 
@@ -61,7 +62,7 @@ def test_taking_over_what_is_gone_brings_nothing(inbox: Inbox, redis: FakeRedis)
     ids = send(redis, b"one", b"two")
     inbox.read("a", 2, 0.01)
     redis.xdel(INBOX, ids[0])
-    assert inbox.take_over("b", ids, 0) == [Entry(ids[1], b"two")]
+    assert inbox.take_over("b", ids, 0) == [RawEntry(ids[1], b"two")]
 
 
 def test_a_consumer_leaves_with_empty_hands_only(inbox: Inbox, redis: FakeRedis) -> None:
@@ -118,21 +119,35 @@ def test_a_clock_that_was_set_back_a_little_is_no_fault(inbox: Inbox, redis: Fak
 
 
 def test_how_far_a_burst_drains(inbox: Inbox, redis: FakeRedis) -> None:
-    """The last id at the start tells when all that stood then is gone, whatever came later."""
-    assert inbox.last_id() is None
-    ids = send(redis, b"one", b"two")
-    last = inbox.last_id()
-    assert last == ids[1]
+    """The last ids at the start tell when all that stood then is gone from both streams, whatever came later."""
+    assert not inbox.holds_through(inbox.last_ids())
+    ids = send(redis, b"one", b"two") + send(redis, register())
+    last = inbox.last_ids()
+    assert last == {INBOX: ids[1], SESSIONS: ids[2]}
     send(redis, b"later")
-    assert inbox.holds_through(ids[1])
+    assert inbox.holds_through(last)
     inbox.acknowledge(ids, "worker")
-    assert not inbox.holds_through(ids[1])
+    assert inbox.holds_through(last)
+    redis.xdel(SESSIONS, ids[2])
+    assert not inbox.holds_through(last)
+
+
+def test_the_lane_holds_the_watermark_too(inbox: Inbox, redis: FakeRedis) -> None:
+    """The watermark is the older of the two streams' oldest entries, and one of tomorrow in either hides it."""
+    send(redis, b"one", at=NOON + seconds(60))
+    (oldest,) = send(redis, register(), at=NOON)
+    horizon = inbox.horizon()
+    assert (horizon.watermark, horizon.backlog, horizon.oldest_id) == (NOON, 2, oldest)
+    redis.xdel(SESSIONS, oldest)
+    assert inbox.horizon().watermark == NOON + seconds(60)
+    send(redis, register(), at=redis_time(redis) + seconds(86_400))
+    assert inbox.horizon().watermark is None
 
 
 def test_positions_follow_the_stream() -> None:
     """Positions order entries as their ids do, within a millisecond too, and fit an SQL integer."""
     ids = ["1000-0", "1000-1", "1000-2000000", "1001-0", f"{to_milliseconds(NOON)}-7"]
-    positions = [Entry(entry_id, b"").arrival(to_milliseconds(NOON))[1] for entry_id in ids]
+    positions = [arrival(entry_id, to_milliseconds(NOON))[1] for entry_id in ids]
     assert positions == sorted(set(positions))
     assert positions[-1] < 2**63
 
@@ -140,14 +155,7 @@ def test_positions_follow_the_stream() -> None:
 def test_a_place_follows_the_id_through_a_step_of_the_clock() -> None:
     """With its clock set back a little, Redis counts on from the latest id: the order stays, the time is clamped."""
     now = to_milliseconds(NOON)
-    arrivals = [Entry(f"{now + 50_000}-{sequence}", b"").arrival(now + sequence) for sequence in (1, 2)]
+    arrivals = [arrival(f"{now + 50_000}-{sequence}", now + sequence) for sequence in (1, 2)]
     assert arrivals[0][1] < arrivals[1][1]
     assert [received_at for received_at, _ in arrivals] == [now + 1, now + 2]
-    assert Entry(f"{now + 50_000}-0", b"").arrival(now)[1] > Entry(f"{now}-9", b"").arrival(now)[1]
-
-
-def test_an_entry_that_was_read_before_came_no_later_than_that() -> None:
-    """What was set aside and is applied later counts as of when it came, also with a made-up id of the future."""
-    now = to_milliseconds(NOON)
-    made_up = Entry(f"{now + 86_400_000}-0", b"", first_read_at=now)
-    assert made_up.arrival(now + 3_600_000) == Entry(made_up.id, b"").arrival(now)
+    assert arrival(f"{now + 50_000}-0", now)[1] > arrival(f"{now}-9", now)[1]

@@ -34,7 +34,7 @@ def test_requeue_reports_each_outcome(engine: Engine, monkeypatch: pytest.Monkey
     """Requeue takes ids or filters, reports each outcome, and exits with 1 if any stays rejected."""
     first, second = put_rejected(engine, "1-1", b"x"), put_rejected(engine, "1-2", b"{}", "unknown_session")
     monkeypatch.setattr(
-        "fleetbeat_worker.cli.rejected.apply_again",
+        "fleetbeat_worker.ingest.requeue.apply_again",
         lambda _settings, _engine, _client, ids: ((i, "stored" if i == second else "not_json") for i in ids),
     )
     assert answer("rejected", "requeue", "--all", "--reason", "unknown_session") == {
@@ -62,7 +62,7 @@ def test_interrupted_requeue_reports_what_is_left(engine: Engine, monkeypatch: p
         yield numbers[0], "stored"
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("fleetbeat_worker.cli.rejected.apply_again", apply)
+    monkeypatch.setattr("fleetbeat_worker.ingest.requeue.apply_again", apply)
     result = run("rejected", "requeue", "--all")
     assert result.exit_code == 1
     assert result.stdout.splitlines() == [f"{numbers[0]}: stored", "1 message stored, 0 still rejected, 2 not tried."]

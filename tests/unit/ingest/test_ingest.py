@@ -12,9 +12,9 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import OperationalError, ProgrammingError
 
 from fleetbeat_shared.errors import DatabaseUnavailable
-from fleetbeat_shared.identifiers import new_message_id
 from fleetbeat_shared.redis_keys import GROUP, INBOX
 from fleetbeat_shared.settings import Settings
+from fleetbeat_worker.broker import consumer as consumers
 from fleetbeat_worker.broker.inbox import Inbox
 from fleetbeat_worker.ingest import job as module, transaction as transactions
 from fleetbeat_worker.ingest.job import Ingest
@@ -26,8 +26,11 @@ SETTINGS = Settings(batch_size=10, linger_seconds=0.02, lease_seconds=3600.0)
 @pytest.fixture(autouse=True)
 def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let nothing wait."""
-    for name in ("BLOCK_SECONDS", "PACE_SECONDS", "PUT_RIGHT_SECONDS", "FIRST_PAUSE_SECONDS", "LONGEST_PAUSE_SECONDS"):
-        monkeypatch.setattr(module, name, 0.002)
+    monkeypatch.setattr(module, "BLOCK_SECONDS", 0.002)
+    monkeypatch.setattr(consumers, "PACE_SECONDS", 0.002)
+    for place in (module, consumers):
+        monkeypatch.setattr(place, "FIRST_PAUSE_SECONDS", 0.002)
+        monkeypatch.setattr(place, "LONGEST_PAUSE_SECONDS", 0.002)
 
 
 @pytest.fixture
@@ -73,7 +76,7 @@ def test_nothing_is_acknowledged_before_it_is_on_the_disk(
 ) -> None:
     """Of all that is committed, entries leave the inbox only after a flush that began after their commit."""
     committed, flushed, gone = [0], [0], [0]
-    whole = module.store_entries
+    whole = module.store_heartbeats
 
     def store(engine: Engine, entries: list[Any], *rest: Any) -> Any:
         gone.append(60 - backlog(redis))
@@ -85,7 +88,7 @@ def test_nothing_is_acknowledged_before_it_is_on_the_disk(
     def flush(_: Engine) -> None:
         flushed[0] = committed[0]
 
-    monkeypatch.setattr(module, "store_entries", store)
+    monkeypatch.setattr(module, "store_heartbeats", store)
     monkeypatch.setattr(module, "flush", flush)
     send(redis, *[b"x"] * 60)
     assert run() == 60
@@ -169,39 +172,37 @@ def test_suspects_are_taken_in_smaller_units(
     run: Callable[..., int], redis: FakeRedis, monkeypatch: pytest.MonkeyPatch, deaths: int, sizes: list[int]
 ) -> None:
     """The more holders died with entries, the fewer are taken together."""
-    monkeypatch.setattr(module, "SUSPECTS_TOGETHER", 4)
+    monkeypatch.setattr(consumers, "SUSPECTS_TOGETHER", 4)
     taken: list[int] = []
-    whole = module.store_entries
+    whole = module.store_heartbeats
 
     def watch(engine: Engine, entries: list[Any], *rest: Any) -> Any:
         taken.append(len(entries))
         return whole(engine, entries, *rest)
 
-    monkeypatch.setattr(module, "store_entries", watch)
+    monkeypatch.setattr(module, "store_heartbeats", watch)
     send(redis, *[b"x"] * 33)
     deliver(redis, "worker", deaths)
     assert run() == 33
     assert taken == sizes
 
 
-def test_what_killed_three_times_alone_is_poison(run: Callable[..., int], redis: FakeRedis, memory: Engine) -> None:
-    """An entry that three processes running died with alone is set aside unread, with its bytes."""
-    message = register()
+@pytest.mark.parametrize(
+    ("deaths", "stored"), [(consumers.DIED_ALONE_THRICE, []), (consumers.DIED_ALONE_THRICE - 1, ["ok"])]
+)
+def test_what_killed_three_times_alone_is_poison(
+    run: Callable[..., int], redis: FakeRedis, memory: Engine, deaths: int, stored: list[str]
+) -> None:
+    """An entry that three processes running died with alone is set aside undecoded, with its bytes; not after two."""
+    started = register()
+    send(redis, started)
+    run()
+    message = heartbeat(started.session_id)
     send(redis, message)
-    deliver(redis, "worker", module.DIED_ALONE_THRICE)
+    deliver(redis, "worker", deaths)
     assert run() == 1
-    (row,) = rejected(memory)
-    assert (row.reason, row.raw) == ("poison", message.to_wire())
-    assert state(memory, message.session_id) is None
-
-
-def test_one_death_less_is_no_poison(run: Callable[..., int], redis: FakeRedis, memory: Engine) -> None:
-    """After two deaths alone an entry has its third chance."""
-    message = register()
-    send(redis, message)
-    deliver(redis, "worker", module.DIED_ALONE_THRICE - 1)
-    assert run() == 1
-    assert state(memory, message.session_id) == "pending"
+    assert [(row.reason, row.raw) for row in rejected(memory)] == [("poison", message.to_wire())] * (not stored)
+    assert state(memory, started.session_id) == (stored or ["pending"])[0]
 
 
 @pytest.mark.parametrize("deaths", [0, 1, 3])
@@ -218,7 +219,7 @@ def test_trouble_with_the_database_is_no_death(
     if deaths:
         deliver(redis, "worker", deaths)
     with monkeypatch.context() as patch:
-        patch.setattr(transactions, "write_batch", died(OperationalError))
+        patch.setattr(transactions, "write_changes", died(OperationalError))
         assert run(within=0.1) == 0
     assert {item["times_delivered"] for item in redis.xpending_range(INBOX, GROUP, "-", "+", 50)} == {deaths}
     assert sum("Messages wait in the inbox" in record.getMessage() for record in caplog.records) == 1
@@ -231,7 +232,7 @@ def test_our_own_fault_is_no_death_either(
     """When a table is missing the run fails aloud, and its entries keep the counts that they had."""
     send(redis, b"x")
     with monkeypatch.context() as patch:
-        patch.setattr(transactions, "write_batch", died(ProgrammingError))
+        patch.setattr(transactions, "write_changes", died(ProgrammingError))
         for _ in range(6):
             with pytest.raises(ProgrammingError):
                 run()
@@ -268,22 +269,3 @@ def test_other_trouble_with_redis_is_raised(
     send(redis, b"x")
     with pytest.raises(ResponseError, match="WRONGTYPE"):
         run()
-
-
-def test_a_message_of_an_unknown_session_is_looked_at_again(
-    run: Callable[..., int], redis: FakeRedis, memory: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Before a run ends it looks whether a registration that was overtaken is there by now."""
-    message = register()
-    looked: list[int] = []
-    monkeypatch.setattr(module, "put_right", lambda *_arguments: looked.append(1))
-    send(redis, heartbeat(new_message_id()))
-    run()
-    assert len(looked) == 1
-    send(redis, message)
-    run()
-    assert len(looked) == 2
-    send(redis, heartbeat(message.session_id))
-    run()
-    assert len(looked) == 2
-    assert reasons(memory) == ["unknown_session"]

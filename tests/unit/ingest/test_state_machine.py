@@ -27,23 +27,35 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initial
 from sqlalchemy import select
 
 from fleetbeat_shared.messages import Deregister, Heartbeat, Register
+from fleetbeat_shared.redis_keys import INBOX
 from fleetbeat_shared.settings import Settings
-from fleetbeat_worker.broker.inbox import CLOCK_STEP_MILLISECONDS, Entry, Inbox
+from fleetbeat_worker.broker import consumer, lane as lane_module
+from fleetbeat_worker.broker.entries import CLOCK_STEP_MILLISECONDS, Entry, decode
+from fleetbeat_worker.broker.inbox import Inbox
+from fleetbeat_worker.broker.lane import Lane
 from fleetbeat_worker.database.engine import open_engine, reading
 from fleetbeat_worker.database.tables import Agent, Event, Liveness, StoredHeartbeat
-from fleetbeat_worker.ingest import job as ingest, transaction as transactions
+from fleetbeat_worker.ingest import job as ingest, lane, transaction as transactions
 from fleetbeat_worker.ingest.job import Ingest
-from fleetbeat_worker.ingest.transaction import store_entries
+from fleetbeat_worker.ingest.lane import apply_lane
+from fleetbeat_worker.ingest.transaction import store_heartbeats
+from fleetbeat_worker.rules.spans import to_milliseconds
 from fleetbeat_worker.sweep.job import sweep
 from helpers import backlog, deregister, heartbeat, register, rejected, send, stored_ids
 
 SETTINGS = Settings(batch_size=8, linger_seconds=0.001, lease_seconds=30.0)
 POINTS: dict[str, tuple[Any, str]] = {
-    "before the transaction": (ingest, "store_entries"),
+    "before the transaction": (ingest, "store_heartbeats"),
     "locked": (transactions, "open_batch"),
-    "written": (transactions, "write_batch"),
-    "committed": (ingest, "store_entries"),
+    "written": (transactions, "write_changes"),
+    "committed": (ingest, "store_heartbeats"),
     "acknowledged": (Inbox, "acknowledge"),
+    "before the lane": (ingest, "apply_lane"),
+    "lane taken": (Lane, "take"),
+    "lane locked": (lane, "open_sessions"),
+    "lane written": (lane, "write_changes"),
+    "lane committed": (lane, "flush"),
+    "lane removed": (Lane, "remove"),
 }
 """Where a worker can die: after what is called there, but for the first."""
 CLOCKS = ("fakeredis._helpers.time", "fakeredis.model._stream.time", "fakeredis.commands_mixins.server_mixin.time")
@@ -83,8 +95,13 @@ class Fleet(RuleBasedStateMachine):
         self.clock = Clock()
         for place in CLOCKS:
             self.patches.enter_context(patch(place, self.clock))
-        for name in ("BLOCK_SECONDS", "PACE_SECONDS", "PUT_RIGHT_SECONDS", "FIRST_PAUSE_SECONDS"):
-            self.patches.enter_context(patch.object(ingest, name, 0.001))
+        for owner, name in (
+            (ingest, "BLOCK_SECONDS"),
+            (ingest, "FIRST_PAUSE_SECONDS"),
+            (consumer, "PACE_SECONDS"),
+            (lane_module, "PIECE"),
+        ):
+            self.patches.enter_context(patch.object(owner, name, 3 if name == "PIECE" else 0.001))
         self.redis = FakeRedis(server=FakeServer())
         folder = Path(self.patches.enter_context(TemporaryDirectory()))
         self.engine = open_engine(f"sqlite:///{shutil.copy(self.template, folder)}")
@@ -92,7 +109,7 @@ class Fleet(RuleBasedStateMachine):
         self.inbox = Inbox(self.redis)
         self.inbox.create_group()
         self.sent: dict[str, Register | Heartbeat | Deregister | bytes] = {}
-        """What Redis acknowledged, by the entry's id: the model."""
+        """What Redis acknowledged, by the entry's key: the model."""
         self.latest = self.clock.now
         """The latest time that Redis's clock ever showed."""
         self.was_set_back = False
@@ -149,22 +166,32 @@ class Fleet(RuleBasedStateMachine):
 
     @rule(target=sessions)
     def beat_before_registration(self) -> UUID:
-        """Let a heartbeat overtake its registration."""
+        """Let a heartbeat come before its registration, as no producer does."""
         message = register(f"agent-{len(self.sent)}")
         self.send(heartbeat(message.session_id))
         self.send(message)
         return message.session_id
 
+    @rule(number=st.integers(2, 9))
+    def take_a_name(self, number: int) -> None:
+        """Register sessions that take a name from each other, some with a delegate."""
+        for _ in range(number):
+            message = register("of many")
+            self.send(message)
+            self.send(register(f"delegate-{len(self.sent)}", parent_id=message.session_id))
+
     @rule()
     def send_what_is_no_use(self) -> None:
-        """Send what is no message, and a heartbeat of nobody."""
+        """Send what is no message, a heartbeat and an end of nobody, and what belongs to the other stream."""
         self.send(b"\xff")
         self.send(heartbeat(register().session_id))
+        self.send(deregister(register().session_id))
+        self.send(register().to_wire())
 
     def send(self, message: Register | Heartbeat | Deregister | bytes) -> None:
         """Send a message, and note it."""
         (entry_id,) = send(self.redis, message)
-        self.sent[entry_id] = message
+        self.sent[entry_id if isinstance(message, bytes | Heartbeat) else f"{entry_id}:sessions"] = message
 
     # Workers
 
@@ -185,13 +212,14 @@ class Fleet(RuleBasedStateMachine):
     @rule(target=held, count=st.integers(1, 12))
     def stand_still(self, count: int) -> Any:
         """Take a batch, and store it much later, or never."""
-        entries = self.inbox.read(self.new_worker(), count, 0.001)
-        return entries or multiple()
+        found = self.inbox.read(self.new_worker(), count, 0.001)
+        apply_lane(Lane(self.redis, "standing still"), self.redis, self.engine, SETTINGS, 1000)
+        return decode(found, self.now(), INBOX) if found else multiple()
 
     @rule(entries=consumes(held), acknowledges=st.booleans())
     def go_on(self, entries: list[Entry], *, acknowledges: bool) -> None:
         """Store what was taken, also if others have done so meanwhile."""
-        store_entries(self.engine, entries, self.inbox.horizon().now, SETTINGS)
+        store_heartbeats(self.engine, entries, self.now(), SETTINGS)
         if acknowledges:
             self.inbox.acknowledge([entry.id for entry in entries], "standing still")
 
@@ -204,6 +232,10 @@ class Fleet(RuleBasedStateMachine):
             self.watermark = report.watermark
         assert report.trimmed == 0
         assert report.lost_backlog is None
+
+    def now(self) -> int:
+        """Return Redis's time in milliseconds."""
+        return to_milliseconds(self.inbox.horizon().now)
 
     def new_worker(self) -> str:
         """Return a name that no worker had."""
@@ -282,19 +314,36 @@ class Fleet(RuleBasedStateMachine):
                 assert message.id in stored or reason is not None
         assert stored <= {message.id for message in self.sent.values() if isinstance(message, Heartbeat)}
         assert set(set_aside) <= set(self.sent)
-        self.check_events(stored)
+        self.check_events(stored, accepted)
         self.check_sessions(accepted)
 
-    def check_events(self, stored: set[UUID]) -> None:
-        """Fail unless each heartbeat with progress, and no other, has its event."""
+    def check_events(self, stored: set[UUID], accepted: dict[str, Any]) -> None:
+        """Fail unless each heartbeat with progress, each registration and each end has one event, and no other has."""
         with reading(self.engine) as connection:
-            told = Counter(connection.execute(select(Event.message_id).where(Event.type == "heartbeat")).scalars())
+            told = Counter(connection.execute(select(Event.message_id).where(Event.message_id.is_not(None))).scalars())
         beats = {message.id: message for message in self.sent.values() if isinstance(message, Heartbeat)}
-        assert told == Counter({beat for beat in stored if beats[beat].progress})
+        others = {message.id for message in accepted.values() if isinstance(message, Register | Deregister)}
+        assert told == Counter(others | {beat for beat in stored if beats[beat].progress})
+
+    @staticmethod
+    def model(accepted: dict[str, Any]) -> dict[UUID, bool]:
+        """Return which sessions there are, and whether each is open: a copy changes nothing, a name has one session."""
+        is_open: dict[UUID, bool] = {}
+        names: dict[UUID, str] = {}
+        applied = set()
+        for message in accepted.values():
+            if isinstance(message, bytes | Heartbeat) or message.id in applied:
+                continue
+            applied.add(message.id)
+            if isinstance(message, Register):
+                is_open |= {key: False for key, name in names.items() if name == message.agent_name}
+                names[message.session_id] = message.agent_name
+            is_open[message.session_id] = isinstance(message, Register)
+        return is_open
 
     def check_sessions(self, accepted: dict[str, Any]) -> None:
-        """Fail unless each session stands as its last registration or end left it, and was last seen when it beat."""
-        lifecycle = {m.session_id: m for m in accepted.values() if not isinstance(m, bytes | Heartbeat)}
+        """Fail unless each session stands as registrations and ends left it, and was last seen when it beat."""
+        is_open = self.model(accepted)
         query = select(Agent.session_id, Agent.ended_at, Liveness.last_seen_at, Liveness.state)
         seen: dict[UUID, datetime] = {}
         beats = Counter((m.id, m.session_id) for m in accepted.values() if isinstance(m, Heartbeat))
@@ -303,10 +352,9 @@ class Fleet(RuleBasedStateMachine):
             agents = connection.execute(query.join(Liveness, Liveness.session_id == Agent.session_id)).all()
             for session_id, seen_at in connection.execute(select(StoredHeartbeat.session_id, StoredHeartbeat.seen_at)):
                 seen[session_id] = max(seen_at, seen.get(session_id, seen_at))
-        assert {session_id for session_id, *_ in agents} == set(lifecycle)
+        assert {session_id: ended_at is None for session_id, ended_at, *_ in agents} == is_open
         for session_id, ended_at, last_seen_at, state in agents:
-            is_open = isinstance(lifecycle[session_id], Register)
-            assert (ended_at is None, state != "ended") == (is_open, is_open)
+            assert (state == "ended") == (ended_at is not None)
             assert (last_seen_at is None) == (session_id not in seen)
             # What is sent or delivered a second time has no second row; nor has its time when the clock was set back.
             if last_seen_at is not None and (session_id in beat_twice or self.was_set_back):

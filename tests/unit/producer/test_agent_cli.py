@@ -18,6 +18,7 @@ from fleetbeat_producer.cli import main
 from fleetbeat_shared import redis_keys
 from fleetbeat_shared.identifiers import stable_session_id
 from fleetbeat_shared.messages import Message, Reply, parse_message
+from helpers import sent_messages
 
 SESSION = "3d6f6917-efad-4b03-b9bf-d8e124b2e8bb"
 SEEN = datetime(2024, 6, 1, 12, 0, 0, 250_000, tzinfo=UTC)
@@ -37,7 +38,7 @@ def run_json(*arguments: str) -> tuple[int, dict[str, Any]]:
 
 
 def sent(redis: FakeRedis) -> list[Message]:
-    return [parse_message(entry[redis_keys.FIELD.encode()]) for _, entry in redis.xrange(redis_keys.INBOX)]
+    return sent_messages(redis)
 
 
 @pytest.fixture(autouse=True)
@@ -50,7 +51,6 @@ def spool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def answered(producer_redis: FakeRedis, monkeypatch: pytest.MonkeyPatch) -> FakeRedis:
     """Let each message be answered as it arrives: stored for SESSION, and unknown for every other session."""
-    monkeypatch.setattr("fleetbeat_producer.transport.UNKNOWN_SESSION_SECONDS", 0.1)
     add = producer_redis.xadd
 
     def add_and_answer(key: str, fields: dict[str, bytes]) -> object:

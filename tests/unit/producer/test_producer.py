@@ -23,10 +23,10 @@ from fleetbeat_producer import (
     stats,
 )
 from fleetbeat_producer.transport import Transport, process_transport
-from fleetbeat_shared import redis_keys
 from fleetbeat_shared.identifiers import stable_session_id
-from fleetbeat_shared.messages import Message, Reason, parse_message
+from fleetbeat_shared.messages import Message, Reason
 from fleetbeat_shared.settings import Settings
+from helpers import sent_messages
 
 SESSION = UUID("3d6f6917-efad-4b03-b9bf-d8e124b2e8bb")
 
@@ -34,7 +34,7 @@ SESSION = UUID("3d6f6917-efad-4b03-b9bf-d8e124b2e8bb")
 def sent(redis: FakeRedis) -> list[Message]:
     """Return what the inbox holds, in order, once all that was said has arrived."""
     assert flush(10)
-    return [parse_message(entry[redis_keys.FIELD.encode()]) for _, entry in redis.xrange(redis_keys.INBOX)]
+    return sent_messages(redis)
 
 
 def test_register_sends_what_was_promised(producer_redis: FakeRedis) -> None:

@@ -18,7 +18,7 @@ from fleetbeat_producer import (
     send_heartbeat,
 )
 from fleetbeat_producer.compose import compose
-from fleetbeat_producer.transport import UNKNOWN_SESSION_SECONDS, Transport
+from fleetbeat_producer.transport import Transport
 from fleetbeat_shared import redis_keys
 from fleetbeat_shared.messages import Heartbeat, Reply, parse_message
 from fleetbeat_shared.settings import Settings
@@ -26,7 +26,6 @@ from fleetbeat_shared.settings import Settings
 SESSION = UUID("3d6f6917-efad-4b03-b9bf-d8e124b2e8bb")
 SEEN = datetime(2024, 6, 1, 12, tzinfo=UTC)
 STORED = Reply(ok=True, session_id=SESSION, agent_name="hint", timestamp=SEEN, progress="reading")
-UNKNOWN = Reply(ok=False, code="unknown_session", session_id=SESSION)
 
 
 def answer(redis: FakeRedis, message: Heartbeat, *replies: Reply | bytes) -> None:
@@ -42,13 +41,6 @@ def wait(message: Heartbeat, seconds: float, sent_at: float | None = None) -> Re
 @pytest.fixture
 def message() -> Heartbeat:
     return compose(Heartbeat, SESSION, reply=True)
-
-
-@pytest.fixture
-def unknown_for(monkeypatch: pytest.MonkeyPatch) -> float:
-    """Shorten the time for which `unknown_session` isn't the last word."""
-    monkeypatch.setattr("fleetbeat_producer.transport.UNKNOWN_SESSION_SECONDS", 0.2)
-    return 0.2
 
 
 @pytest.fixture
@@ -84,6 +76,7 @@ def test_a_waiting_heartbeat_returns_what_sql_says(worker: Callable[..., None]) 
 @pytest.mark.parametrize(
     ("code", "error", "says"),
     [
+        ("unknown_session", UnknownSession, "Register the agent first"),
         ("session_ended", SessionEnded, r"has ended\. Register the agent again"),
         ("failed", MessageRejected, "failed.*fleetbeat rejected list"),
         ("invalid", MessageRejected, "invalid"),
@@ -99,60 +92,6 @@ def test_a_refusal_is_told_at_once(
     with pytest.raises(error, match=says):
         send_heartbeat(SESSION, wait_seconds=60)
     assert time.monotonic() - started < 30
-
-
-def test_an_unknown_session_is_told_after_its_time(worker: Callable[..., None], unknown_for: float) -> None:
-    """`unknown_session` alone becomes UnknownSession once the registration has had its time to arrive, not later."""
-    worker(UNKNOWN)
-    started = time.monotonic()
-    with pytest.raises(UnknownSession, match="Register the agent first"):
-        send_heartbeat(SESSION, wait_seconds=60)
-    assert unknown_for <= time.monotonic() - started < 30
-
-
-@pytest.mark.usefixtures("unknown_for")
-def test_a_second_answer_puts_unknown_right(producer_redis: FakeRedis, message: Heartbeat) -> None:
-    """A heartbeat that overtook its registration is confirmed by the second answer."""
-    answer(producer_redis, message, UNKNOWN, STORED)
-    assert wait(message, 10) == STORED
-
-
-def test_a_second_answer_has_its_time_however_late_the_first_was(producer_redis: FakeRedis, message: Heartbeat) -> None:
-    """Workers that are behind answer late: the time for the second answer starts with the first, not with sending."""
-    long_ago = time.monotonic() - 2 * UNKNOWN_SESSION_SECONDS
-    answer(producer_redis, message, UNKNOWN)
-    timer = threading.Timer(0.2, answer, (producer_redis, message, STORED))
-    timer.start()
-    assert wait(message, 60, long_ago) == STORED
-    timer.join()
-
-
-def test_more_unknown_answers_win_no_time(producer_redis: FakeRedis, message: Heartbeat, unknown_for: float) -> None:
-    """The time runs from the first `unknown_session`; repeating it doesn't start it anew."""
-    stop = threading.Event()
-
-    def repeat() -> None:
-        while not stop.wait(unknown_for / 4):
-            answer(producer_redis, message, UNKNOWN)
-
-    thread = threading.Thread(target=repeat)
-    thread.start()
-    try:
-        with pytest.raises(UnknownSession):
-            wait(message, 30)
-        assert not stop.is_set()
-    finally:
-        stop.set()
-        thread.join()
-
-
-def test_unknown_is_the_last_word_when_the_wait_is_shorter(producer_redis: FakeRedis, message: Heartbeat) -> None:
-    """A caller that waits less than the two seconds still hears that the session is unknown."""
-    answer(producer_redis, message, UNKNOWN)
-    started = time.monotonic()
-    with pytest.raises(UnknownSession):
-        wait(message, 0.1)
-    assert time.monotonic() - started < 1.5
 
 
 def test_silence_is_not_confirmed_in_time(producer_redis: FakeRedis) -> None:

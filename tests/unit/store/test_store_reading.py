@@ -4,7 +4,7 @@ from ops_fixtures import NOON, put_agent, put_event, put_rejected, put_sweep, se
 from sqlalchemy import Engine
 
 from fleetbeat_worker.database.engine import reading, writing
-from fleetbeat_worker.ingest.rejected_rows import count_rejected, latest_rejected, rejected_ids, rejected_message
+from fleetbeat_worker.ingest.rejected import count_rejected, latest_rejected, rejected_ids, rejected_message
 from fleetbeat_worker.rules.enums import TaskState
 from fleetbeat_worker.store.events import read_latest_events
 from fleetbeat_worker.store.pipeline import PipelineState, read_pipeline_state

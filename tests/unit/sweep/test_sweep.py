@@ -16,27 +16,22 @@ from fleetbeat_worker.broker.accounting import Account
 from fleetbeat_worker.broker.inbox import Inbox
 from fleetbeat_worker.database.engine import reading
 from fleetbeat_worker.database.tables import Pipeline
-from fleetbeat_worker.ingest.transaction import store_entries
 from fleetbeat_worker.rules.sweep_gaps import outage_between
 from fleetbeat_worker.store.pipeline import PipelineState
 from fleetbeat_worker.sweep.job import sweep
 from fleetbeat_worker.sweep.transaction import count_losses
-from helpers import events, heartbeat, let_pass, redis_time, register, seconds, send, state
+from helpers import drain_lane, events, heartbeat, let_pass, redis_time, register, seconds, send, state
 
 NOON = datetime(2026, 1, 31, 12, 0, tzinfo=UTC)
 SETTINGS = Settings(sweep_seconds=5.0)
 
 
 def enrol(redis: FakeRedis, memory: Engine, *names: str, interval: float = 5.0) -> list[UUID]:
-    """Register agents, past the inbox's worker."""
-    inbox = Inbox(redis)
-    inbox.create_group()
+    """Register agents."""
+    Inbox(redis).create_group()
     messages = [register(name, interval_seconds=interval) for name in names]
     send(redis, *messages)
-    entries = inbox.read("worker", 100, 0.001)
-    store_entries(memory, entries, redis_time(redis), SETTINGS)
-    inbox.acknowledge([entry.id for entry in entries], "worker")
-    inbox.leave("worker")
+    drain_lane(redis, memory, SETTINGS)
     return [message.session_id for message in messages]
 
 
@@ -132,13 +127,10 @@ def test_a_sweep_removes_idle_consumers(redis: FakeRedis, memory: Engine, monkey
 
 
 def test_the_limit_is_a_setting(redis: FakeRedis, memory: Engine) -> None:
-    """The deadline follows the setting of the batch that stored the registration."""
-    inbox = Inbox(redis)
-    inbox.create_group()
-    message = register(interval_seconds=5.0)
-    send(redis, message)
-    store_entries(memory, inbox.read("worker", 1, 0.001), redis_time(redis), Settings(missed_intervals=4))
-    redis.delete(INBOX)
+    """How many intervals may be missed is what the registration's batch was judged by."""
+    Inbox(redis).create_group()
+    send(redis, register(interval_seconds=5.0))
+    drain_lane(redis, memory, Settings(missed_intervals=4))
     sweep(redis, memory, SETTINGS)
     let_pass(memory, 19)
     assert sweep(redis, memory, SETTINGS).degraded == []

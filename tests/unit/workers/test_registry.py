@@ -6,7 +6,7 @@ import pytest
 from fakeredis import FakeRedis
 
 from fleetbeat_shared.redis_keys import GROUP, INBOX, POOLS, STORED, WANTED
-from fleetbeat_worker.broker.flow import Flow, Sample, flow, read_sample
+from fleetbeat_worker.broker.accounting import Flow, Sample, flow, read_sample
 from fleetbeat_worker.broker.inbox import Inbox
 from fleetbeat_worker.workers.autoscale import Bounds
 from fleetbeat_worker.workers.registry import (

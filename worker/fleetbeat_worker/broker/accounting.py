@@ -1,30 +1,40 @@
-"""The account of the inbox: whether anything left it that no worker took out.
+"""Accounting: what is added to the inbox and the lane, what the workers take out, and what left them otherwise.
 
-An agent may add to the inbox and do no more to it, but Redis lets it trim the stream with the same command. Redis
-counts what was ever added to a stream, and the workers count what they take out, in the step in which they take it:
+An agent may add to the two streams and do no more to them, but Redis lets it trim a stream with the same command.
+Redis counts what was ever added to a stream, and the workers count what they take out, in the step in which they take
+it. Over both streams,
 
-    lost = added - still in the stream - taken out - trimmed while in a worker's hands
+    lost = added - still in the streams - taken out - trimmed while in a worker's hands
 
 The last are no loss yet: their worker stores them all the same, and takes them out, or it dies, and then they are lost.
-Whatever dies at whatever time, the sum is zero as long as nobody trims. It is exact when somebody does, but for one
-thing: what was trimmed, stored, and left unacknowledged by a worker that died then counts as lost.
+Whatever dies at whatever time, the sum is zero as long as nothing is trimmed. It is exact when something is, but for
+two things: what was trimmed, stored, and left unacknowledged by a worker that died then counts as lost, and so does
+what was trimmed from the lane in the moment in which it was applied.
 
-The count is kept in Redis beside the stream, so that it needs no more memory, is written in the same step, and shares
-the stream's fate. An account has a name of its own, its *life*: where another life is found, Redis lost its data.
+The count is kept in Redis beside the streams, so that it needs no more memory, is written in the same step, and shares
+their fate. An account has a name of its own, its *life*: where another life is found, Redis lost its data.
+
+The same counters tell the flow: messages a second, as the difference of two samples. A sample costs Redis as much as
+any small command, so that nothing is counted twice for it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 from redis import Redis
+from redis.exceptions import ResponseError
 
 from fleetbeat_shared.identifiers import new_message_id
-from fleetbeat_shared.redis_keys import ACCOUNT, GROUP, INBOX, STORED
+from fleetbeat_shared.redis_keys import ACCOUNT, GROUP, INBOX, SESSIONS, STORED
+from fleetbeat_worker.broker.server import milliseconds_of
 from fleetbeat_worker.rules.spans import from_milliseconds
+
+SHORTEST_SECONDS = 0.5
+"""Samples that are closer together give no rate."""
 
 _STREAM = """
 local function stream(key)
@@ -32,6 +42,11 @@ local function stream(key)
   local info = redis.pcall('XINFO', 'STREAM', key)
   for place = 1, #info, 2 do found[info[place]] = info[place + 1] end
   return found['entries-added'] or 0, found['length'] or 0, found['last-generated-id'] or '0-0'
+end
+local function gone(inbox, lane)
+  local added, length = stream(inbox)
+  local added_too, length_too = stream(lane)
+  return added + added_too - length - length_too
 end
 """
 
@@ -48,15 +63,14 @@ for first = 3, #ARGV, 1000 do
 end
 """
 
-# An account that begins beside an older stream begins as if all was in order.
+# An account that begins beside older streams begins as if all was in order.
 _OPEN = (
     _STREAM
     + """
 local made = redis.pcall('XGROUP', 'CREATE', KEYS[1], ARGV[1], '0', 'MKSTREAM')
 if type(made) == 'table' and made.err and not string.find(tostring(made.err), 'BUSYGROUP') then return made end
-if redis.call('HSETNX', KEYS[2], 'life', ARGV[2]) == 1 then
-  local added, length = stream(KEYS[1])
-  redis.call('HSET', KEYS[2], 'taken', added - length)
+if redis.call('HSETNX', KEYS[3], 'life', ARGV[2]) == 1 then
+  redis.call('HSET', KEYS[3], 'taken', gone(KEYS[1], KEYS[2]))
 end
 """
 )
@@ -69,10 +83,10 @@ _REBUILD = (
 if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
 local added, length, last = stream(KEYS[1])
 local milliseconds = tonumber(string.match(last, '^%d+'))
-local latest = tonumber(redis.call('TIME')[1]) * 1000 + tonumber(ARGV[2])
+local latest = tonumber(redis.call('TIME')[1]) * 1000 + tonumber(ARGV[1])
 if length > 0 or milliseconds <= latest then return 0 end
 redis.call('DEL', KEYS[1])
-redis.call('XGROUP', 'CREATE', KEYS[1], ARGV[1], '0', 'MKSTREAM')
+if ARGV[2] then redis.call('XGROUP', 'CREATE', KEYS[1], ARGV[2], '0', 'MKSTREAM') end
 redis.call('HINCRBY', KEYS[2], 'taken', -added)
 return 1
 """
@@ -83,7 +97,6 @@ _READ = (
     _STREAM
     + """
 local now = redis.call('TIME')
-local added, length = stream(KEYS[1])
 local oldest = redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', 1)[1]
 local before = oldest and '(' .. oldest[1] or '+'
 local held, after = 0, '-'
@@ -93,15 +106,15 @@ while true do
   if #page < 1000 then break end
   after = '(' .. page[#page][1]
 end
-local life, taken = unpack(redis.call('HMGET', KEYS[2], 'life', 'taken'))
-return {now[1], now[2], life, added - length - tonumber(taken or 0) - held}
+local life, taken = unpack(redis.call('HMGET', KEYS[3], 'life', 'taken'))
+return {now, life, gone(KEYS[1], KEYS[2]) - tonumber(taken or 0) - held}
 """
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """What became of the inbox's entries, at one moment."""
+    """What became of the entries of inbox and lane, at one moment."""
 
     read_at: datetime
     """Redis's time."""
@@ -112,35 +125,131 @@ class Account:
 
 
 def read_account(client: Redis) -> Account:
-    """Return the account. Raises redis-py's errors."""
+    """Read the account. Raises redis-py's errors."""
     redis: Any = client  # redis-py's hints can't tell its sync answers from its async ones
-    seconds, microseconds, life, lost = redis.eval(_READ, 2, INBOX, ACCOUNT, GROUP)
-    read_at = from_milliseconds(int(seconds) * 1000 + int(microseconds) // 1000)
-    if life is None:
-        return Account(read_at, None, 0)
-    return Account(read_at, life.decode() if isinstance(life, bytes) else life, lost)
+    time, life, lost = redis.eval(_READ, 3, INBOX, SESSIONS, ACCOUNT, GROUP)
+    read_at = from_milliseconds(milliseconds_of(time))
+    return Account(read_at, None, 0) if life is None else Account(read_at, _text(life), lost)
 
 
 def open_account(client: Redis) -> None:
-    """Make the stream, its group and its account, unless they are there. Raises redis-py's errors."""
-    client.eval(_OPEN, 2, INBOX, ACCOUNT, GROUP, str(new_message_id()))
+    """Make the inbox, its group and the account, unless they are there. Raises redis-py's errors."""
+    client.eval(_OPEN, 3, INBOX, SESSIONS, ACCOUNT, GROUP, str(new_message_id()))
 
 
-def take_out(client: Redis, ids: Sequence[str], consumer: str) -> None:
-    """Acknowledge, delete and count entries that a consumer stored, all of it or nothing. Raises redis-py's errors."""
-    redis: Any = client  # as above
-    redis.execute_command(*take_out_command(ids, consumer))
+def take_out_command(stream: str, ids: Sequence[str], consumer: str) -> tuple[str | int, ...]:
+    """Compose the command that acknowledges, deletes and counts entries that a consumer stored: all or nothing."""
+    return ("EVAL", _TAKE_OUT, 3, stream, ACCOUNT, STORED, GROUP, consumer, *ids)
 
 
-def take_out_command(ids: Sequence[str], consumer: str) -> tuple[str | int, ...]:
-    """Return the command that takes entries out."""
-    return ("EVAL", _TAKE_OUT, 3, INBOX, ACCOUNT, STORED, GROUP, consumer, *ids)
-
-
-def rebuild_if_in_future(client: Redis, step_milliseconds: int) -> bool:
-    """Make the empty stream anew if its ids lie in the future; return whether that was done.
+def rebuild_if_in_future(client: Redis, step_milliseconds: int) -> list[str]:
+    """Make each stream anew that is empty and whose ids lie in the future; return which were.
 
     `step_milliseconds` is how far they may. Raises redis-py's errors.
     """
-    redis: Any = client  # as above
-    return bool(redis.eval(_REBUILD, 2, INBOX, ACCOUNT, GROUP, step_milliseconds))
+    rebuilt = []
+    for stream, group in ((INBOX, [GROUP]), (SESSIONS, [])):
+        if client.eval(_REBUILD, 2, stream, ACCOUNT, step_milliseconds, *group):
+            rebuilt.append(stream)
+    return rebuilt
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """The counters at one moment."""
+
+    at_seconds: float
+    """Redis's time, since 1970."""
+    life: str | None
+    """The account's; samples of two lives have nothing to do with each other."""
+    added: int
+    taken: int
+    workers: dict[str, int]
+    """What each worker took out, by its name."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what `from_json` reads."""
+        return {
+            "at_seconds": self.at_seconds,
+            "life": self.life,
+            "added": self.added,
+            "taken": self.taken,
+            "workers": self.workers,
+        }
+
+    @staticmethod
+    def from_json(value: Mapping[str, Any]) -> Sample:
+        """Read what `to_json` wrote. Raises KeyError, TypeError, ValueError when it is something else."""
+        workers = {str(name): int(count) for name, count in dict(value["workers"]).items()}
+        life = value["life"]
+        return Sample(
+            float(value["at_seconds"]),
+            None if life is None else str(life),
+            int(value["added"]),
+            int(value["taken"]),
+            workers,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Flow:
+    """Messages a second, over some seconds; None where that isn't known."""
+
+    arrival_rate: float | None = None
+    drain_rate: float | None = None
+    worker_rates: Mapping[str, float] | None = None
+
+    def seconds_to_empty(self, backlog: int) -> float | None:
+        """Return how long the inbox takes to be empty if all goes on as it does; None if it never will be."""
+        if not backlog:
+            return 0.0
+        if self.arrival_rate is None or self.drain_rate is None or self.drain_rate <= self.arrival_rate:
+            return None
+        return backlog / (self.drain_rate - self.arrival_rate)
+
+
+def read_sample(client: Redis) -> Sample:
+    """Return the counters as they are now. Raises redis-py's errors."""
+    with client.pipeline(transaction=True) as pipe:
+        pipe.time()
+        pipe.hmget(ACCOUNT, "life", "taken")
+        pipe.hgetall(STORED)
+        pipe.xinfo_stream(INBOX)
+        pipe.xinfo_stream(SESSIONS)
+        (whole, micro), (life, taken), workers, *streams = pipe.execute(raise_on_error=False)
+    # An error is "no such key": nothing ever came.
+    added = [int(stream.get("entries-added", 0)) for stream in streams if not isinstance(stream, ResponseError)]
+    return Sample(
+        at_seconds=whole + micro / 1_000_000,
+        life=None if life is None else _text(life),
+        added=sum(added),
+        taken=int(taken or 0),
+        workers={_text(name): int(count) for name, count in workers.items()},
+    )
+
+
+def flow(before: Sample, after: Sample) -> Flow:
+    """Return the rates between two looks.
+
+    None of what can't be told: too little time, or a stream or an account that was made anew in between.
+    """
+    seconds = after.at_seconds - before.at_seconds
+    if seconds < SHORTEST_SECONDS or before.life != after.life:
+        return Flow()
+    return Flow(
+        _rate(after.added - before.added, seconds),
+        _rate(after.taken - before.taken, seconds),
+        {
+            name: rate
+            for name, count in after.workers.items()
+            if (rate := _rate(count - before.workers.get(name, 0), seconds)) is not None
+        },
+    )
+
+
+def _rate(difference: int, seconds: float) -> float | None:
+    return None if difference < 0 else difference / seconds
+
+
+def _text(value: bytes | str) -> str:
+    return value.decode(errors="backslashreplace") if isinstance(value, bytes) else value

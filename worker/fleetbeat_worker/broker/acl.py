@@ -5,12 +5,12 @@ docker-compose.yml has these rules too; a test holds them equal.
 
 from __future__ import annotations
 
-from fleetbeat_shared.redis_keys import INBOX, REPLY_PREFIX
+from fleetbeat_shared.redis_keys import INBOX, REPLY_PREFIX, SESSIONS
 
 PRODUCER_RULES = (
     # In parentheses, a command with the only keys that it may be used on: in one list, XADD would be allowed on the
     # keys of replies too, where no worker would ever remove what it adds.
-    f"(+xadd %W~{INBOX})",
+    f"(+xadd %W~{INBOX} %W~{SESSIONS})",
     f"(+blpop %RW~{REPLY_PREFIX}*)",
     "+ping",
     "+hello",
@@ -19,7 +19,7 @@ PRODUCER_RULES = (
     "+client|setinfo",
     "+client|setname",
 )
-"""For an agent: add to the inbox, wait for its own replies, connect."""
+"""For an agent: add to the inbox and the session lane, wait for its own replies, connect."""
 
 WORKER_RULES = (
     "~fleetbeat:*",

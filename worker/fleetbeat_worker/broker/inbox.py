@@ -1,48 +1,49 @@
-"""The inbox: the Redis stream that agents write to, read by the workers through one consumer group.
+"""The inbox: the Redis stream that agents add their heartbeats to, read by the workers through one consumer group.
 
 What is in the stream is what is not yet in SQL: an entry is acknowledged and deleted, in one step, after the commit of
 the transaction that stored it. An entry that was delivered to a consumer and not acknowledged is *pending*. Its
 delivery count tells how many of its holders died: it is one when an entry is read, and rises by one each time that it
-is taken over from a holder that died, never otherwise.
+is taken over from a holder that died, never otherwise. What waits is counted for the inbox and the lane together.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import Any
 
 from redis import Redis
 from redis.exceptions import ResponseError
 
-from fleetbeat_shared.redis_keys import FIELD, GROUP, INBOX
+from fleetbeat_shared.redis_keys import GROUP, INBOX, SESSIONS
 from fleetbeat_worker.broker.accounting import (
     Account,
     open_account,
     read_account,
     rebuild_if_in_future,
-    take_out,
     take_out_command,
 )
-from fleetbeat_worker.broker.errand import Errand
-from fleetbeat_worker.rules.spans import from_milliseconds, to_milliseconds
+from fleetbeat_worker.broker.entries import (
+    CLOCK_STEP_MILLISECONDS,
+    RawEntry,
+    entries_of,
+    entries_read,
+    known_by,
+    order_of,
+    size_of,
+    text_of,
+)
+from fleetbeat_worker.broker.server import milliseconds_of
+from fleetbeat_worker.rules.spans import from_milliseconds
 
 READ_STEP = 100
 """How many entries are read with one command."""
 READ_BYTES = 4 * 1024 * 1024
 """After how many bytes a batch takes no further step."""
 
-CLOCK_STEP_MILLISECONDS = 60_000
-"""Ids may lie this far in the future without anybody's fault: Redis goes on counting when its clock is set back."""
-
 READER_SECONDS = 1.0
 """A consumer that asked for entries within this time is there and will take the next ones."""
-
-_FIELD = FIELD.encode()
-
-_SEQUENCE_BITS = 20
-_SEQUENCE_MAX = (1 << _SEQUENCE_BITS) - 1
 
 # A consumer with pending entries must stay: deleting it would drop them. Only a script can look and delete in one step.
 _LEAVE = """
@@ -51,62 +52,6 @@ if pending.err then return 1 end  -- no such group: nobody is in it
 if #pending > 0 then return 0 end
 return redis.call('XGROUP', 'DELCONSUMER', KEYS[1], ARGV[1], ARGV[2]) + 1
 """
-
-
-class Entry(NamedTuple):
-    """One entry of the stream."""
-
-    id: str
-    wire: bytes
-    """The message's bytes."""
-    first_read_at: int | None = None
-    """When it was read for the first time, if that is not now: milliseconds since 1970."""
-
-    @property
-    def milliseconds(self) -> int:
-        """When Redis received it, since 1970; a sender that gave an explicit id may have made it up."""
-        return int(self.id.partition("-")[0])
-
-    def arrival(self, now: int) -> tuple[int, int]:
-        """Return when Redis received it, but not after `now` whatever the id says, and its place in the stream's order.
-
-        Both times are milliseconds since 1970; the place is an integer that SQL can hold.
-        """
-        milliseconds, _, sequence = self.id.partition("-")
-        received_at = int(milliseconds)
-        if self.first_read_at is not None:
-            now = self.first_read_at
-        place_at = received_at if is_credible(received_at, now) else now
-        return min(received_at, now), place_at << _SEQUENCE_BITS | min(int(sequence), _SEQUENCE_MAX)
-
-
-def is_credible(received_at: int, now: int) -> bool:
-    """Return whether Redis's clock can have given an id of this time by `now` (milliseconds since 1970).
-
-    Else some sender made it up, or the clock was set back by more than a step since.
-    """
-    return received_at <= now + CLOCK_STEP_MILLISECONDS
-
-
-def is_credible_place(place: int, now: int) -> bool:
-    """Return whether a place in the stream's order is one that Redis's clock can have given by `now`."""
-    return is_credible(place_milliseconds(place), now)
-
-
-def place_milliseconds(place: int) -> int:
-    """Return when what has a place in the stream's order was received, in milliseconds since 1970."""
-    return place >> _SEQUENCE_BITS
-
-
-def known_by(oldest: int, now: int) -> int | None:
-    """Return before when all that was received is in SQL, by the id of the oldest entry; None if nobody knows.
-
-    All in milliseconds since 1970.
-    """
-    if not is_credible(oldest, now):
-        return None
-    # If it runs ahead the clock was set back, and ids stand still: it came at some time since then.
-    return oldest if oldest <= now else oldest - CLOCK_STEP_MILLISECONDS
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,10 +69,12 @@ class Horizon:
     now: datetime
     """Redis's time."""
     watermark: datetime | None
-    """All that was received before it is in SQL. None if the oldest entry's id lies in the future, where only a sender
-    that gave an explicit id can have put it: then nobody knows when anything in the inbox was received."""
+    """All that was received before it is in SQL. None if the oldest id of the inbox or the lane lies in the future,
+    where only a sender that gave an explicit id can have put it: when entries were received is unknown then."""
     backlog: int
-    """Entries that are not in SQL yet."""
+    """Entries that are not in SQL yet, in the inbox and in the lane."""
+    oldest_id: str | None = None
+    """The id of the oldest of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +82,7 @@ class Demand:
     """What waits to be ingested, and who is there to do it."""
 
     undelivered: int
+    """Entries that no worker took: of the inbox, and all of the lane."""
     pending: int
     """Entries in somebody's hands, alive or dead."""
     readers: int
@@ -154,48 +102,23 @@ class Inbox:
         """Make the stream and the group unless they are there; the group begins with the oldest entry."""
         open_account(self._client)
 
-    def read(self, consumer: str, count: int, block_seconds: float) -> list[Entry]:
+    def read(self, consumer: str, count: int, block_seconds: float) -> list[RawEntry]:
         """Take entries that nobody took, waiting for the first one for a time.
 
         They are taken in steps, and fewer than `count` if they are large: a flood of them can't fill the memory.
         """
         entries = self._read_step(consumer, min(count, READ_STEP), max(1, int(block_seconds * 1000)))
-        taken, size = len(entries), _size(entries)
+        taken, size = len(entries), size_of(entries)
         while taken == READ_STEP and len(entries) < count and size < READ_BYTES:
             step = self._read_step(consumer, min(count - len(entries), READ_STEP), None)
             entries += step
-            taken, size = len(step), size + _size(step)
+            taken, size = len(step), size + size_of(step)
         return entries
 
-    def _read_step(self, consumer: str, count: int, block_milliseconds: int | None) -> list[Entry]:
-        return _entries_read(
+    def _read_step(self, consumer: str, count: int, block_milliseconds: int | None) -> list[RawEntry]:
+        return entries_read(
             self._client.xreadgroup(GROUP, consumer, {INBOX: ">"}, count=count, block=block_milliseconds)
         )
-
-    def send_for(self, consumer: str, count: int, done: Sequence[str]) -> Errand:
-        """Acknowledge entries that are in SQL, if there are any, and take others: Redis does so from now on."""
-        reads = [
-            ("XREADGROUP", "GROUP", GROUP, consumer, "COUNT", min(READ_STEP, count - start), "STREAMS", INBOX, ">")
-            for start in range(0, count, READ_STEP)
-        ]
-        return Errand(self._client, [take_out_command(done, consumer) if done else ("PING",), *reads])
-
-    def fetch(self, errand: Errand) -> tuple[list[Entry], bool]:
-        """Return the entries that were sent for, and whether they are all that came: of large ones some stay pending.
-
-        When this raises ResponseError nothing came; with other errors nobody knows.
-        """
-        entries: list[Entry] = []
-        size = 0
-        try:
-            errand.next()
-            while errand.to_come and size < READ_BYTES:
-                step = _entries_read(errand.next())
-                entries += step
-                size += _size(step)
-            return entries, not errand.to_come
-        finally:
-            errand.end()
 
     def pending_of(self, consumer: str, count: int) -> list[Pending]:
         """Return the oldest entries in a consumer's hands."""
@@ -206,17 +129,18 @@ class Inbox:
         idle = int(lease_seconds * 1000)
         return _pending(self._client.xpending_range(INBOX, GROUP, "-", "+", count, idle=idle))
 
-    def take_over(self, consumer: str, ids: Sequence[str], idle_seconds: float) -> list[Entry]:
+    def take_over(self, consumer: str, ids: Sequence[str], idle_seconds: float) -> list[RawEntry]:
         """Take pending entries that were idle for a time; each one's delivery count rises by one.
 
         Entries that another took first, or that are gone from the stream, are not in the answer. As they are read in
         steps, only the first of them are taken if they are large.
         """
         idle = int(idle_seconds * 1000)
-        entries: list[Entry] = []
+        entries: list[RawEntry] = []
         for start in range(0, len(ids), READ_STEP):
-            entries += _entries(self._client.xclaim(INBOX, GROUP, consumer, idle, list(ids[start : start + READ_STEP])))
-            if _size(entries) >= READ_BYTES:
+            some = list(ids[start : start + READ_STEP])
+            entries += entries_of(self._client.xclaim(INBOX, GROUP, consumer, idle, some))
+            if size_of(entries) >= READ_BYTES:
                 break
         return entries
 
@@ -231,18 +155,18 @@ class Inbox:
 
     def acknowledge(self, ids: Sequence[str], consumer: str) -> None:
         """Remove entries that a consumer stored in SQL: acknowledged, deleted and counted, or nothing of it."""
-        take_out(self._client, ids, consumer)
+        self._client.execute_command(*take_out_command(INBOX, ids, consumer))
 
     def account(self) -> Account:
-        """Return whether anything left the inbox that no worker took out."""
+        """Read whether anything left the inbox or the lane that no worker took out."""
         return read_account(self._client)
 
     def leave(self, consumer: str) -> bool:
         """Remove a consumer unless entries are in its hands; return whether it is gone."""
         return bool(self._client.eval(_LEAVE, 1, INBOX, GROUP, consumer))
 
-    def rebuild_if_in_future(self) -> bool:
-        """Make the empty stream anew if a sender pushed its ids into the future; return whether that was done."""
+    def rebuild_if_in_future(self) -> list[str]:
+        """Make each empty stream anew whose ids a sender pushed into the future; return which were."""
         return rebuild_if_in_future(self._client, CLOCK_STEP_MILLISECONDS)
 
     def remove_idle_consumers(self, idle_seconds: float) -> None:
@@ -255,59 +179,58 @@ class Inbox:
             return
         for consumer in consumers:
             if consumer["pending"] == 0 and consumer["idle"] > idle_seconds * 1000:
-                self.leave(_text(consumer["name"]))
+                self.leave(text_of(consumer["name"]))
 
     def horizon(self) -> Horizon:
-        """Return how far SQL can know. Read it before SQL: what was committed in between is then only newer.
+        """Read how far SQL can know. Read it before SQL: what was committed in between is then only newer.
 
         The time is read first, so that whatever arrives after it is later than the watermark.
         """
         with self._client.pipeline(transaction=True) as pipe:
             pipe.time()
-            pipe.xrange(INBOX, count=1)
-            pipe.xlen(INBOX)
-            (seconds, microseconds), oldest, backlog = pipe.execute()
-        now = from_milliseconds(seconds * 1000 + microseconds // 1000)
-        if not oldest:
-            return Horizon(now, watermark=now, backlog=backlog)
-        (entry,) = _entries(oldest)
-        watermark = known_by(entry.milliseconds, to_milliseconds(now))
-        return Horizon(now, None if watermark is None else from_milliseconds(watermark), backlog)
+            for stream in (INBOX, SESSIONS):
+                pipe.xlen(stream)
+                pipe.xrange(stream, count=1)
+            time, backlog, oldest, lane_backlog, oldest_of_lane = pipe.execute()
+        now, backlog = milliseconds_of(time), backlog + lane_backlog
+        ids = sorted((text_of(entry_id) for entry_id, _ in [*oldest, *oldest_of_lane]), key=order_of)
+        watermark: int | None = now
+        for entry_id in ids:
+            known = known_by(entry_id, now)
+            watermark = None if watermark is None or known is None else min(watermark, known)
+        known_at = None if watermark is None else from_milliseconds(watermark)
+        return Horizon(from_milliseconds(now), known_at, backlog, ids[0] if ids else None)
 
-    def last_id(self) -> str | None:
-        """Return the id of the newest entry, or None if there is none."""
-        newest = self._client.xrevrange(INBOX, count=1)
-        return _text(newest[0][0]) if newest else None
+    def last_ids(self) -> dict[str, str]:
+        """Read the id of the newest entry of each stream that has any."""
+        newest = {stream: self._client.xrevrange(stream, count=1) for stream in (INBOX, SESSIONS)}
+        return {stream: text_of(found[0][0]) for stream, found in newest.items() if found}
 
-    def first_id(self) -> str | None:
-        """Return the id of the oldest entry, or None if there is none."""
-        oldest = self._client.xrange(INBOX, count=1)
-        return _text(oldest[0][0]) if oldest else None
-
-    def holds_through(self, entry_id: str) -> bool:
-        """Return whether an entry up to and including this one is still there."""
-        return bool(self._client.xrange(INBOX, max=entry_id, count=1))
+    def holds_through(self, last_ids: Mapping[str, str]) -> bool:
+        """Tell whether any entry up to and including these is still there."""
+        return any(self._client.xrange(stream, max=entry_id, count=1) for stream, entry_id in last_ids.items())
 
     def demand(self, lease_seconds: float) -> Demand:
         """Return what waits and who reads."""
         with self._client.pipeline(transaction=True) as pipe:
             pipe.xlen(INBOX)
+            pipe.xlen(SESSIONS)
             pipe.xpending(INBOX, GROUP)
             pipe.xpending_range(INBOX, GROUP, "-", "+", 1, idle=int(lease_seconds * 1000))
             pipe.xinfo_consumers(INBOX, GROUP)
             pipe.xinfo_groups(INBOX)
             pipe.xrevrange(INBOX, count=1)
-            length, summary, expired, consumers, groups, newest = pipe.execute()
+            length, lane_backlog, summary, expired, consumers, groups, newest = pipe.execute()
         readers = sum(consumer["idle"] < READER_SECONDS * 1000 for consumer in consumers)
         pending = summary["pending"]
-        delivered = next(_order(group["last-delivered-id"]) for group in groups if _text(group["name"]) == GROUP)
+        delivered = next(order_of(group["last-delivered-id"]) for group in groups if text_of(group["name"]) == GROUP)
         # The difference alone is too small when a sender trimmed entries that are pending.
-        waits = bool(newest) and _order(newest[0][0]) > delivered
-        return Demand(max(int(waits), length - pending), pending, readers, bool(expired))
+        waits = bool(newest) and order_of(newest[0][0]) > delivered
+        return Demand(lane_backlog + max(int(waits), length - pending), pending, readers, bool(expired))
 
     def wait_for_entry(self, seconds: float) -> None:
-        """Return when the stream has an entry, or after a time."""
-        self._client.xread({INBOX: "0-0"}, count=1, block=max(1, int(seconds * 1000)))
+        """Return when the inbox or the lane has an entry, or after a time."""
+        self._client.xread({INBOX: "0-0", SESSIONS: "0-0"}, count=1, block=max(1, int(seconds * 1000)))
 
 
 def is_missing(error: ResponseError) -> bool:
@@ -315,40 +238,5 @@ def is_missing(error: ResponseError) -> bool:
     return "NOGROUP" in str(error) or "no such key" in str(error)
 
 
-def _entries(answer: Iterable[Any]) -> list[Entry]:
-    return [Entry(_text(entry_id), _wire(fields)) for entry_id, fields in answer if fields is not None]
-
-
-def _size(entries: Iterable[Entry]) -> int:
-    return sum(len(entry.wire) for entry in entries)
-
-
-def _entries_read(answer: Any) -> list[Entry]:  # noqa: ANN401 - XREADGROUP's, as it comes
-    if not answer:
-        return []
-    # One stream, in a list (RESP2) or a dictionary (RESP3): of each entry the id, and names and values in turn.
-    ((_, found),) = answer.items() if isinstance(answer, dict) else answer
-    return [Entry(_text(entry_id), _wire_of(said)) for entry_id, said in found if said is not None]
-
-
-def _wire_of(said: list[bytes]) -> bytes:
-    return said[1] if len(said) == 2 and said[0] == _FIELD else _wire(dict(zip(said[::2], said[1::2], strict=True)))  # noqa: PLR2004 - a name and a value
-
-
-def _wire(fields: dict[bytes, bytes]) -> bytes:
-    wire = fields.get(_FIELD)
-    # An entry without our field is no message; it is set aside with what it has.
-    return wire if wire is not None else b" ".join(name + b"=" + value for name, value in fields.items())
-
-
 def _pending(answer: Iterable[Any]) -> list[Pending]:
-    return [Pending(_text(item["message_id"]), item["times_delivered"]) for item in answer]
-
-
-def _order(entry_id: bytes | str) -> tuple[int, int]:
-    milliseconds, _, sequence = _text(entry_id).partition("-")
-    return int(milliseconds), int(sequence)
-
-
-def _text(value: bytes | str) -> str:
-    return value.decode() if isinstance(value, bytes) else value
+    return [Pending(text_of(item["message_id"]), item["times_delivered"]) for item in answer]

@@ -18,6 +18,8 @@ from fleetbeat_shared.redis_keys import (
     PROBE,
     PULSE,
     PULSE_GAPS,
+    SESSIONS,
+    SESSIONS_IN_HAND,
     STORED,
     WANTED,
 )
@@ -37,6 +39,8 @@ _TYPES = {
     DISPATCHER_LOCK: "string",
     PULSE_GAPS: "list",
     INBOX: "stream",
+    SESSIONS: "stream",
+    SESSIONS_IN_HAND: "hash",
     PULSE: "string",
     ACCOUNT: "hash",
     STORED: "hash",
@@ -46,17 +50,17 @@ _TYPES = {
 }
 
 # One script, so that no key is removed that another process has just repaired. A lock without a time to live is no
-# dispatcher's, and would keep all of them from being elected. While the inbox had another type Redis accepted no
+# dispatcher's, and would keep all of them from being elected. While a stream had another type Redis accepted no
 # message, and without the list of gaps earlier ones are lost: both become a gap of unknown start (0).
 _REPAIR = """
-local lock, gaps, inbox = unpack(KEYS)
+local lock, gaps, inbox, lane = unpack(KEYS)
 local removed, has_gap = {}, false
 for place, key in ipairs(KEYS) do
   local kind = redis.call('TYPE', key)['ok']
   if kind ~= 'none' and (kind ~= ARGV[place] or key == lock and redis.call('PTTL', key) == -1) then
     redis.call('DEL', key)
     table.insert(removed, key)
-    has_gap = has_gap or key == gaps or key == inbox
+    has_gap = has_gap or key == gaps or key == inbox or key == lane
   end
 end
 if has_gap then

@@ -52,9 +52,9 @@ def _queue_text(state: QueueState, outbox: Outbox | None) -> RenderableType:
     parts: list[RenderableType] = [
         _line("Inbox", f"{counted(state.horizon.backlog, 'message')} not yet in SQL, lag {lag}")
     ]
-    if state.oldest_id:
+    if state.horizon.oldest_id:
         age = "of unknown age" if state.lag_seconds is None else f"{format_duration(state.lag_seconds)} old"
-        parts.append(_line("Oldest", safe(state.oldest_id), f", {age}"))
+        parts.append(_line("Oldest", safe(state.horizon.oldest_id), f", {age}"))
     parts.append(_line("Rates", _rates_text(state)))
     failed = (f"{state.jobs_failed:,} failed", "bold yellow" if state.jobs_failed else "")
     parts.append(_line("RQ jobs", f"{state.jobs_waiting:,} waiting, {state.jobs_started:,} started, ", failed))

@@ -24,11 +24,13 @@ from fleetbeat_worker.cli.output import clock, counted, print_json, stamp
 from fleetbeat_worker.cli.rendering import console, facts_table, numeric, plain_table, progress_bar, safe, wrapped
 from fleetbeat_worker.cli.types import ROW_ID, DurationType, NameType
 from fleetbeat_worker.database.engine import reading
-from fleetbeat_worker.ingest.rejected import PURGED_AT_ONCE, STORED, apply_again, purge as purge_rejected
-from fleetbeat_worker.ingest.rejected_rows import (
+from fleetbeat_worker.ingest.rejected import (
+    PURGED_AT_ONCE,
+    STORED,
     Choice,
     count_rejected,
     latest_rejected,
+    purge as purge_rejected,
     rejected_ids,
     rejected_message,
 )
@@ -171,6 +173,8 @@ def requeue(*, settings: Settings, ids: tuple[int, ...], take_all: bool, choice:
     A message that is accepted now leaves the list in the transaction that stores it; the others stay. Exit status 1 if
     any stays. It can be stopped at any time and run again.
     """
+    from fleetbeat_worker.ingest.requeue import apply_again  # it brings RQ
+
     chosen: list[int] = []
     outcomes: list[tuple[int, str]] = []
     try:

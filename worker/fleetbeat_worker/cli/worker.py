@@ -114,8 +114,8 @@ def _run_pool(settings: Settings, pool: Pool, *, burst: bool, stop_asked: Callab
 
 
 def _make_drain_check(settings: Settings) -> Callable[[], bool]:
-    """Make a function that tells whether the inbox is drained, up to the entry that was the last at its first call."""
-    last_id: list[str | None] = []
+    """Make a function that tells whether inbox and lane are drained, as far as they went at its first call."""
+    last_ids: list[dict[str, str]] = []
 
     def is_drained() -> bool:
         from redis.exceptions import RedisError
@@ -124,9 +124,9 @@ def _make_drain_check(settings: Settings) -> Callable[[], bool]:
             # A client for each call: the pool may fork between two.
             with closing(connect_worker(settings)) as client:
                 inbox = Inbox(client)
-                if not last_id:
-                    last_id.append(inbox.last_id())
-                return last_id[0] is None or not inbox.holds_through(last_id[0])
+                if not last_ids:
+                    last_ids.append(inbox.last_ids())
+                return not inbox.holds_through(last_ids[0])
         except (RedisError, OSError):
             return False  # the dispatcher logs it
 

@@ -11,7 +11,7 @@ from fleetbeat_shared.errors import SchemaOutdated
 from fleetbeat_worker.database.engine import place, reading, writing
 from fleetbeat_worker.database.partitions import make_partitions
 
-HEAD = "0006"
+HEAD = "0007"
 """The newest migration; a test holds it equal to what `migrations/versions` has."""
 
 _UPGRADE_LOCK = 0x666C656574  # "fleet": one number for all that upgrade at once on PostgreSQL

@@ -86,10 +86,14 @@ class Agent(Base):
     """What the agent last said of itself."""
     ended_at: Mapped[datetime | None]
     exit_status: Mapped[int | None]
-    lifecycle_entry: Mapped[int] = mapped_column(BigInteger)
-    """Position of the newest registration or end that was applied; older ones are ignored."""
     current_work: Mapped[str | None]
     """The latest progress, or what the registration said the agent was about to do."""
+    work_said_at: Mapped[datetime | None]
+    """When a registration last said what the agent was about to do: a heartbeat of before doesn't overrule it."""
+    metadata_said_at: Mapped[datetime | None]
+    """The same of the metadata."""
+    error_said_at: Mapped[datetime | None]
+    """The same of the error, said by the end of the session."""
     work_item_id: Mapped[str | None]
     progress: Mapped[str | None]
     status: Mapped[str | None]
@@ -253,19 +257,11 @@ class RejectedMessage(Base):
     """A message that couldn't be accepted, kept with the reason."""
 
     __tablename__ = "rejected_messages"
-    __table_args__ = (
-        Index(
-            "ix_rejected_messages_awaits_session_id",
-            "awaits_session_id",
-            sqlite_where=text("awaits_session_id IS NOT NULL"),
-            postgresql_where=text("awaits_session_id IS NOT NULL"),
-        ),
-        Index(None, "received_at"),
-    )
+    __table_args__ = (Index(None, "received_at"),)
 
     id: Mapped[int] = mapped_column(BIG_KEY, primary_key=True)
     entry_id: Mapped[str] = mapped_column(unique=True)
-    """The inbox entry's id, so that a replay is set aside once."""
+    """The entry's id in its stream, so that a replay is set aside once."""
     received_at: Mapped[datetime]
     reason: Mapped[str]
     """One of `fleetbeat_shared.messages.Reason`."""
@@ -274,10 +270,7 @@ class RejectedMessage(Base):
     session_id: Mapped[UUID | None]
     """If the message could be read."""
     rejected_at: Mapped[datetime]
-    """When it was set aside: for a minute from then on it may be put right."""
-    awaits_session_id: Mapped[UUID | None]
-    """The session that wasn't known, or had ended: a heartbeat may overtake its own registration, a delegate its
-    parent's."""
+    """When it was set aside."""
     raw: Mapped[bytes]
     """The message's bytes, up to the size that a message may have."""
 

@@ -25,7 +25,7 @@ from fleetbeat_worker.downtime.maintenance import read_maintenance, read_unwatch
 from fleetbeat_worker.fleet.current_state import Judge
 from fleetbeat_worker.fleet.pipeline import PipelineView, view_pipeline
 from fleetbeat_worker.fleet.uptime import Record, read_record
-from fleetbeat_worker.ingest.rejected_rows import count_rejected
+from fleetbeat_worker.ingest.rejected import count_rejected
 from fleetbeat_worker.rules.anomalies import stuck_limit
 from fleetbeat_worker.rules.liveness import State
 from fleetbeat_worker.rules.maintenance_windows import Window

@@ -1,4 +1,4 @@
-"""What a batch writes: rows, events, notices and answers, gathered until the transaction that stores them all."""
+"""Changeset: the sessions that a transaction changes, and the rows, notices and answers that it will write."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
 
-from fleetbeat_shared.messages import MAX_MESSAGE_BYTES, Deregister, Heartbeat, Reason, Register, Reply
-from fleetbeat_worker.broker.inbox import Entry
+from fleetbeat_shared.messages import MAX_MESSAGE_BYTES, Heartbeat, Reason, Reply
+from fleetbeat_worker.broker.entries import Entry
 from fleetbeat_worker.ingest.session_state import AgentRecord, Facts, LivenessRecord, Row
 from fleetbeat_worker.notifications.notice import Notice, agent_notice, promise_facts, silence_facts
 from fleetbeat_worker.rules.deadlines import deadline_of
@@ -17,11 +17,11 @@ from fleetbeat_worker.rules.spans import from_milliseconds
 
 
 @dataclass(slots=True)
-class Ledger:
-    """The changes of one transaction, and the sessions that they change."""
+class Changeset:
+    """The changes of one transaction, worked out in memory before they are written."""
 
     facts: Facts
-    agents: dict[UUID, AgentRecord]
+    agents: dict[UUID, AgentRecord] = field(default_factory=dict)
     plain: dict[UUID, LivenessRecord] = field(default_factory=dict)
     """Sessions of which the batch has only heartbeats that `is_plain` tells: no more of them is needed."""
     heartbeats: list[tuple[Any, ...]] = field(default_factory=list)
@@ -39,36 +39,35 @@ class Ledger:
     """How many of the heartbeats SQL didn't have, once they are written: the others were delivered again."""
     new_rejected: int = 0
 
-    def reject(
-        self,
-        entry: Entry,
-        reason: Reason,
-        detail: str,
-        message: Register | Heartbeat | Deregister | None = None,
-        awaits: UUID | None = None,
-    ) -> None:
+    def reject(self, entry: Entry, reason: Reason, detail: str) -> None:
         """Set a message aside, and tell the sender if it waits."""
+        message = entry.message
         self.rejected.append(
             {
-                "entry_id": entry.id,
-                "received_at": entry.arrival(self.facts.now)[0],
+                "entry_id": entry.key,
+                "received_at": entry.received_at,
                 "reason": reason.value,
                 "detail": detail,
                 "session_id": message.session_id if message else None,
                 "rejected_at": self.facts.now,
-                "awaits_session_id": awaits,
                 "raw": entry.wire[:MAX_MESSAGE_BYTES],
             }
         )
         if isinstance(message, Heartbeat) and message.reply:
             self.replies.append((message.id, Reply(ok=False, code=reason.value, session_id=message.session_id)))
 
-    def _tell(self, kind: NoticeKind, at: int, agent: AgentRecord, detail: Row) -> None:
+    def reject_undecoded(self, entry: Entry) -> None:
+        """Set an entry aside that holds no message."""
+        if entry.error is not None:
+            self.reject(entry, Reason(entry.error.reason), entry.error.detail)
+
+    def notify(self, kind: NoticeKind, at: int, agent: AgentRecord, detail: Row) -> None:
+        """Add a notice of an agent's change."""
         facts = {**detail, **promise_facts(agent.promise, self.facts.missed_limit)}
         self.notices.append(agent_notice(kind, agent, from_milliseconds(at), facts))
 
-    def _silence(self, agent: AgentRecord, heard_at: int | None, until: int) -> Row:
-        """Return the facts of a silence that is over.
+    def silence(self, agent: AgentRecord, heard_at: int | None, until: int) -> Row:
+        """Compose the facts of a silence that is over.
 
         It is counted from when the agent was last heard, also where its time counted anew from the end of a pause.
         """
@@ -77,13 +76,15 @@ class Ledger:
         facts = silence_facts(from_milliseconds(agent.registered_at), *last)
         return {**facts, "seen_at": from_milliseconds(until).isoformat(), "silent_seconds": (until - since) / 1000}
 
-    def _change_state(self, record: LivenessRecord, state: State, changed_at: int) -> None:
+    def change_state(self, record: LivenessRecord, state: State, changed_at: int) -> None:
+        """Change a session's state."""
         record.state, record.state_changed_at, record.seen = state, changed_at, True
 
-    def _deadline(self, promise: Promise, since: int) -> int:
+    def deadline(self, promise: Promise, since: int) -> int:
+        """Work out the deadline of a silence that counts from a moment. Raises `UNJUDGEABLE`."""
         return deadline_of(promise, since, self.facts.missed_limit, self.facts.outages)
 
-    def _event(  # noqa: PLR0913 - one argument for each column
+    def record(  # noqa: PLR0913 - one argument for each column
         self,
         kind: EventType,
         occurred_at: int,
@@ -93,6 +94,7 @@ class Ledger:
         text: str | None = None,
         detail: Row | None = None,
     ) -> None:
+        """Add an event of an agent."""
         self.events.append(
             {
                 "type": kind.value,

@@ -1,130 +1,47 @@
-"""The job that moves messages from the inbox to SQL.
+"""The job that moves messages from the inbox and the lane to SQL.
 
-It takes a batch, stores it in one transaction, acknowledges it, and so on until the inbox stayed empty for a while, its
-time is up, or other work waits. What a dead worker held is taken over in smaller and smaller units:
-
-    delivery count   who died with it                        taken
-    0                nobody: it was laid down in order        with others, as many as fit in a batch
-    1                a worker, with a whole batch             with a few others
-    2 to 4           a worker, with a few; then with it alone alone
-    5                three workers running, with it alone     not at all: set aside as poison
+It applies what waits in the lane, takes a batch from the inbox, applies what came into the lane before it, stores the
+batch in one transaction, acknowledges it, and so on until nothing came for a while, its time is up, or other work
+waits.
 """
 
 from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from datetime import datetime
-from threading import Event as ThreadEvent, Thread
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from threading import Thread
 
 from redis import Redis
-from redis.exceptions import (
-    ConnectionError as RedisConnectionError,
-    RedisError,
-    ResponseError,
-    TimeoutError as RedisTimeout,
-)
+from redis.exceptions import RedisError
 from sqlalchemy import Engine, text
 from sqlalchemy.exc import SQLAlchemyError
 
 from fleetbeat_shared.errors import DatabaseUnavailable
 from fleetbeat_shared.messages import Reason
 from fleetbeat_shared.settings import Settings
-from fleetbeat_worker.broker.errand import Errand
-from fleetbeat_worker.broker.inbox import Entry, Inbox, Pending, is_missing
-from fleetbeat_worker.broker.wire import Understood, understand
+from fleetbeat_worker.broker.consumer import Consumer, Prefetch, Unit
+from fleetbeat_worker.broker.lane import Lane
 from fleetbeat_worker.database.engine import flush, writing
-from fleetbeat_worker.ingest.transaction import follow_up, put_right, set_aside, store_entries
+from fleetbeat_worker.ingest.lane import apply_lane
+from fleetbeat_worker.ingest.transaction import POISON, follow_up, set_aside, store_heartbeats
 from fleetbeat_worker.telemetry.log import logger
-from fleetbeat_worker.telemetry.metrics import (
-    BATCH_MESSAGES,
-    BATCH_SECONDS,
-    DATABASE_FAILURES,
-    TAKEN_OVER,
-    count,
-    observe,
-)
+from fleetbeat_worker.telemetry.metrics import BATCH_MESSAGES, BATCH_SECONDS, DATABASE_FAILURES, count, observe
 from fleetbeat_worker.telemetry.problems import ProblemReporter
 
-SUSPECTS_TOGETHER = 32
-"""How many entries are taken together after a whole batch died."""
-DIED_TOGETHER = 1
-DIED_ALONE_THRICE = 5
-
 BLOCK_SECONDS = 0.2
-"""How long one wait for messages lasts: between two, the job looks whether it should end."""
-PACE_SECONDS = 0.05
-"""Batches that aren't full follow each other no faster: twenty commits a second cost little, fifty cost twice that."""
+"""How long one wait for messages lasts: between two, the job looks at the lane, and whether it should end."""
+LANE_WHILE_HOLDING = 500
+"""How many entries of the lane are applied at most while heartbeats are in hand: they are released where more wait."""
 FAIR_SHARE_SECONDS = 0.5
 """How long a job that finds the database there works before it makes room."""
 DATABASE_IS_BACK = "The database takes messages again."
-PUT_RIGHT_SECONDS = 1.0
-"""How long after a message of an unknown session the registration that it overtook is looked for again."""
 FIRST_PAUSE_SECONDS = 0.1
 LONGEST_PAUSE_SECONDS = 2.0
-"""Between two looks whether the database, or Redis, is there again."""
-REDIS_PATIENCE_SECONDS = 60.0
-"""How long a stored batch waits to be acknowledged when Redis is away; afterwards it is delivered again, in vain."""
-
-
+"""Between two looks whether the database is there again."""
 OBJECTS_UNTIL_COLLECTION = 200_000
 """A batch makes some thousand objects, none in a circle: looking for circles took a fifth of its time."""
-
-
-@dataclass(frozen=True, slots=True)
-class Unit:
-    """Entries that are stored and acknowledged together."""
-
-    entries: list[Entry]
-    deliveries: int
-    """The delivery count that they had before they were taken."""
-    understood: Understood | None = None
-    """What they hold, if that is known already."""
-
-    @property
-    def ids(self) -> list[str]:
-        """The entries' ids."""
-        return [entry.id for entry in self.entries]
-
-
-class Ahead:
-    """The next entries; fetched and understood by a thread, if a database server stores the ones before meanwhile."""
-
-    def __init__(self, inbox: Inbox, errand: Errand | None = None, done: Sequence[str] = ()) -> None:
-        """Prepare to fetch what an errand was sent for; without one there is nothing."""
-        self._inbox = inbox
-        self._errand = errand
-        self.done = done
-        """The entries that the errand acknowledges."""
-        self._thread: Thread | None = None
-        self._found: tuple[list[Entry], bool, Understood] | RedisError | None = None
-
-    def begin(self) -> None:
-        """Begin, unless that was done."""
-        if self._errand is not None and self._thread is None:
-            self._thread = Thread(target=self._fetch, args=(self._errand,), name="ahead", daemon=True)
-            self._thread.start()
-
-    def _fetch(self, errand: Errand) -> None:
-        try:
-            entries, is_all = self._inbox.fetch(errand)
-        except RedisError as error:
-            self._found = error
-        else:
-            self._found = entries, is_all, understand(entries)
-
-    def result(self) -> tuple[list[Entry], bool, Understood] | None:
-        """Return the entries, whether they are all that came, and what they hold. Raises redis-py's errors."""
-        if self._thread is not None:
-            self._thread.join()
-        elif self._errand is not None:
-            self._fetch(self._errand)
-        if isinstance(self._found, RedisError):
-            raise self._found
-        return self._found
 
 
 class Flushing:
@@ -164,27 +81,21 @@ class Ingest:
         stop: Callable[[], bool] = lambda: False,
         make_room: Callable[[], bool] = lambda: False,
     ) -> None:
-        """Take from the inbox under the name `consumer`.
+        """Take from the inbox and the lane under the name `consumer`.
 
         Between batches, `stop` is asked whether to end early, and `make_room` whether other work waits; as long as the
         database is away that can't be done either.
         """
         self._client = client
-        self._inbox = Inbox(client)
         self._engine = engine
         self._settings = settings
-        self._consumer = consumer
+        self._consumer = Consumer(client, consumer, settings)
+        self._lane = Lane(client, consumer)
         self._stop = stop
         self._make_room = make_room
-        self._held: list[str] = []
         self._ahead: Unit | None = None
         self._stored: list[str] = []
         self._flushing: Flushing | None = None
-        self._own_may_be_pending = True
-        self._look_for_expired_at = 0.0
-        self._put_right_at: float | None = None
-        self._taken_at = 0.0
-        self._paced_from = 0.0
         self._problem = ProblemReporter("database", "ingest")
         self._database_is_there = False
         self._database_pause = 0.0
@@ -200,26 +111,49 @@ class Ingest:
         """
         self._ends_at = time.monotonic() + seconds
         quiet_since = time.monotonic()
-        with _few_collections(), self._leases_renewed():
+        with _few_collections(), self._consumer.leases_renewed():
             while True:
-                if not self._database_ready():
+                if self._work():
                     quiet_since = time.monotonic()
-                elif unit := self._next_unit(min(BLOCK_SECONDS, max(0.0, self._ends_at - time.monotonic()))):
-                    self._process(unit)
-                    quiet_since = time.monotonic()
-                elif time.monotonic() - quiet_since >= self._settings.linger_seconds and self._put_right_at is None:
+                elif time.monotonic() - quiet_since >= self._settings.linger_seconds:
                     self._problem.resolve(DATABASE_IS_BACK)  # nothing is left that it could refuse
                     break
-                self._put_right_when_due()
                 if self._is_over() or self._gives_way():
                     break
-            self._ends_at = 0.0  # so that nothing more is sent for
+            self._ends_at = 0.0  # so that nothing more is prefetched
             self._acknowledge()
-            if self._ahead is not None:  # laid down, it would wait until somebody looks for it
+            if self._ahead is not None:  # released, it would wait until another job looks for it
                 unit, self._ahead = self._ahead, None
                 self._process(unit)
-        self._inbox.leave(self._consumer)
+        self._consumer.leave()
         return self.stored
+
+    def _work(self) -> bool:
+        """Store what comes next; tell whether there was anything to do, or the database is away."""
+        if not self._database_ready():
+            return True
+        unit, self._ahead = self._ahead, None
+        if unit is None:
+            # With empty hands: if a message of the lane kills this process, no heartbeat is blamed for it.
+            try:
+                if self._apply_lane(1):
+                    return True
+            except DatabaseUnavailable as error:
+                self._trouble_with_database(error)
+                return True
+            except SQLAlchemyError:
+                time.sleep(LONGEST_PAUSE_SECONDS)  # the dispatcher sends the next job at once
+                raise
+            unit = self._consumer.take(min(BLOCK_SECONDS, max(0.0, self._ends_at - time.monotonic())))
+        if unit is None:
+            return False
+        self._process(unit)
+        return True
+
+    def _apply_lane(self, backlog: int) -> int:
+        applied = apply_lane(self._lane, self._client, self._engine, self._settings, backlog)
+        self.stored += applied
+        return applied
 
     def _is_over(self) -> bool:
         return time.monotonic() >= self._ends_at or self._stop()
@@ -233,67 +167,23 @@ class Ingest:
         has_had_share = self._database_is_there and time.monotonic() >= self._share_ends_at
         return has_had_share and self._make_room()
 
-    def _next_unit(self, block_seconds: float) -> Unit | None:
-        if self._ahead is not None:
-            unit, self._ahead = self._ahead, None
-            return unit
-        try:
-            return self._recovered_unit() or self._fresh_unit(block_seconds)
-        except ResponseError as error:
-            if not is_missing(error):
-                raise
-            # Redis came back without its data, or nobody has been here before.
-            self._inbox.create_group()
-            return None
-
-    def _recovered_unit(self) -> Unit | None:
-        """Return entries that this consumer's earlier life, or another that died, left behind."""
-        size = self._settings.batch_size
-        lease = self._settings.lease_seconds
-        while self._own_may_be_pending:
-            pending = self._inbox.pending_of(self._consumer, size)
-            if not pending:
-                self._own_may_be_pending = False
-            elif unit := self._take_over(pending, 0.0):
-                return unit
-        while time.monotonic() >= self._look_for_expired_at:
-            pending = self._inbox.expired(lease, size)
-            if not pending:
-                self._look_for_expired_at = time.monotonic() + lease / 3
-            elif unit := self._take_over(pending, lease):
-                return unit
-        return None
-
-    def _take_over(self, pending: Sequence[Pending], idle_seconds: float) -> Unit | None:
-        deliveries = pending[0].deliveries
-        size = {0: len(pending), DIED_TOGETHER: SUSPECTS_TOGETHER}.get(deliveries, 1)
-        ids = [item.id for item in pending[:size] if item.deliveries == deliveries]
-        entries = self._inbox.take_over(self._consumer, ids, idle_seconds)
-        if deliveries:
-            logger.warning("Messages of a worker that died are taken over", extra={"count": len(entries)})
-            count(TAKEN_OVER, len(entries))
-        return Unit(entries, deliveries) if entries else None
-
-    def _fresh_unit(self, block_seconds: float) -> Unit | None:
-        time.sleep(max(0.0, min(PACE_SECONDS, self._paced_from + PACE_SECONDS - time.monotonic())))
-        entries = self._inbox.read(self._consumer, self._settings.batch_size, block_seconds)
-        self._taken_at = time.monotonic()
-        return Unit(entries, 0) if entries else None
-
     def _process(self, unit: Unit) -> None:
-        self._held = unit.ids
-        ahead = Ahead(self._inbox)
+        self._consumer.held = unit.ids
+        prefetch: Prefetch | None = None
+        if unit.lane_backlog > LANE_WHILE_HOLDING:
+            self._release(unit, None)  # and comes back to it when the lane is applied
+            return
         try:
-            now = self._now()  # before Redis is busy with what is sent for
-            ahead = self._send_for_more(unit)
-            self._store(unit, now, ahead.begin)
+            self._apply_lane(unit.lane_backlog)  # what was registered before these heartbeats is there, too
+            prefetch = self._prefetch(unit)
+            self._store(unit, prefetch)
             self._settle()  # of the batch before this one, which had its time
         except DatabaseUnavailable as error:
-            # That is no fault of the messages: they are laid down with the delivery count that they had.
-            self._lay_down(unit, ahead)
+            # That is no fault of the messages: they are released with the delivery count that they had.
+            self._release(unit, prefetch)
             self._trouble_with_database(error)
         except Exception as error:  # Redis failed us, say, or a table is missing: no process died of it
-            self._lay_down(unit, ahead)
+            self._release(unit, prefetch)
             if isinstance(error, SQLAlchemyError):
                 time.sleep(LONGEST_PAUSE_SECONDS)  # the dispatcher sends the next job at once
             raise
@@ -302,56 +192,42 @@ class Ingest:
             self._database_pause = 0.0
             self._problem.resolve(DATABASE_IS_BACK)
             self.stored += len(unit.entries)
-            self._paced_from = 0.0 if self._is_full(unit) or unit.deliveries else self._taken_at
-            self._ahead = self._fetch(ahead)
+            self._ahead = self._fetched(prefetch)
             self._flushing = Flushing(self._engine, unit.ids)
             if self._ahead is None:
                 self._acknowledge()
         finally:
-            self._held = self._ahead.ids if self._ahead is not None else []
+            self._consumer.held = self._ahead.ids if self._ahead is not None else ()
 
-    def _send_for_more(self, unit: Unit) -> Ahead:
-        """Let Redis bring the next entries while SQL takes these, and acknowledge the last ones.
+    def _prefetch(self, unit: Unit) -> Prefetch | None:
+        """Let Redis bring the next entries while SQL takes these, and acknowledge the last ones, with them or alone."""
+        prefetch = None if self._is_over() else self._consumer.prefetch(unit, self._stored)
+        if prefetch is None:
+            self._acknowledge()
+        else:
+            self._stored = []
+        return prefetch
 
-        Not beside what a dead worker left: the death of this one would be blamed on both. Nor when its turn has come.
-        """
-        looks_for_others = self._own_may_be_pending or time.monotonic() >= self._look_for_expired_at
-        if not looks_for_others and not unit.deliveries and self._is_full(unit) and not self._is_over():
-            with suppress(RedisConnectionError, RedisTimeout):
-                errand = self._inbox.send_for(self._consumer, self._settings.batch_size, self._stored)
-                done, self._stored = self._stored, []
-                return Ahead(self._inbox, errand, done)
-        self._acknowledge()
-        return Ahead(self._inbox)
-
-    def _fetch(self, ahead: Ahead) -> Unit | None:
-        """Return what was sent for, if it came; then what was to be acknowledged with it has been."""
+    def _fetched(self, prefetch: Prefetch | None) -> Unit | None:
+        """Wait for what was prefetched, if it came; then what was to be acknowledged with it has been."""
+        if prefetch is None:
+            return None
         try:
-            found = ahead.result()
+            return self._consumer.fetched(prefetch)
         except RedisError as error:
-            logger.debug("Entries that were sent for didn't come: %s", type(error).__name__)
-            self._own_may_be_pending = True  # Redis may have handed them out all the same
-            self._stored += ahead.done
+            logger.debug("Entries that were prefetched didn't come: %s", type(error).__name__)
+            self._stored += prefetch.done
             return None
-        if found is None:
-            return None
-        entries, is_all, understood = found
-        self._own_may_be_pending = not is_all
-        return Unit(entries, 0, understood) if entries else None
-
-    def _is_full(self, unit: Unit) -> bool:
-        return len(unit.entries) >= self._settings.batch_size
 
     def _settle(self) -> None:
-        """Wait for what is on its way to the disk; what doesn't get there is laid down and stored again."""
+        """Wait for what is on its way to the disk; what doesn't get there is released and stored again."""
         if self._flushing is None:
             return
         flushing, self._flushing = self._flushing, None
         try:
             flushing.wait()
         except DatabaseUnavailable:
-            lease = self._settings.lease_seconds
-            self._patiently(lambda: self._inbox.release(self._consumer, flushing.ids, lease, 0))
+            self._consumer.release(flushing.ids, 0)
             raise
         self._stored += flushing.ids
 
@@ -361,47 +237,27 @@ class Ingest:
             self._settle()
         finally:
             if self._stored:
-                self._patiently(lambda: self._inbox.acknowledge(self._stored, self._consumer))
+                self._consumer.acknowledge(self._stored)
                 self._stored = []
 
-    def _lay_down(self, unit: Unit, ahead: Ahead) -> None:
-        """Lay down entries for anybody to take, and those that were sent for."""
-        more = self._fetch(ahead)
-        unit = Unit(unit.entries + (more.entries if more else []), unit.deliveries)
-        self._held = []  # first, so that their leases aren't renewed meanwhile
-        lease = self._settings.lease_seconds
-        self._patiently(lambda: self._inbox.release(self._consumer, unit.ids, lease, unit.deliveries))
-        self._own_may_be_pending = True
+    def _release(self, unit: Unit, prefetch: Prefetch | None) -> None:
+        """Release entries for any worker to take, and those that were prefetched."""
+        more = self._fetched(prefetch)
+        self._consumer.release(unit.ids + (more.ids if more else []), unit.deliveries)
 
-    def _store(self, unit: Unit, now: datetime, meanwhile: Callable[[], None]) -> None:
+    def _store(self, unit: Unit, prefetch: Prefetch | None) -> None:
         started_at = time.monotonic()
-        if unit.deliveries >= DIED_ALONE_THRICE:
-            detail = "three times running, a process died while it worked on this message alone"
-            batches = [set_aside(self._engine, entry, now, Reason.POISON, detail) for entry in unit.entries]
+        if unit.is_poison:
+            done = [set_aside(self._engine, entry, unit.now, Reason.POISON, POISON) for entry in unit.entries]
         else:
-            batches = store_entries(self._engine, unit.entries, now, self._settings, unit.understood, meanwhile)
+            meanwhile = None if prefetch is None else prefetch.begin
+            done = store_heartbeats(self._engine, unit.entries, unit.now, self._settings, meanwhile)
         observe(BATCH_SECONDS, time.monotonic() - started_at)
         observe(BATCH_MESSAGES, len(unit.entries))
-        if any(batch.replies for batch in batches):
+        if any(changes.replies for changes in done):
             flush(self._engine)  # whoever waits is told what is certain
-        for batch in batches:
-            follow_up(self._client, batch)
-            if any(row["awaits_session_id"] for row in batch.rejected):
-                self._put_right_at = time.monotonic() + PUT_RIGHT_SECONDS
-            if any(agent.promised for agent in batch.agents.values()):  # registered, or opened anew
-                self._put_right_at = time.monotonic()
-
-    def _put_right_when_due(self) -> None:
-        if self._put_right_at is None or time.monotonic() < self._put_right_at:
-            return
-        self._put_right_at = None
-        try:
-            put_right(self._engine, self._client, self._now(), self._settings)
-        except DatabaseUnavailable as error:
-            logger.debug("Left to the next sweep: %s", error)
-
-    def _now(self) -> datetime:
-        return self._inbox.horizon().now
+        for changes in done:
+            follow_up(self._client, changes)
 
     def _database_ready(self) -> bool:
         """Make sure of the database before anything is taken; wait a little if it is away.
@@ -426,41 +282,6 @@ class Ingest:
         self._problem.report(f"{error} Messages wait in the inbox.")
         self._database_is_there = False
         self._database_pause = min(self._database_pause * 2 or FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS)
-
-    def _patiently(self, act: Callable[[], None]) -> None:
-        """Do something that Redis must hear, however long it takes to come back (within reason)."""
-        gives_up_at = time.monotonic() + REDIS_PATIENCE_SECONDS
-        pause = FIRST_PAUSE_SECONDS
-        while True:
-            try:
-                return act()
-            except (RedisConnectionError, RedisTimeout):
-                if time.monotonic() + pause > gives_up_at:
-                    raise
-                time.sleep(pause)
-                pause = min(pause * 2, LONGEST_PAUSE_SECONDS)
-
-    @contextmanager
-    def _leases_renewed(self) -> Iterator[None]:
-        """Renew the leases of what is held, from a thread: a transaction may take longer than a lease."""
-        done = ThreadEvent()
-
-        def renew() -> None:
-            while not done.wait(self._settings.lease_seconds / 3):
-                held = self._held
-                if held:
-                    try:
-                        self._inbox.renew(self._consumer, held)
-                    except RedisError as error:
-                        logger.debug("Leases can't be renewed now: %s", type(error).__name__)
-
-        thread = Thread(target=renew, name="leases", daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            done.set()
-            thread.join()
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Reading what a batch of messages needs to know, and writing what it changes."""
+"""Queries of ingest: what batches and the lane need to know, and what they change."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from operator import attrgetter
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Column, Connection, Table, and_, delete, exists, insert, or_, select, text, update
+from sqlalchemy import Column, Connection, Row, Table, delete, exists, func, insert, select, text, update
 
-from fleetbeat_shared.messages import Deregister, Heartbeat, Reason, Register
+from fleetbeat_shared.messages import Deregister, Heartbeat, Register
 from fleetbeat_shared.settings import Settings
-from fleetbeat_worker.broker.inbox import Entry, is_credible, is_credible_place
+from fleetbeat_worker.broker.entries import Entry
 from fleetbeat_worker.database import bulk
 from fleetbeat_worker.database.column_types import Instant
 from fleetbeat_worker.database.tables import (
@@ -26,14 +26,15 @@ from fleetbeat_worker.database.tables import (
     Task,
 )
 from fleetbeat_worker.downtime.outages import read_outages
-from fleetbeat_worker.ingest.batch import Batch, is_plain
+from fleetbeat_worker.ingest.batch import is_plain
+from fleetbeat_worker.ingest.changeset import Changeset
 from fleetbeat_worker.ingest.session_state import (
     HEARTBEAT_COLUMNS,
     REPORTED,
+    SAID_AT,
     STRAY_COLUMNS,
     AgentRecord,
     Facts,
-    LifecycleEvent,
     LivenessRecord,
 )
 from fleetbeat_worker.notifications.outbox import add_notices
@@ -43,7 +44,7 @@ from fleetbeat_worker.rules.liveness import PROMISE_COLUMNS, State, cached_promi
 from fleetbeat_worker.rules.spans import from_milliseconds, to_milliseconds
 from fleetbeat_worker.store.tasks import TaskCounts, count_tasks_by_name
 
-_REGISTRATION_LOCK = 0x626561740001  # one number for all batches with registrations on PostgreSQL
+_LANE_LOCK = 0x626561740001  # one number for all transactions that apply the lane on PostgreSQL
 
 _AGENTS: Table = Agent.__table__  # type: ignore[assignment]
 _LIVENESS: Table = Liveness.__table__  # type: ignore[assignment]
@@ -68,12 +69,12 @@ _OF_AN_AGENT = [
     _AGENTS.c.agent_name,
     _AGENTS.c.parallel,
     _AGENTS.c.ended_at,
-    _AGENTS.c.lifecycle_entry,
     _AGENTS.c.reported_at,
     _AGENTS.c.reported_entry,
     _AGENTS.c.open_tasks,
     _AGENTS.c.stale_tasks,
     *(_AGENTS.c[name] for name in _STANDING),
+    *(_AGENTS.c[name] for name in SAID_AT.values()),
     *(_AGENTS.c[name] for name in DOING),
 ]
 
@@ -85,115 +86,91 @@ _STATES = {state.value: state for state in State}
 
 
 def open_batch(
-    connection: Connection,
-    messages: Sequence[tuple[Entry, Register | Heartbeat | Deregister]],
-    now: datetime,
-    settings: Settings,
-) -> Batch:
-    """Lock and read the agents that messages name, and what they are judged by.
+    connection: Connection, messages: Sequence[tuple[Entry, Heartbeat]], now: int, settings: Settings
+) -> Changeset:
+    """Lock and read the sessions that heartbeats name, and what they are judged by. `now`: Redis's, in milliseconds.
 
-    On PostgreSQL the rows are locked in the order of their keys, so that no two batches (or a batch and a sweep) ever
-    wait for each other in a circle. SQLite has one writer at a time.
+    On PostgreSQL the rows are locked in the order of their keys, so that no two transactions (a batch and a sweep, say)
+    ever wait for each other in a circle. SQLite has one writer at a time.
     """
-    ids = {message.session_id for _, message in messages}
-    registrations = [message for _, message in messages if isinstance(message, Register)]
-    named: set[UUID] = set()
-    if registrations:
-        named = {message.parent_id for message in registrations if message.parent_id is not None}
-        named |= _live_namesakes(connection, {message.agent_name for message in registrations})
-    records = _lock_liveness(connection, list(ids | named))
+    records = _lock_liveness(connection, list({message.session_id for _, message in messages}))
     # Only now, under the locks: what a sweep records, or a registration changes, between would be missed otherwise.
     watermark, unjudged, has_tasks = connection.execute(_READ_PIPELINE).one()
-    moment = to_milliseconds(now)
-    oldest = _oldest_moment(messages, moment)
+    oldest = _oldest_moment(messages, now)
+    named = set()
     for _, message in messages:
         record = records.get(message.session_id)
         if record is not None and (has_tasks or unjudged or not is_plain(message, record, oldest)):
             named.add(message.session_id)
     agents = _read_agents(connection, records, named)
-    # A registration counts from the agent's last sign, which may lie before an outage.
-    signs = (agents[message.session_id].since for message in registrations if message.session_id in agents)
-    outages = read_outages(connection, from_milliseconds(min([oldest, *signs])))
+    outages = read_outages(connection, from_milliseconds(oldest))
     tasks: dict[str, TaskCounts] = {}
     if has_tasks:
-        names = {agent.agent_name for agent in agents.values()} | {message.agent_name for message in registrations}
-        tasks = count_tasks_by_name(connection, names, now - timedelta(seconds=settings.stale_task_seconds))
-    # A clock that was turned back has not come to the watermark again: what is heard now is no older than that.
-    known = None if watermark is None else min(to_milliseconds(watermark), moment)
-    applied = _settle_order(connection, messages, agents, moment)
-    lifecycles = _read_lifecycles(connection, messages, agents, moment)
-    facts = Facts(moment, known, outages, settings.missed_intervals, tasks, applied, lifecycles)
-    return Batch(facts, agents, {key: record for key, record in records.items() if key not in agents})
+        stale_since = from_milliseconds(now) - timedelta(seconds=settings.stale_task_seconds)
+        tasks = count_tasks_by_name(connection, {agent.agent_name for agent in agents.values()}, stale_since)
+    late = [message.id for _, message in messages if _has_ended(records.get(message.session_id))]
+    found = select(StoredHeartbeat.id).where(StoredHeartbeat.id.in_(late))
+    stored = set(connection.execute(found).scalars()) if late else set()
+    facts = Facts(now, _known_by(watermark, now), outages, settings.missed_intervals, tasks, stored)
+    return Changeset(facts, agents, {key: record for key, record in records.items() if key not in agents})
 
 
-def _settle_order(
-    connection: Connection,
-    messages: Sequence[tuple[Entry, Register | Heartbeat | Deregister]],
-    agents: dict[UUID, AgentRecord],
-    now: int,
-) -> set[UUID]:
-    """Let no place of the future outlast what made it: a clock that was set back, or a sender's explicit id.
-
-    What comes next counts as newer then. So that a replay doesn't, return the registrations and ends of `messages` that
-    were applied before, as far as their places don't tell.
-    """
-    doubtful = set()
-    for agent in agents.values():
-        if not is_credible_place(agent.lifecycle_entry, now):
-            agent.lifecycle_entry = 0
-            doubtful.add(agent.session_id)
-    ids = [
-        message.id
-        for entry, message in messages
-        if not isinstance(message, Heartbeat)
-        and (message.session_id in doubtful or not is_credible(entry.milliseconds, now))
-    ]
-    if not ids:
-        return set()
-    rows = connection.execute(select(Event.message_id).where(Event.message_id.in_(ids))).scalars()
-    return {message_id for message_id in rows if message_id is not None}
+def _has_ended(record: LivenessRecord | None) -> bool:
+    return record is not None and record.state is State.ENDED
 
 
-def _read_lifecycles(
-    connection: Connection,
-    messages: Sequence[tuple[Entry, Register | Heartbeat | Deregister]],
-    agents: dict[UUID, AgentRecord],
-    now: int,
-) -> dict[UUID, list[LifecycleEvent]]:
-    """Return what opened and ended the sessions of which a registration or an end comes after newer ones."""
-    overtaken = {
-        message.session_id
-        for entry, message in messages
-        if not isinstance(message, Heartbeat)
-        and message.session_id in agents
-        and entry.arrival(now)[1] <= agents[message.session_id].lifecycle_entry
-    }
-    found: dict[UUID, list[LifecycleEvent]] = {}
-    for session_id in overtaken:
-        query = select(Event.type, Event.occurred_at, Event.message_id, Event.detail)
-        rows = connection.execute(query.where(Event.session_id == session_id, Event.type.in_(LIFECYCLE)))
-        found[session_id] = [LifecycleEvent(kind, to_milliseconds(at), *told) for kind, at, *told in rows]
-    return found
+def _oldest_moment(messages: Sequence[tuple[Entry, Heartbeat]], now: int) -> int:
+    """Find a moment before which no heartbeat was sent; a little early does no harm."""
+    received = min((entry.received_at for entry, _ in messages), default=now)
+    buffered = max((message.buffered_seconds or 0 for _, message in messages), default=0)
+    return received - round(buffered * 1000)
 
 
-def _live_namesakes(connection: Connection, names: Collection[str]) -> set[UUID]:
+def _known_by(watermark: datetime | None, now: int) -> int | None:
+    """Convert a watermark: a clock that was turned back has not come to it again, and what comes now is of now."""
+    return None if watermark is None else min(to_milliseconds(watermark), now)
+
+
+def lock_lane(connection: Connection) -> None:
+    """Wait until no other transaction applies the lane, until the end of this one. SQLite has one writer anyway."""
     if connection.dialect.name == "postgresql":
-        # Two batches at once must not each find a name free. Registrations are rare: one batch with any at a time.
-        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _REGISTRATION_LOCK})
-    query = select(Agent.session_id).where(Agent.agent_name.in_(list(names)), Agent.ended_at.is_(None))
-    return set(connection.execute(query).scalars())
+        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LANE_LOCK})
 
 
-def _oldest_moment(messages: Sequence[tuple[Entry, Register | Heartbeat | Deregister]], now: int) -> int:
-    """Return a moment, in milliseconds, before which no message was sent; a little early does no harm."""
-    if not messages:
-        return now
-    received = min(map(int, {entry.id.partition("-")[0] for entry, _ in messages}))  # many share a millisecond
-    first_read = min((entry.first_read_at for entry, _ in messages if entry.first_read_at is not None), default=now)
-    buffered = max(
-        (message.buffered_seconds or 0 for _, message in messages if isinstance(message, Heartbeat)), default=0
+def open_sessions(
+    connection: Connection, messages: Sequence[tuple[Entry, Register | Deregister]], now: int, settings: Settings
+) -> Changeset:
+    """Lock and read the sessions that registrations and deregistrations change, and what they are judged by.
+
+    These are also the parents that they name, and the live sessions of the same names.
+    """
+    registrations = [message for _, message in messages if isinstance(message, Register)]
+    ids = {message.session_id for _, message in messages}
+    ids |= {message.parent_id for message in registrations if message.parent_id is not None}
+    names = {message.agent_name for message in registrations}
+    namesakes = select(Agent.session_id).where(Agent.agent_name.in_(names), Agent.ended_at.is_(None))
+    ids |= set(connection.execute(namesakes).scalars())
+    records = _lock_liveness(connection, list(ids))
+    agents = _read_agents(connection, records, ids)
+    # A registration counts from the agent's last sign, which may lie before an outage.
+    signs = (agents[message.session_id].since for message in registrations if message.session_id in agents)
+    oldest = min([now, *(entry.received_at for entry, _ in messages), *signs])
+    outages = read_outages(connection, from_milliseconds(oldest))
+    watermark, *_ = connection.execute(_READ_PIPELINE).one()
+    found = connection.execute(
+        select(Event.message_id).where(Event.message_id.in_(message.id for _, message in messages))
     )
-    return min(received, first_read, now) - round(buffered * 1000)
+    stored = {message_id for message_id in found.scalars() if message_id is not None}
+    facts = Facts(now, _known_by(watermark, now), outages, settings.missed_intervals, stored=stored)
+    return Changeset(facts, agents)
+
+
+def was_overtaken(connection: Connection, entry: Entry, message: Register | Deregister) -> bool:
+    """Tell whether a session was changed by a registration or an end that was received after this one."""
+    query = select(func.max(Event.occurred_at)).join(Agent, Agent.session_id == Event.session_id)
+    query = query.where(Event.session_id == message.session_id, Event.type.in_(LIFECYCLE))
+    changed_at = connection.execute(query).scalar()
+    return changed_at is not None and to_milliseconds(changed_at) > entry.received_at
 
 
 def _lock_liveness(connection: Connection, ids: Sequence[UUID]) -> dict[UUID, LivenessRecord]:
@@ -212,7 +189,7 @@ def _read_agents(
     """Return all of the sessions that are named; of the others their liveness is enough."""
     agents = {}
     for session_id, row in bulk.select(connection, _OF_AN_AGENT, [key for key in named if key in records]):
-        name, parallel, ended_at, lifecycle_entry, reported_at, reported_entry, open_tasks, stale_tasks, *more = row
+        name, parallel, ended_at, reported_at, reported_entry, open_tasks, stale_tasks, *more = row
         record = records[session_id]
         agents[session_id] = AgentRecord(
             session_id,
@@ -226,12 +203,12 @@ def _read_agents(
             name,
             bool(parallel),
             ended_at,
-            lifecycle_entry,
             (reported_at, reported_entry) if reported_at else None,
             open_tasks,
             stale_tasks,
             **dict(zip(_STANDING, more, strict=False)),
-            doing=dict(zip(DOING, more[len(_STANDING) :], strict=True)),
+            said_at=dict(zip(SAID_AT, more[len(_STANDING) :], strict=False)),
+            doing=dict(zip(DOING, more[len(_STANDING) + len(SAID_AT) :], strict=True)),
         )
     silent = [key for key, agent in agents.items() if agent.state is State.DEGRADED]
     for session_id, (incident_id,) in bulk.select(connection, _OF_THE_SILENT, silent):
@@ -239,16 +216,16 @@ def _read_agents(
     return agents
 
 
-def write_batch(connection: Connection, batch: Batch) -> None:
-    """Write everything that a batch changed, and tell it how many of its rows weren't there already."""
-    _write_agents(connection, batch)
-    batch.new_heartbeats = bulk.insert(connection, _HEARTBEATS, HEARTBEAT_COLUMNS, batch.heartbeats)
-    bulk.insert(connection, _STRAYS, STRAY_COLUMNS, batch.strays)
-    bulk.insert_rows(connection, _EVENTS, batch.events)
-    add_notices(connection, batch.notices, batch.facts.now)
-    batch.new_rejected = bulk.insert_rows(connection, _REJECTED, batch.rejected)
-    if batch.idle_tasks_of:
-        _reopen_tasks(connection, batch.idle_tasks_of, from_milliseconds(batch.facts.now))
+def write_changes(connection: Connection, changes: Changeset) -> None:
+    """Write everything that a changeset has, and note there how many of its rows weren't in SQL already."""
+    _write_agents(connection, changes)
+    changes.new_heartbeats = bulk.insert(connection, _HEARTBEATS, HEARTBEAT_COLUMNS, changes.heartbeats)
+    bulk.insert(connection, _STRAYS, STRAY_COLUMNS, changes.strays)
+    bulk.insert_rows(connection, _EVENTS, changes.events)
+    add_notices(connection, changes.notices, changes.facts.now)
+    changes.new_rejected = bulk.insert_rows(connection, _REJECTED, changes.rejected)
+    if changes.idle_tasks_of:
+        _reopen_tasks(connection, changes.idle_tasks_of, from_milliseconds(changes.facts.now))
 
 
 def _reopen_tasks(connection: Connection, names: Collection[str], now: datetime) -> None:
@@ -259,32 +236,32 @@ def _reopen_tasks(connection: Connection, names: Collection[str], now: datetime)
     connection.execute(statement.values(state=TaskState.OPEN.value, updated_at=now))
 
 
-def _write_agents(connection: Connection, batch: Batch) -> None:
+def _write_agents(connection: Connection, changes: Changeset) -> None:
     # The ended ones first: they make room for the live one of the same name.
-    changed = [agent for agent in batch.agents.values() if agent.settings]
+    changed = [agent for agent in changes.agents.values() if agent.settings]
     for agent in sorted(changed, key=lambda agent: agent.ended_at is None):
         values = {_AGENTS.c[name]: _whole(_AGENTS.c[name], value) for name, value in agent.settings.items()}
         if agent.is_new:
             connection.execute(insert(_AGENTS).values({_AGENTS.c.session_id: agent.session_id, **values}))
         else:
             connection.execute(update(_AGENTS).where(_AGENTS.c.session_id == agent.session_id).values(values))
-    _write_liveness(connection, batch)
+    _write_liveness(connection, changes)
     rows = [
         (agent.session_id, *(agent.reports.get(name) for name in _REPORT_COLUMNS[1:]))
-        for agent in batch.agents.values()
+        for agent in changes.agents.values()
         if agent.reports
     ]
     bulk.update(connection, _AGENTS, _REPORT_COLUMNS, rows, keep_when_null=True)
 
 
-def _write_liveness(connection: Connection, batch: Batch) -> None:
-    promised = [agent for agent in batch.agents.values() if agent.promised]
+def _write_liveness(connection: Connection, changes: Changeset) -> None:
+    promised = [agent for agent in changes.agents.values() if agent.promised]
     new = [_liveness_of(agent) for agent in promised if agent.is_new]
     bulk.insert(connection, _LIVENESS, _LIVENESS_COLUMNS, new)
     again = [_liveness_of(agent) for agent in promised if not agent.is_new]
     bulk.update(connection, _LIVENESS, _LIVENESS_COLUMNS, again)
-    seen: list[LivenessRecord] = [agent for agent in batch.agents.values() if agent.seen and not agent.promised]
-    seen += [record for record in batch.plain.values() if record.seen]
+    seen: list[LivenessRecord] = [agent for agent in changes.agents.values() if agent.seen and not agent.promised]
+    seen += [record for record in changes.plain.values() if record.seen]
     # In the order of the table, so that neighbours are written one after the other.
     bulk.update(connection, _LIVENESS, _SEEN_COLUMNS, [_seen_of(record) for record in sorted(seen, key=_key_of)])
 
@@ -308,60 +285,22 @@ def is_stored(connection: Connection, message_id: UUID, session_id: UUID, receiv
 
 
 def rejected_among(connection: Connection, entries: Collection[Entry]) -> set[str]:
-    """Return which entries were set aside when they were delivered before, and maybe some others, by their ids."""
+    """Find which entries were set aside when they were delivered before, and maybe some others, by their keys."""
     if not entries:
         return set()
-    times = [entry.id.partition("-")[0] for entry in entries]
+    times = [entry.key.partition("-")[0] for entry in entries]
     first, last = min(times), max(times)
     query = select(RejectedMessage.entry_id)
     if len({len(time) for time in times}) == 1:
         # By their times, as that is one look for a batch; "-" has different places in different orders of text.
         query = query.where(RejectedMessage.entry_id.between(first, str(int(last) + 1)))
     else:
-        query = query.where(RejectedMessage.entry_id.in_([entry.id for entry in entries]))
+        query = query.where(RejectedMessage.entry_id.in_([entry.key for entry in entries]))
     return set(connection.execute(query).scalars())
 
 
-def find_overtaken(connection: Connection, since: datetime, limit: int) -> list[int]:
-    """Return the oldest rejected messages, set aside after `since`, whose awaited session is known by now.
-
-    Or open anew, if it had ended: then those that arrived after the registration that opened it.
-
-    Not older ones, so that what was set aside long ago isn't dug up by a registration of much later.
-    """
-    query = (
-        select(RejectedMessage.id)
-        .join(Agent, Agent.session_id == RejectedMessage.awaits_session_id)
-        .join(Liveness, Liveness.session_id == Agent.session_id)
-        .where(RejectedMessage.rejected_at > since)
-        .where(
-            or_(
-                RejectedMessage.reason != Reason.SESSION_ENDED.value,
-                and_(Agent.ended_at.is_(None), RejectedMessage.received_at >= Liveness.registered_at),
-            )
-        )
-        .order_by(RejectedMessage.received_at, RejectedMessage.id)
-        .limit(limit)
-    )
-    return list(connection.execute(query).scalars())
-
-
-def give_up(connection: Connection, rejected_id: int, reason: str, detail: str) -> None:
-    """Leave a rejected message where it is, for another reason, and await nothing any more."""
-    values = {"reason": reason, "detail": detail, "awaits_session_id": None}
-    connection.execute(update(RejectedMessage).where(RejectedMessage.id == rejected_id).values(values))
-
-
-def take_rejected(connection: Connection, ids: Collection[int]) -> list[Entry]:
-    """Take out rejected messages by their ids, in the order of the stream."""
-    query = (
-        select(RejectedMessage.id, RejectedMessage.entry_id, RejectedMessage.received_at, RejectedMessage.raw)
-        .where(RejectedMessage.id.in_(list(ids)))
-        .order_by(RejectedMessage.received_at, RejectedMessage.id)
-    )
-    if connection.dialect.name == "postgresql":
-        query = query.with_for_update()
-    rows = connection.execute(query).fetchall()
-    if rows:
-        connection.execute(delete(RejectedMessage).where(RejectedMessage.id.in_([row.id for row in rows])))
-    return [Entry(row.entry_id, row.raw, to_milliseconds(row.received_at)) for row in rows]
+def take_rejected(connection: Connection, rejected_id: int) -> Row[str, datetime, bytes] | None:
+    """Take out a rejected message; None if it isn't there any more."""
+    columns = RejectedMessage.entry_id, RejectedMessage.received_at, RejectedMessage.raw
+    query = delete(RejectedMessage).where(RejectedMessage.id == rejected_id).returning(*columns)
+    return connection.execute(query).one_or_none()

@@ -23,7 +23,13 @@ from fleetbeat_worker.store.sessions import lock_sessions
 _LIVENESS: Table = Liveness.__table__  # type: ignore[assignment] # a mapped class has a Table
 _TIMES: tuple[tuple[Any, tuple[str, ...]], ...] = (
     (_LIVENESS, ("registered_at", "last_seen_at", "resumed_at", "state_changed_at")),
-    (Agent.__table__, ("reported_at", "changed_at", "stuck_at", "flapping_at", "paused_at")),
+    (
+        Agent.__table__,
+        (
+            *("work_said_at", "metadata_said_at", "error_said_at"),
+            *("reported_at", "changed_at", "stuck_at", "flapping_at", "paused_at"),
+        ),
+    ),
     (Event.__table__, ("occurred_at",)),
     (Incident.__table__, ("started_at", "first_silent_at", "last_silent_at")),
 )

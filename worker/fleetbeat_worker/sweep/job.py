@@ -19,12 +19,12 @@ from sqlalchemy.exc import SQLAlchemyError
 from fleetbeat_shared.errors import DatabaseUnavailable
 from fleetbeat_shared.settings import Settings
 from fleetbeat_worker.broker.inbox import Inbox
+from fleetbeat_worker.broker.lane import Lane
 from fleetbeat_worker.broker.pulse import read_pulse
 from fleetbeat_worker.broker.server import read_write_refusal, repair_keys
 from fleetbeat_worker.database.engine import writing
 from fleetbeat_worker.database.partitions import make_partitions
-from fleetbeat_worker.ingest.transaction import put_right, put_right_within
-from fleetbeat_worker.store.pipeline import read_pipeline_state
+from fleetbeat_worker.ingest.lane import apply_lane
 from fleetbeat_worker.sweep.transaction import SweepReport, judge_fleet
 from fleetbeat_worker.telemetry.log import logger
 from fleetbeat_worker.telemetry.metrics import DEGRADED, SWEEP_SECONDS, SWEEPS, count, observe
@@ -34,12 +34,14 @@ IDLE_CONSUMER_SECONDS = 600.0
 """After this time, a consumer that a dead worker left behind is removed."""
 LOGGED_NAMES = 20
 """How many agents one line of the log names."""
+LANE_ENTRIES = 1000
+"""About how many registrations and ends a sweep applies at most: it must not be late for a flood of them."""
 
 
 def sweep(
     client: Redis, engine: Engine, settings: Settings, *, periodic: bool = True, dry_run: bool = False
 ) -> SweepReport:
-    """Apply overtaken messages, then flag every agent whose deadline is before the watermark.
+    """Apply what waits in the lane, then flag every agent whose deadline is before the watermark.
 
     `periodic`: a sweep by the workers, whose interval is stored; other sweeps may have another setting. With `dry_run`
     nothing is changed: the report has what would be.
@@ -74,22 +76,17 @@ def _sweep(client: Redis, engine: Engine, settings: Settings, *, periodic: bool,
         return SweepReport(now, watermark=None, outage_seconds=None, degraded=[], refused=refused)
     problem.resolve("Redis accepts what agents send again; verdicts go on.")
     repair_keys(client)
+    if not dry_run:
+        lane = Lane(client, "sweep")
+        try:
+            apply_lane(lane, client, engine, settings, min(lane.backlog(), LANE_ENTRIES))
+        except SQLAlchemyError as error:  # it must not stand in the way of the verdicts
+            logger.error("Registrations can't be applied", exc_info=error)
     # Redis first, SQL afterwards: whatever is committed in between can only make agents look more alive.
     pulse = read_pulse(client)
     account = inbox.account()  # before the time of this sweep, so that it is newer than those of earlier ones
     horizon = inbox.horizon()
-    if not dry_run:
-        # After Redis, too: a registration that is stored in between holds back the watermark, or is found here.
-        try:
-            put_right(engine, client, horizon.now, settings)
-        except SQLAlchemyError as error:  # it must not stand in the way of the verdicts
-            logger.error("What overtook its registration can't be put right", exc_info=error)
     with writing(engine) as connection:
-        if dry_run:
-            read_pipeline_state(
-                connection, lock=True
-            )  # first, as sweeps do: else one could wait for this one in a circle
-            put_right_within(connection, horizon.now, settings)
         report = judge_fleet(connection, horizon, account, settings, periodic=periodic, pulse=pulse)
         if dry_run:
             connection.rollback()
@@ -104,8 +101,11 @@ def _clean_up(inbox: Inbox, engine: Engine, now: datetime) -> None:
     """Maintain the inbox and the partitions, after the verdicts; what fails is tried again by the next sweep."""
     with suppress(OutOfMemoryError):  # a later sweep does it when there is room
         inbox.create_group()  # with the account, if there was none
-    if inbox.rebuild_if_in_future():
-        logger.warning("The inbox was rebuilt: an agent had added an explicit id, and all later ids were in the future")
+    for stream in inbox.rebuild_if_in_future():
+        logger.warning(
+            "A stream was rebuilt: an agent had added an explicit id, and all later ids were in the future",
+            extra={"stream": stream},
+        )
     inbox.remove_idle_consumers(IDLE_CONSUMER_SECONDS)
     _make_partitions(engine, now)
 

@@ -25,7 +25,7 @@ from redis.exceptions import RedisError
 
 from fleetbeat_shared.connection import reason
 from fleetbeat_shared.settings import Settings
-from fleetbeat_worker.broker.flow import Sample, flow, read_sample
+from fleetbeat_worker.broker.accounting import Sample, flow, read_sample
 from fleetbeat_worker.broker.inbox import Inbox
 from fleetbeat_worker.broker.pulse import PulseWriter
 from fleetbeat_worker.broker.rq_queue import count_workers, read_waiting_ids

@@ -19,7 +19,7 @@ from redis import Redis
 
 from fleetbeat_shared.redis_keys import POOLS, STORED, WANTED
 from fleetbeat_shared.time_text import format_duration
-from fleetbeat_worker.broker.flow import Flow, Sample, flow
+from fleetbeat_worker.broker.accounting import Flow, Sample, flow
 from fleetbeat_worker.broker.server import as_text, milliseconds_of
 from fleetbeat_worker.rules.spans import from_milliseconds
 from fleetbeat_worker.workers.autoscale import Bounds

@@ -10,7 +10,7 @@ from redis import Redis
 from redis.exceptions import ResponseError
 
 from fleetbeat_shared.redis_keys import GROUP, INBOX
-from fleetbeat_worker.broker.flow import Flow, read_sample
+from fleetbeat_worker.broker.accounting import Flow, read_sample
 from fleetbeat_worker.broker.inbox import Horizon, Inbox
 from fleetbeat_worker.broker.rq_queue import WorkerState, open_queue, read_worker_states
 from fleetbeat_worker.broker.server import as_text
@@ -33,8 +33,6 @@ class QueueState:
     jobs_started: int
     jobs_failed: int
     workers: tuple[WorkerState, ...]
-    oldest_id: str | None
-    """The id of the oldest entry that isn't in SQL; the watermark is when it was received."""
     flow: Flow
     pools: int
     """How many pools run; one may have no worker."""
@@ -52,14 +50,14 @@ class QueueState:
 
     def to_json(self) -> dict[str, Any]:
         """Convert it into what `fleetbeat queue --json` prints."""
-        lag = _round(self.lag_seconds)
+        lag, oldest_id = _round(self.lag_seconds), self.horizon.oldest_id
         return {
             "now": self.horizon.now,
             "watermark": self.horizon.watermark,
             "backlog": self.horizon.backlog,
             "lag_seconds": lag,
-            "oldest": {"id": self.oldest_id, "received_at": self.horizon.watermark, "age_seconds": lag}
-            if self.oldest_id
+            "oldest": {"id": oldest_id, "received_at": self.horizon.watermark, "age_seconds": lag}
+            if oldest_id
             else None,
             "arrival_rate": _round(self.flow.arrival_rate),
             "drain_rate": _round(self.flow.drain_rate),
@@ -119,7 +117,6 @@ def read_queue(client: Redis) -> QueueState:
         jobs_started=queue.started_job_registry.get_job_count(cleanup=False),
         jobs_failed=queue.failed_job_registry.get_job_count(cleanup=False),
         workers=read_worker_states(client),
-        oldest_id=inbox.first_id(),
         flow=recent_flow(pools, read_sample(client)),
         pools=len(pools),
     )

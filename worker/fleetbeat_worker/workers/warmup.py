@@ -9,19 +9,22 @@ from __future__ import annotations
 
 import gc
 from contextvars import Context
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 
 from sqlalchemy import insert
 
 from fleetbeat_shared.identifiers import new_message_id
 from fleetbeat_shared.messages import Heartbeat, Register
+from fleetbeat_shared.redis_keys import INBOX, SESSIONS
 from fleetbeat_shared.settings import Settings
 from fleetbeat_worker.broker.accounting import Account
-from fleetbeat_worker.broker.inbox import Entry, Horizon
-from fleetbeat_worker.database.engine import open_engine, reading, writing
+from fleetbeat_worker.broker.entries import RawEntry, decode
+from fleetbeat_worker.broker.inbox import Horizon
+from fleetbeat_worker.database.engine import open_engine, writing
 from fleetbeat_worker.database.tables import Base, Pipeline
-from fleetbeat_worker.ingest.queries import find_overtaken
-from fleetbeat_worker.ingest.transaction import store_entries
+from fleetbeat_worker.ingest.lane import apply_entries
+from fleetbeat_worker.ingest.transaction import store_heartbeats
+from fleetbeat_worker.rules.spans import to_milliseconds
 from fleetbeat_worker.sweep.transaction import judge_fleet
 from fleetbeat_worker.telemetry.log import logger
 
@@ -50,11 +53,12 @@ def _work_in_memory() -> None:
         id=new_message_id(), session_id=session_id, sent_at=now, agent_name="warm-up", interval_seconds=60
     )
     heartbeat = Heartbeat(id=new_message_id(), session_id=session_id, sent_at=now, progress="warm-up")
-    for number, message in enumerate((registration, heartbeat)):
-        entry = Entry(f"{int(now.timestamp() * 1000)}-{number}", message.to_wire())
-        store_entries(engine, [entry], now, settings)
-    with reading(engine) as connection:
-        find_overtaken(connection, now - timedelta(minutes=1), settings.batch_size)
+    at = to_milliseconds(now)
+    registered = decode([RawEntry(f"{at}-0", registration.to_wire())], at, SESSIONS)
+    sent = decode([RawEntry(f"{at}-0", heartbeat.to_wire())], at, INBOX)
+    with writing(engine) as connection:
+        apply_entries(connection, registered, at, settings)
+    store_heartbeats(engine, sent, at, settings)
     with writing(engine) as connection:
         judge_fleet(connection, Horizon(now, now, 0), Account(now, None, 0), settings, periodic=True)
     engine.dispose()
