@@ -127,7 +127,7 @@ COUNTED: tuple[Counter | Histogram, ...] = (
 """What each pool counts for itself."""
 
 UP = Gauge("fleetbeat_up", "Whether Redis and the database answered (1) or not (0).", "target", ("redis", "sql"))
-BACKLOG = Gauge("fleetbeat_backlog", "Messages in the inbox that are not in SQL yet.")
+BACKLOG = Gauge("fleetbeat_backlog", "Messages in Redis that are not in SQL yet.")
 LAG_SECONDS = Gauge("fleetbeat_lag_seconds", "How old the oldest message is that is not in SQL yet.")
 PENDING = Gauge("fleetbeat_pending", "Messages of the backlog that are in some worker's hands.")
 LOST = Gauge("fleetbeat_lost_messages", "Messages that others than the workers removed from the inbox unread.")
