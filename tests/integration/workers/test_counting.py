@@ -100,7 +100,7 @@ def test_sweeps_and_verdicts_are_counted(
     drain(redis, database, quick)
     assert (counted(counters, metrics.DEGRADED), counted(counters, metrics.RECOVERED)) == ({"": 2}, {"": 1})
     assert observed(counters, metrics.SWEEP_SECONDS)[0] == 2
-    monkeypatch.setattr("fleetbeat_worker.sweep.job.read_pipeline_state", failing)
+    monkeypatch.setattr("fleetbeat_worker.sweep.transaction.read_pipeline_state", failing)
     with pytest.raises(DatabaseUnavailable):
         sweep(redis, database, quick)
     assert counted(counters, metrics.SWEEPS) == {"done": 2, "failed": 1}
