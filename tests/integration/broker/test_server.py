@@ -52,7 +52,19 @@ def engine(sqlite_url: str) -> Iterator[Engine]:
 
 @pytest.mark.parametrize(
     "key",
-    [PULSE, PULSE_GAPS, ACCOUNT, STORED, NOTICES_DUE, INBOX, SESSIONS, SESSIONS_IN_HAND, POOLS, WANTED, DISPATCHER_LOCK],
+    [
+        PULSE,
+        PULSE_GAPS,
+        ACCOUNT,
+        STORED,
+        NOTICES_DUE,
+        INBOX,
+        SESSIONS,
+        SESSIONS_IN_HAND,
+        POOLS,
+        WANTED,
+        DISPATCHER_LOCK,
+    ],
 )
 def test_a_key_of_a_wrong_type_fails_nothing(
     redis: Redis, engine: Engine, settings: Settings, caplog: pytest.LogCaptureFixture, key: str
