@@ -1,11 +1,11 @@
-"""`fleetbeat`, with what nobody can cause from outside: place.py starts it instead where a fault needs that.
+"""Faulty worker: `fleetbeat` with faults that can't be caused from outside. rig.py starts it for faults that need it.
 
-The first argument is a folder, the others are `fleetbeat`'s. All processes of a pool are forked from this one, so that
-what is changed here holds in each of them.
+The first argument is a directory, the others are those of `fleetbeat`. All processes of a pool are forked from this
+one, so the changes apply to each of them:
 
-  deadly      whoever is about to read a message whose progress or name is DEADLY dies of it, at once
-  full        while the folder has a file `full`, SQLite's file may have as many pages as that says, and no more
-  impatient   nobody waits long for another's lock, or before the next look whether the database is there
+  deadly messages   a worker that reads a message with the progress or name DEADLY kills itself
+  full disk         while the directory has a file `full`, SQLite's file is limited to the number of pages in it
+  short waits       for another's lock, and between two attempts to reach the database
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from fleetbeat_worker.ingest import job as ingest
 
 DEADLY = "deadly"
 FULL = "full"
-_IMPATIENT_SECONDS = 0.1
+_SHORT_WAIT_SECONDS = 0.1
 _MOST_PAGES = 4_294_967_294
-"""As many as SQLite allows a file to have unless it is told otherwise."""
+"""SQLite's own limit."""
 
 _parse = entries.parse_message
 
@@ -40,7 +40,7 @@ def _parse_or_die(wire: bytes) -> Register | Heartbeat | Deregister:
     return _parse(wire)
 
 
-def _hold_down(folder: Path) -> None:
+def _limit_pages(folder: Path) -> None:
     def limit(connection: Any, _record: object, _proxy: object) -> None:
         if type(connection).__module__ == "sqlite3":
             try:
@@ -53,7 +53,7 @@ def _hold_down(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    _hold_down(Path(sys.argv.pop(1)))
+    _limit_pages(Path(sys.argv.pop(1)))
     entries.parse_message = _parse_or_die
-    database.BUSY_SECONDS = ingest.FIRST_PAUSE_SECONDS = ingest.LONGEST_PAUSE_SECONDS = _IMPATIENT_SECONDS
+    database.BUSY_SECONDS = ingest.FIRST_PAUSE_SECONDS = ingest.LONGEST_PAUSE_SECONDS = _SHORT_WAIT_SECONDS
     main()
