@@ -120,7 +120,7 @@ def test_valkey_is_started_again_when_it_dies(place: Place) -> None:
     place.run(*beat)
     (valkey,) = [child for child in up.children() if is_valkey(child)]
     valkey.kill()
-    up.says("Valkey ended and is started again")
+    up.says("Valkey ended and is restarted")
     eventually(lambda: place.run(*beat, exits=None).exit_status == 0, within_seconds=PATIENCE_SECONDS)
 
 

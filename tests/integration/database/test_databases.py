@@ -52,13 +52,13 @@ def partitions(engine: Engine) -> dict[str, int]:
 
 
 def test_the_migrations_make_the_tables_of_the_code(database: Engine) -> None:
-    """On both databases, Alembic finds nothing that the migrated one lacks or has too much."""
+    """On both databases, Alembic finds no difference between the migrated one and the tables of the code."""
     assert schema_differences(database) == []
     schema.check(database)
 
 
 def test_promises_survive_the_move_to_liveness(redis: Redis, redis_url: str, database: Engine) -> None:
-    """What agents promised, and when they were registered, is the same after the migration there and back."""
+    """Promises and times of registration are the same after a downgrade and an upgrade."""
     settings = quick_settings(redis_url, str(database.url))
     enrol(redis, database, settings, "torv", interval_seconds=7.5, grace_seconds=2)
     enrol(redis, database, settings, "hint", schedule="15 8 * * *", time_zone="Europe/Berlin")
@@ -83,7 +83,7 @@ def test_promises_survive_the_move_to_liveness(redis: Redis, redis_url: str, dat
 
 
 def test_incidents_survive_the_move_to_liveness(redis: Redis, redis_url: str, database: Engine) -> None:
-    """Who went silent in an open incident is known after the migration there and back."""
+    """An agent's open incident is the same after a downgrade and an upgrade."""
     settings = quick_settings(redis_url, str(database.url))
     (session, _) = enrol(redis, database, settings, "torv", "hint")
     with writing(database) as connection:
@@ -115,8 +115,8 @@ VALUES: list[tuple[Column[Any], Any]] = [
 
 
 @pytest.mark.parametrize(("column", "values"), VALUES, ids=lambda value: str(getattr(value, "type", "values")))
-def test_arrays_arrive_as_they_were(postgresql: Engine, column: Column[Any], values: list[Any]) -> None:
-    """PostgreSQL reads each type's values as they are, with and without NULL among them, and an empty array."""
+def test_arrays_arrive_unchanged(postgresql: Engine, column: Column[Any], values: list[Any]) -> None:
+    """PostgreSQL reads each type's values unchanged, with and without NULL among them, and an empty array."""
     for sent in (values, [None, *values, None], [None], []):
         with postgresql.connect() as connection:
             query = f"SELECT * FROM unnest(CAST(%s AS {element_type(column)}[]))"  # noqa: S608 - a type of ours
@@ -124,8 +124,8 @@ def test_arrays_arrive_as_they_were(postgresql: Engine, column: Column[Any], val
             assert list(found) == sent
 
 
-def test_postgresql_is_never_upgraded_unasked(empty: str) -> None:
-    """A worker that meets an old schema on PostgreSQL says what to do and leaves it alone."""
+def test_workers_never_upgrade_postgresql(empty: str) -> None:
+    """A worker with an old schema on PostgreSQL fails with what to do, and changes nothing."""
     engine = open_engine(empty)
     with pytest.raises(SchemaOutdated, match="Run: fleetbeat db upgrade"):
         schema.prepare(engine)
@@ -134,7 +134,7 @@ def test_postgresql_is_never_upgraded_unasked(empty: str) -> None:
 
 
 def test_many_upgrades_at_once_do_it_once(empty: str) -> None:
-    """Of several upgrades at the same time one makes the tables; the others wait and find them."""
+    """Of several upgrades at the same time one creates the tables; the others wait."""
     did: list[bool] = []
 
     def upgrade() -> None:
@@ -150,8 +150,10 @@ def test_many_upgrades_at_once_do_it_once(empty: str) -> None:
     assert sorted(did) == [False, False, True]
 
 
-def test_heartbeats_lie_in_their_days(redis: Redis, redis_url: str, postgresql: Engine, postgres_url: str) -> None:
-    """From the first migration on a heartbeat lies in its day's partition; one with a far-off id in the default one."""
+def test_heartbeats_are_in_their_days_partitions(
+    redis: Redis, redis_url: str, postgresql: Engine, postgres_url: str
+) -> None:
+    """A heartbeat is in its day's partition; one whose id has a distant time is in the default partition."""
     settings = quick_settings(redis_url, postgres_url)
     (session,) = enrol(redis, postgresql, settings, "torv")
     random = new_message_id().int & ((1 << 80) - 1)
@@ -164,7 +166,7 @@ def test_heartbeats_lie_in_their_days(redis: Redis, redis_url: str, postgresql: 
 
 
 def test_partitions_are_made_ahead(postgresql: Engine) -> None:
-    """A week ahead is always there; making them again makes none, a later day adds the missing ones."""
+    """There are partitions for a week; a second call makes none, and a later day adds the missing ones."""
     now = datetime.now(UTC)
     with writing(postgresql) as connection:
         assert make_partitions(connection, now) == []
@@ -173,7 +175,7 @@ def test_partitions_are_made_ahead(postgresql: Engine) -> None:
     assert len(partitions(postgresql)) == 1 + 9 + 3
 
 
-def test_a_day_that_the_default_partition_holds_is_left_there(postgresql: Engine) -> None:
+def test_a_day_in_the_default_partition_stays_there(postgresql: Engine) -> None:
     """Rows that came before their day's partition stay where they are, and stop no sweep."""
     day = datetime.now(UTC) + timedelta(days=20)
     early = int(day.timestamp() * 1000) << 80 | new_message_id().int & ((1 << 80) - 1)
@@ -191,7 +193,7 @@ def test_a_day_that_the_default_partition_holds_is_left_there(postgresql: Engine
 
 
 def test_an_error_of_the_database_names_no_password(postgresql: Engine) -> None:
-    """What is said of an unreachable database has the place in it, and neither user nor password."""
+    """The error for an unreachable database has its place, and neither user nor password."""
     assert postgresql.url.password is None or postgresql.url.password == ""
     engine = open_engine("postgresql://somebody:secret@127.0.0.1:1/fleet")
     with pytest.raises(DatabaseUnavailable) as caught, reading(engine):
@@ -202,7 +204,7 @@ def test_an_error_of_the_database_names_no_password(postgresql: Engine) -> None:
 
 
 def test_a_reader_sees_one_state(database: Engine, database_url: str) -> None:
-    """A reading transaction sees nothing of what is committed while it reads, on both databases."""
+    """A reading transaction doesn't see what is committed while it reads, on both databases."""
     query = text("SELECT count(*) FROM tasks")
     other = open_engine(database_url)
     moment = 0 if database.dialect.name == "sqlite" else datetime.now(UTC)
@@ -223,7 +225,7 @@ def test_a_reader_sees_one_state(database: Engine, database_url: str) -> None:
 def test_a_commit_is_on_disk_before_it_counts(
     postgresql: Engine, postgres_url: str, configured: str, used: str
 ) -> None:
-    """A database that is set to commit without waiting for its disk is not taken at its word; any other setting is."""
+    """A database that is set to commit without waiting for its disk is overruled; any other setting stays."""
     name = postgresql.url.database
     with writing(postgresql) as connection:
         connection.execute(text(f"ALTER DATABASE {name} SET synchronous_commit = {configured}"))
@@ -234,7 +236,7 @@ def test_a_commit_is_on_disk_before_it_counts(
 
 
 def test_sqlite_commits_to_the_disk(sqlite_url: str) -> None:
-    """SQLite waits for its disk at every commit (`synchronous = FULL`), as what was committed is gone from Redis."""
+    """SQLite waits for its disk at every commit (`synchronous = FULL`), as what was committed is deleted from Redis."""
     engine = open_engine(sqlite_url)
     with reading(engine) as connection:
         assert connection.execute(text("PRAGMA synchronous")).scalar_one() == 2

@@ -142,7 +142,7 @@ def _without_pauses(registered_at: int, last_seen_at: int | None, _resumed_at: i
         (3, "fleetbeat_worker.rules.deadlines.allowed_silence_seconds", _no_grace, "false_flags"),
         (3, "fleetbeat_worker.rules.deadlines.allowed_silence_seconds", _one_too_many, "missed_flags"),
         (3, "fleetbeat_worker.ingest.session_state.silent_since", _without_pauses, "false_flags"),
-        (2, "fleetbeat_worker.broker.pulse.Pulse.unheard", lambda *_: [], "false_flags"),
+        (2, "fleetbeat_worker.broker.pulse.Pulse.new_gaps", lambda *_: [], "false_flags"),
         (3, "simulation.memory_store.silent_since", lambda *_: LONG_AGO, "missed_stuck"),
         (3, "simulation.memory_store.silent_since", lambda *_: SOON, "false_stuck"),
         (3, "simulation.memory_store.stuck_limit", _one_more, "missed_stuck"),

@@ -14,7 +14,7 @@ from fleetbeat_worker.database.engine import flush, open_engine, reading, writin
 @pytest.mark.parametrize("look", [reading, writing])
 @pytest.mark.parametrize("option", ["nonsense=x", "connecttimeout=1"])
 def test_an_option_that_the_driver_refuses_is_a_bad_setting(look: object, option: str) -> None:
-    """A misspelt option of a PostgreSQL URL is told by its name and the place, without the password."""
+    """The error for a misspelt option of a PostgreSQL URL has its name and the place, and not the password."""
     engine = open_engine(f"postgresql://u:secret@127.0.0.1:1/x?{option}")
     with pytest.raises(SettingsError, match=option.partition("=")[0]) as found, look(engine):  # type: ignore[operator]
         pytest.fail("a transaction began")
@@ -22,15 +22,15 @@ def test_an_option_that_the_driver_refuses_is_a_bad_setting(look: object, option
     assert "secret" not in str(found.value)
 
 
-def test_a_server_that_is_away_is_no_bad_setting() -> None:
-    """What trying again may mend stays that: nothing listens, so the database is unavailable."""
+def test_a_server_that_is_away_is_not_a_bad_setting() -> None:
+    """Where no server listens the database is unavailable, and a retry may help."""
     engine = open_engine("postgresql://u:secret@127.0.0.1:1/x")
     with pytest.raises(DatabaseUnavailable, match="Trying again may help"), reading(engine):
         pytest.fail("a transaction began")
 
 
-def test_faults_of_statements_stay_what_they_are() -> None:
-    """A statement that the program or its data got wrong is no bad setting."""
+def test_faults_of_statements_are_not_translated() -> None:
+    """A wrong statement or wrong data is not a bad setting."""
     engine = open_engine("sqlite://")
     with writing(engine) as connection:
         connection.exec_driver_sql("CREATE TABLE one (id INTEGER PRIMARY KEY)")
@@ -51,7 +51,7 @@ def test_folders_are_made_or_the_setting_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_commit_that_does_not_wait_for_the_disk_is_flushed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With `flush_later` SQLite's commits don't wait and `flush` brings its log to the disk; otherwise they wait."""
+    """With `flush_later` SQLite's commits don't wait and `flush` writes its log to disk; otherwise they wait."""
     url = f"sqlite:///{tmp_path / 'fleet.db'}"
     flushed: list[int] = []
     monkeypatch.setattr(os, "fdatasync", lambda file: flushed.append(os.fstat(file).st_ino))
@@ -65,8 +65,8 @@ def test_a_commit_that_does_not_wait_for_the_disk_is_flushed(tmp_path: Path, mon
         engine.dispose()
 
 
-def test_a_disk_that_fails_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What can't be brought to the disk is no success: the error names the database and what the disk says."""
+def test_a_disk_that_fails_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A failed flush raises an error that names the database and the reason."""
 
     def fail(_: int) -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
@@ -75,6 +75,6 @@ def test_a_disk_that_fails_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     with writing(engine) as connection:
         connection.exec_driver_sql("CREATE TABLE one (id INTEGER PRIMARY KEY)")
     monkeypatch.setattr(os, "fdatasync", fail)
-    with pytest.raises(DatabaseUnavailable, match=r"fleet.db can't be brought to the disk \(Input/output error\)"):
+    with pytest.raises(DatabaseUnavailable, match=r"fleet.db can't be flushed to disk \(Input/output error\)"):
         flush(engine)
     engine.dispose()

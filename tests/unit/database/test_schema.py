@@ -14,19 +14,19 @@ from helpers import schema_differences
 
 
 def test_head_is_the_newest_migration() -> None:
-    """The revision that the code asks for is the last one that the package has."""
+    """The revision that the code requires is the last one of the package."""
     config = Config()
     config.set_main_option("script_location", str(Path(schema.__file__).parent / "migrations"))
     assert ScriptDirectory.from_config(config).get_heads() == [schema.HEAD]
 
 
 def test_the_migrations_make_the_tables_of_the_code(memory: Engine) -> None:
-    """On SQLite, Alembic finds nothing that the migrated database lacks or has too much."""
+    """On SQLite, Alembic finds no difference between the migrated database and the tables of the code."""
     assert schema_differences(memory) == []
 
 
 def test_an_empty_database_is_upgraded_once(tmp_path: Path) -> None:
-    """The first upgrade does something, the second finds it done, and the check is content."""
+    """The first upgrade creates the tables, the second one changes nothing, and the check passes."""
     engine = open_engine(f"sqlite:///{tmp_path / 'new' / 'fleetbeat.db'}")
     with pytest.raises(SchemaOutdated, match=r"has schema none.*Run: fleetbeat db upgrade"):
         schema.check(engine)
@@ -37,14 +37,14 @@ def test_an_empty_database_is_upgraded_once(tmp_path: Path) -> None:
 
 
 def test_sqlite_upgrades_itself(tmp_path: Path) -> None:
-    """A worker that meets an empty SQLite file makes the tables."""
+    """A worker with an empty SQLite file creates the tables."""
     engine = open_engine(f"sqlite:///{tmp_path / 'fleetbeat.db'}")
     schema.prepare(engine)
     assert schema.revision(engine) == schema.HEAD
     engine.dispose()
 
 
-def test_a_newer_database_is_left_alone(memory: Engine) -> None:
+def test_a_newer_database_is_refused(memory: Engine) -> None:
     """A database that a newer version migrated is refused, with what to do, and not touched."""
     with writing(memory) as connection:
         connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))

@@ -13,7 +13,7 @@ from fleetbeat_worker.store.tasks import TaskCounts, add_task, count_tasks, read
 
 
 def test_sessions_are_live_or_ended(engine: Engine) -> None:
-    """One asks for live sessions, for ended ones, or for both, and for those of a name."""
+    """Live sessions, ended ones, both, and those of a name can be read."""
     live, ended = put_agent(engine, "hint"), put_agent(engine, "hint", state="ended", ended_at=NOON)
     other = put_agent(engine, "torv", metadata={"a": 1})
     with reading(engine) as connection:
@@ -66,8 +66,8 @@ def test_rejected_messages_are_listed_without_their_bytes(engine: Engine) -> Non
         assert count_rejected(connection) == {"invalid": 2, "poison": 1}
 
 
-def test_done_tasks_count_no_more(engine: Engine) -> None:
-    """Open counts what isn't done; stale what of that was last touched before the moment, not at it."""
+def test_done_tasks_are_not_counted(engine: Engine) -> None:
+    """Open tasks are those that aren't done; stale ones of them were updated before the given time, not at it."""
     with writing(engine) as connection:
         at_it = add_task(connection, "hint", "at", NOON)
         before = add_task(connection, "hint", "before", NOON - seconds(1))
@@ -81,7 +81,7 @@ def test_done_tasks_count_no_more(engine: Engine) -> None:
         assert update_task(connection, 99, NOON, title="x") is None
 
 
-def test_before_the_first_sweep_the_pipeline_knows_nothing(engine: Engine) -> None:
+def test_before_the_first_sweep_the_state_is_empty(engine: Engine) -> None:
     """Without a row there is neither a watermark nor a sweep; with one there are both."""
     with reading(engine) as connection:
         assert read_pipeline_state(connection) == PipelineState()

@@ -31,7 +31,7 @@ def test_every_metric_can_be_read() -> None:
 
 
 def test_a_counter_has_each_value_of_its_label() -> None:
-    """Also those that never occurred: a rate needs a zero to begin with."""
+    """Also values that never occurred: a rate needs an initial zero."""
     totals = NOTHING.copy()
     totals[PLACES[metrics.INGESTED.name]] = 7
     samples = families(totals, {})["fleetbeat_ingested"].samples
@@ -43,7 +43,7 @@ def test_a_counter_has_each_value_of_its_label() -> None:
 
 
 def test_a_histogram_is_cumulative() -> None:
-    """Each bucket holds the smaller ones, and the last one is the count."""
+    """Each bucket includes the smaller ones, and the last one is the count."""
     totals = NOTHING.copy()
     place = PLACES[metrics.BATCH_MESSAGES.name]
     totals[place : place + 2] = [4, 2]
@@ -56,8 +56,8 @@ def test_a_histogram_is_cumulative() -> None:
     assert rest == {"fleetbeat_batch_messages_count": 7, "fleetbeat_batch_messages_sum": 30_010}
 
 
-def test_what_is_not_known_is_absent() -> None:
-    """A gauge that can't be read has no value, instead of an old or a made-up one; known states are shown as 0."""
+def test_unknown_values_are_absent() -> None:
+    """A gauge that can't be read has no value; known states of a gauge that can are shown as 0."""
     found = families(NOTHING, {metrics.WORKERS.name: {"busy": 2.0}, metrics.UP.name: {"redis": 1.0}})
     assert "fleetbeat_backlog" not in found
     workers = {sample.labels["state"]: sample.value for sample in found["fleetbeat_workers"].samples}

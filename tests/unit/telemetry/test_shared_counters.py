@@ -10,7 +10,7 @@ from processes import end_of, fork
 
 
 def adding(counters: Counters, times: int) -> Callable[[], None]:
-    """Return what adds 1 to the first number and 0.5 to the second, so many times."""
+    """Return a function that adds 1 to the first number and 0.5 to the second, so many times."""
 
     def add() -> None:
         for _ in range(times):
@@ -21,7 +21,7 @@ def adding(counters: Counters, times: int) -> Callable[[], None]:
 
 
 def test_processes_that_count_at_once() -> None:
-    """What several processes and their parent add at the same time is there, all of it."""
+    """The totals have all that several processes and their parent add at the same time."""
     counters = Counters(3)
     running = [fork(adding(counters, 20_000)) for _ in range(6)]
     adding(counters, 20_000)()
@@ -30,7 +30,7 @@ def test_processes_that_count_at_once() -> None:
 
 
 def test_a_killed_process_loses_nothing() -> None:
-    """What a process added before SIGKILL stays, and the next one goes on from it in the same row."""
+    """What a process added before SIGKILL stays, and the next one continues from it in the same row."""
     counters = Counters(2, rows=1)
 
     def add_and_die() -> None:
@@ -42,7 +42,7 @@ def test_a_killed_process_loses_nothing() -> None:
 
 
 def test_no_two_processes_share_a_row() -> None:
-    """A row is kept as long as its process lives; a process that finds none does its work uncounted."""
+    """A row is locked as long as its process lives; a process that finds no free one works uncounted."""
     counters = Counters(2, rows=1)
     read, write = os.pipe()
 

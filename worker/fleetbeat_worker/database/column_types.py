@@ -1,4 +1,4 @@
-"""Column types that mean the same on SQLite and on PostgreSQL."""
+"""Column types with the same meaning on SQLite and on PostgreSQL."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ class Instant(TypeDecorator[datetime]):
         return dialect.type_descriptor(BigInteger())
 
     def process_bind_param(self, value: datetime | None, dialect: Dialect) -> object:
-        """Turn a datetime into what the column holds."""
+        """Convert a datetime into the column's value."""
         if value is None:
             return None
         milliseconds = to_milliseconds(value)
-        # PostgreSQL would round to the nearest millisecond; both databases shall hold the same.
+        # PostgreSQL would round to the nearest millisecond; both databases must hold the same.
         return from_milliseconds(milliseconds) if dialect.name == "postgresql" else milliseconds
 
     def process_result_value(self, value: Any, dialect: Dialect) -> datetime | None:  # noqa: ANN401 - the driver's
-        """Turn what the column holds into a datetime in UTC."""
+        """Convert the column's value into a datetime in UTC."""
         if value is None:
             return None
         return value.astimezone(UTC) if dialect.name == "postgresql" else from_milliseconds(value)
 
 
 class Identifier(TypeDecorator[UUID]):
-    """A UUID: `uuid`, or 16 bytes on SQLite, which sort as the UUID does and take half the room of its text."""
+    """A UUID: `uuid`, or 16 bytes on SQLite, which sort as the UUID does and take half the space of its text."""
 
     impl = LargeBinary
     cache_ok = True
@@ -55,13 +55,13 @@ class Identifier(TypeDecorator[UUID]):
         return dialect.type_descriptor(LargeBinary(16))
 
     def process_bind_param(self, value: UUID | None, dialect: Dialect) -> object:
-        """Turn a UUID into what the column holds."""
+        """Convert a UUID into the column's value."""
         if value is None or dialect.name == "postgresql":
             return value
         return value.bytes
 
     def process_result_value(self, value: Any, dialect: Dialect) -> UUID | None:  # noqa: ANN401 - the driver's
-        """Turn what the column holds into a UUID."""
+        """Convert the column's value into a UUID."""
         if value is None or dialect.name == "postgresql":
             return value  # type: ignore[no-any-return]
         return UUID(bytes=value)
@@ -71,7 +71,7 @@ _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode  # 
 
 
 def to_json(value: dict[str, Any]) -> str:
-    """Return a JSON object's text as we store it."""
+    """Encode a JSON object as it is stored."""
     return _encode(value)
 
 
@@ -88,13 +88,13 @@ class JsonObject(TypeDecorator[dict[str, Any]]):
         return dialect.type_descriptor(Text())
 
     def process_bind_param(self, value: dict[str, Any] | None, dialect: Dialect) -> object:
-        """Turn an object into what the column holds."""
+        """Convert an object into the column's value."""
         if value is None or dialect.name == "postgresql":
             return value
         return to_json(value)
 
     def process_result_value(self, value: Any, dialect: Dialect) -> dict[str, Any] | None:  # noqa: ANN401
-        """Turn what the column holds into an object."""
+        """Convert the column's value into an object."""
         if value is None or dialect.name == "postgresql":
             return value  # type: ignore[no-any-return]
         return json.loads(value)  # type: ignore[no-any-return]

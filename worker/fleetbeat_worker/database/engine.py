@@ -1,6 +1,6 @@
-"""Engines and transactions.
+"""Engine: connecting to the database, transactions, and errors.
 
-An engine belongs to the process that made it: none is carried across a fork.
+An engine belongs to the process that made it: it must not be used after a fork.
 """
 
 from __future__ import annotations
@@ -30,28 +30,28 @@ from fleetbeat_shared.errors import DatabaseUnavailable, SettingsError
 from fleetbeat_worker.database.pg_arrays import Array
 
 BUSY_SECONDS = 5.0
-"""How long a statement waits for another process's lock before we say so and try again."""
+"""How long a statement waits for another process's lock before it fails and is tried again."""
 
-LOOK_SECONDS = 0.002
-"""How often SQLite is asked whether its lock is free. By itself it asks after longer and longer pauses, up to 100 ms:
-two workers won a seventh by that, and a third by this."""
+LOCK_POLL_SECONDS = 0.002
+"""How often SQLite's lock is tried. SQLite itself waits longer and longer, up to 100 ms: two workers were a seventh
+faster than one with that, and a third faster with this."""
 
 CACHE_KIBIBYTES = 98_304
 WAL_PAGES = 32_768
-"""96 and 128 MiB of SQLite's, instead of 2 and 4. A batch of a large fleet changes some thousand pages here and there:
+"""96 and 128 MiB in SQLite, instead of 2 and 4. A batch of a large fleet changes some thousand pages here and there:
 they are written several times before it ends if they don't fit, and copied to the file after each batch."""
 
 _ROLLED_BACK = {"40001", "40P01"}
-"""PostgreSQL's serialization_failure and deadlock_detected: the transaction is gone, the next try will do."""
+"""PostgreSQL's serialization_failure and deadlock_detected: the transaction was rolled back; retry at once."""
 
 
 def open_engine(url: str, *, flush_later: bool = False) -> Engine:
-    """Return an engine for `sqlite:///…` or `postgresql://…`; it connects at its first use.
+    """Make an engine for `sqlite:///…` or `postgresql://…`; it connects at its first use.
 
     With `flush_later` a commit to SQLite doesn't wait for the disk: `flush` does.
 
-    Raises SettingsError when the URL is none of these, the database's driver isn't installed, or the folder of SQLite's
-    file isn't there and can't be made.
+    Raises SettingsError when the URL is none of these, the database's driver isn't installed, or the folder of the
+    SQLite file can't be made.
     """
     try:
         parsed = make_url(url)
@@ -68,7 +68,7 @@ def open_engine(url: str, *, flush_later: bool = False) -> Engine:
         raise
     except (ArgumentError, NoSuchModuleError, ValueError):
         pass  # its text would repeat the URL, with the password
-    message = "FLEETBEAT_DATABASE_URL is no URL that works here; write sqlite:///path or postgresql://user@host/name."
+    message = "FLEETBEAT_DATABASE_URL is not a database URL. Write sqlite:///path or postgresql://user@host/name."
     raise SettingsError(message) from None
 
 
@@ -85,8 +85,8 @@ def _prepare_postgresql(connection: Any, _record: object) -> None:  # noqa: ANN4
     # By SET, not as a start-up option, which connection poolers refuse.
     connection.execute(f"SET lock_timeout = {int(BUSY_SECONDS * 1000)}")
     connection.execute("SET timezone = 'UTC'")
-    # What was committed is acknowledged to Redis and gone there, so it must outlive a crash, however the server is set.
-    # Whoever wants more than its own disk (remote_apply, say) or less than its replicas (local) gets that.
+    # What was committed is acknowledged to Redis and deleted there, so it must outlive a crash, however the server is
+    # set. Any other setting stays: remote_apply, for example, or local.
     connection.execute(
         "SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'"
     )
@@ -99,7 +99,7 @@ def _array_dumper() -> type:
     from psycopg.pq import Format
 
     class ArrayDumper(Dumper):
-        """Sends an array as it is; each statement says of which type it is."""
+        """Sends an array as it is; each statement states its type."""
 
         format = Format.BINARY
         oid = 0
@@ -138,7 +138,7 @@ def _make_folder(folder: Path) -> None:
 def _prepare_sqlite(connection: Any, _record: object, *, flush_later: bool) -> None:  # noqa: ANN401 - the driver's connection
     connection.isolation_level = None  # we begin transactions ourselves, see _begin_sqlite
     (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
-    # FULL, not NORMAL: what was committed is acknowledged to Redis and gone there, so it must outlive a power cut.
+    # FULL, not NORMAL: what was committed is acknowledged to Redis and deleted there, so it must outlive a power cut.
     connection.execute(f"PRAGMA synchronous = {'NORMAL' if flush_later and mode == 'wal' else 'FULL'}")
     connection.execute("PRAGMA foreign_keys = ON")
     connection.execute(f"PRAGMA cache_size = -{CACHE_KIBIBYTES}")
@@ -146,10 +146,10 @@ def _prepare_sqlite(connection: Any, _record: object, *, flush_later: bool) -> N
 
 
 def flush(engine: Engine) -> None:
-    """Wait until what was committed with `flush_later` is on the disk: a power cut can't take it back any more.
+    """Wait until what was committed with `flush_later` is on the disk, so that it outlives a power cut.
 
-    SQLite's own way is to wait in each commit, with the lock that keeps others from writing. This is the same call on
-    the same file, the log, at a time of our choosing.
+    SQLite itself waits in each commit, with the lock that keeps others from writing. This is the same call on the same
+    file, the log, after the lock was released.
 
     Raises DatabaseUnavailable.
     """
@@ -158,11 +158,11 @@ def flush(engine: Engine) -> None:
     try:
         log = os.open(f"{engine.url.database}-wal", os.O_RDONLY)
     except FileNotFoundError:
-        return  # it has another kind of log, for which commits wait
+        return  # another journal mode, in which commits wait
     try:
         getattr(os, "fdatasync", os.fsync)(log)
     except OSError as error:
-        message = f"What was written to {place(engine)} can't be brought to the disk ({error.strerror})."
+        message = f"What was written to {place(engine)} can't be flushed to disk ({error.strerror})."
         raise DatabaseUnavailable(message) from error
     finally:
         os.close(log)
@@ -190,15 +190,15 @@ def _begin_when_free(connection: Connection, driver: Any, begin: str) -> None:  
         except sqlite3.Error as error:
             if getattr(error, "sqlite_errorcode", None) != sqlite3.SQLITE_BUSY:
                 break
-            time.sleep(LOOK_SECONDS)
+            time.sleep(LOCK_POLL_SECONDS)
         else:
             return
-    connection.exec_driver_sql(begin)  # which says what is wrong
+    connection.exec_driver_sql(begin)  # raises the error
 
 
 @contextmanager
 def writing(engine: Engine) -> Iterator[Connection]:
-    """Open a transaction that writes; it commits at the end, or rolls back when an exception passes.
+    """Open a transaction that writes; it commits at the end, or rolls back at an exception.
 
     Raises DatabaseUnavailable.
     """
@@ -208,7 +208,7 @@ def writing(engine: Engine) -> Iterator[Connection]:
 
 @contextmanager
 def reading(engine: Engine) -> Iterator[Connection]:
-    """Open a transaction that sees one state of the database throughout, and writes nothing.
+    """Open a read-only transaction that sees one state of the database throughout.
 
     Raises DatabaseUnavailable.
     """
@@ -222,9 +222,9 @@ def reading(engine: Engine) -> Iterator[Connection]:
 
 @contextmanager
 def database_errors(engine: Engine) -> Iterator[None]:
-    """Turn what trying again may mend into DatabaseUnavailable; a fault of the data or the program stays what it is.
+    """Translate errors that a retry may resolve into DatabaseUnavailable; faults of data or program stay as they are.
 
-    Raises SettingsError when the URL has an option that the driver refuses, or a file is there that is no database.
+    Raises SettingsError when the URL has an option that the driver refuses, or the file is not a database.
     """
     try:
         yield
@@ -233,31 +233,33 @@ def database_errors(engine: Engine) -> Iterator[None]:
         raise DatabaseUnavailable(message) from error
     except DBAPIError as error:
         if error.connection_invalidated:
-            message = f"The connection to the database at {place(engine)} broke off. Trying again may help."
+            message = f"The connection to the database at {place(engine)} was lost. Trying again may help."
             raise DatabaseUnavailable(message) from error
-        if type(error) is DatabaseError:  # not one of its subclasses: SQLite says so of a file that isn't its own
+        if type(error) is DatabaseError:  # not a subclass: SQLite raises it for a file that is not a database
             message = f"{place(engine)} can't be used as a database: {reason(error)}."
             raise SettingsError(message) from error
-        if isinstance(error, ProgrammingError) and error.statement is None:  # no statement yet: it refuses to connect
+        if (
+            isinstance(error, ProgrammingError) and error.statement is None
+        ):  # no statement yet: the connection was refused
             message = f"FLEETBEAT_DATABASE_URL can't be used to connect to {place(engine)}: {reason(error)}."
             raise SettingsError(message) from error
         raise
 
 
 def rolled_back_by_conflict(error: DatabaseUnavailable) -> bool:
-    """Return whether the transaction lost against another and can be tried again at once."""
+    """Decide whether the transaction lost against another and can be retried at once."""
     cause = error.__cause__
     return isinstance(cause, DBAPIError) and getattr(cause.orig, "sqlstate", None) in _ROLLED_BACK
 
 
 def reason(error: DBAPIError) -> str:
-    """Return the first line of what the driver says; neither driver repeats passwords in it."""
+    """Extract the first line of the driver's message; neither driver repeats passwords in it."""
     lines = str(error.orig).strip().splitlines()
     return lines[0].rstrip(".") if lines else type(error.orig).__name__
 
 
 def place(engine: Engine) -> str:
-    """Return where the database is, without user and password."""
+    """Describe where the database is, without user and password."""
     url = engine.url
     if url.get_backend_name() == "sqlite":
         return f"sqlite:///{url.database or ':memory:'}"

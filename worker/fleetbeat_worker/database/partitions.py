@@ -1,4 +1,4 @@
-"""The days' partitions of `heartbeats` on PostgreSQL, made ahead of time.
+"""Partitions: one of `heartbeats` for each day on PostgreSQL, made ahead of time.
 
 A heartbeat's id is a UUIDv7, so a day is a range of ids, and the id alone can be the primary key.
 """
@@ -13,30 +13,30 @@ from sqlalchemy import Connection, text
 from fleetbeat_worker.rules.spans import to_milliseconds
 
 DAYS_BEHIND = 1
-"""A day back, for heartbeats whose sender's clock is a little behind, or that waited."""
+"""For heartbeats whose sender's clock is a little behind, or that waited in a spool."""
 DAYS_AHEAD = 7
-"""So that a week without a sweep does no harm."""
+"""For a week without a sweep."""
 
 
 def first_id(day: date) -> UUID:
-    """Return the smallest UUIDv7-ordered id of a day (UTC)."""
+    """Derive the smallest UUIDv7 of a day (UTC)."""
     return id_at(datetime.combine(day, time(), tzinfo=UTC))
 
 
 def id_at(moment: datetime) -> UUID:
-    """Return the smallest UUIDv7-ordered id of a moment; of one before 1970, the smallest there is."""
+    """Derive the smallest UUIDv7 of a time; of one before 1970, the smallest there is."""
     return UUID(int=max(0, to_milliseconds(moment)) << 80)
 
 
 def partition_name(day: date) -> str:
-    """Return the name of a day's partition."""
+    """Compose the name of a day's partition."""
     return f"heartbeats_{day:%Y%m%d}"
 
 
 def make_partitions(connection: Connection, now: datetime) -> list[str]:
     """Make the partitions around `now` that are missing; return their names. Does nothing on SQLite.
 
-    A day whose rows already lie in the default partition is left there: PostgreSQL refuses to split them off.
+    A day whose rows are already in the default partition stays there: PostgreSQL refuses to split them off.
     """
     if connection.dialect.name != "postgresql":
         return []
@@ -49,7 +49,7 @@ def make_partitions(connection: Connection, now: datetime) -> list[str]:
         name = partition_name(day)
         if name in existing or _default_holds(connection, day):
             continue
-        # Names and bounds are made of a date: nothing here comes from outside.
+        # Names and bounds are made of a date: no value comes from outside.
         connection.execute(
             text(
                 f"CREATE TABLE IF NOT EXISTS {name} PARTITION OF heartbeats "

@@ -1,4 +1,4 @@
-"""Arrays in PostgreSQL's binary format.
+"""PostgreSQL arrays: encoding values in the binary format.
 
 psycopg writes each array as text, and PostgreSQL reads it so: for a batch's ids that took six times as long as this,
 a tenth of all of a batch's time. The format is that of PostgreSQL's `array_recv`: dimensions, whether there are nulls,
@@ -22,13 +22,13 @@ _NULL = _LENGTH.pack(-1)
 
 
 class Array(bytes):
-    """An array as PostgreSQL reads it."""
+    """An encoded array."""
 
     __slots__ = ()
 
 
 class _Element(NamedTuple):
-    """How PostgreSQL reads a value of a type."""
+    """The binary format of a type's values."""
 
     name: str
     """Of the type, in SQL."""
@@ -52,16 +52,16 @@ _ELEMENTS = {
     LargeBinary: _Element("bytea", 17, bytes),
     JsonObject: _Element("jsonb", 3802, lambda value: b"\x01" + to_json(value).encode()),
 }
-"""By a column's type. A moment travels as milliseconds since 1970; the 1 before JSON is the version of its format."""
+"""By a column's type. A time is sent as milliseconds since 1970; the 1 before JSON is the version of its format."""
 
 
 def element_type(column: Column[Any]) -> str:
-    """Return SQL's name of what an array for a column holds."""
+    """Get SQL's name of the type of an array's elements, for a column."""
     return _ELEMENTS[type(column.type)].name
 
 
 def array_of(column: Column[Any], values: Sequence[Any]) -> Array:
-    """Return a column's values as an array."""
+    """Encode a column's values as an array."""
     _, oid, encode, size = _ELEMENTS[type(column.type)]
     if size is not None:
         length = _LENGTH.pack(size)

@@ -1,4 +1,4 @@
-"""Bringing the database to the schema that this version works with, and checking that it is there."""
+"""Schema: upgrading the database to the schema of this version, and checking it."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from fleetbeat_worker.database.engine import place, reading, writing
 from fleetbeat_worker.database.partitions import make_partitions
 
 HEAD = "0007"
-"""The newest migration; a test holds it equal to what `migrations/versions` has."""
+"""The newest migration; a test holds it equal to `migrations/versions`."""
 
 _UPGRADE_LOCK = 0x666C656574  # "fleet": one number for all that upgrade at once on PostgreSQL
 
 
 def revision(engine: Engine) -> str | None:
-    """Return the migration that the database is at, or None for one that Fleetbeat never saw.
+    """Read the migration that the database is at, or None for one without Fleetbeat's tables.
 
     Raises DatabaseUnavailable.
     """
@@ -34,7 +34,7 @@ def _revision(connection: Connection) -> str | None:
 
 
 def check(engine: Engine) -> None:
-    """Raise SchemaOutdated unless the database is at the newest migration; DatabaseUnavailable if it can't be asked."""
+    """Raise SchemaOutdated unless the database is at the newest migration; DatabaseUnavailable if it can't be read."""
     found = revision(engine)
     if found == HEAD:
         return
@@ -52,9 +52,9 @@ def check(engine: Engine) -> None:
 
 
 def upgrade(engine: Engine) -> bool:
-    """Bring the database to the newest migration; return whether there was anything to do.
+    """Upgrade the database to the newest migration; return whether that was necessary.
 
-    Safe with many at once: the first does it, the others wait and find it done.
+    Safe with several processes at once: the first one upgrades, the others wait.
 
     Raises DatabaseUnavailable; SchemaOutdated when the database is newer than this version.
     """
@@ -77,7 +77,7 @@ def upgrade(engine: Engine) -> bool:
 
 
 def prepare(engine: Engine) -> None:
-    """Make the database ready for work: SQLite is upgraded, PostgreSQL is only checked.
+    """Prepare the database for work: SQLite is upgraded, PostgreSQL is only checked.
 
     Raises DatabaseUnavailable, SchemaOutdated.
     """

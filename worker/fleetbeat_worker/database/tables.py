@@ -1,4 +1,4 @@
-"""The tables. Migrations make them; this module is what the code knows of them."""
+"""Tables: what the code knows of the database; the migrations create it."""
 
 from __future__ import annotations
 
@@ -11,11 +11,15 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from fleetbeat_worker.database.column_types import Identifier, Instant, JsonObject
 
-BIG_KEY = BigInteger().with_variant(Integer, "sqlite")  # SQLite counts up by itself only in an INTEGER key
+BIG_KEY = BigInteger().with_variant(Integer, "sqlite")  # SQLite generates values only for an INTEGER key
+
+
+def _partial_index(name: str, *columns: str, where: str, unique: bool = False) -> Index:
+    return Index(name, *columns, unique=unique, sqlite_where=text(where), postgresql_where=text(where))
 
 
 class Base(DeclarativeBase):
-    """What all tables share."""
+    """The naming and the column types that all tables share."""
 
     metadata = MetaData(
         naming_convention={
@@ -35,43 +39,22 @@ class Base(DeclarativeBase):
 
 
 class Agent(Base):
-    """A session of an agent: who it is and what it last said. Seldom written, unlike `liveness`."""
+    """A session of an agent: its name and its last report. Seldom written, unlike `liveness`."""
 
     __tablename__ = "agents"
     __table_args__ = (
-        # One live session to a name, unless it asked for company.
-        Index(
-            "uq_agents_live_name",
-            "agent_name",
-            unique=True,
-            sqlite_where=text("ended_at IS NULL AND NOT parallel"),
-            postgresql_where=text("ended_at IS NULL AND NOT parallel"),
-        ),
+        # One live session for each name, unless it is registered as parallel.
+        _partial_index("uq_agents_live_name", "agent_name", where="ended_at IS NULL AND NOT parallel", unique=True),
         Index("ix_agents_agent_name", "agent_name"),
-        # For what removes old sessions: those that ended, and who still names one as its parent.
-        Index(
-            "ix_agents_ended_at",
-            "ended_at",
-            sqlite_where=text("ended_at IS NOT NULL"),
-            postgresql_where=text("ended_at IS NOT NULL"),
-        ),
-        Index(
-            "ix_agents_parent_id",
-            "parent_id",
-            sqlite_where=text("parent_id IS NOT NULL"),
-            postgresql_where=text("parent_id IS NOT NULL"),
-        ),
-        # For the sweep: few agents have any of these, and it looks for them each time.
+        # For retention: sessions that ended, and those that still name one as their parent.
+        _partial_index("ix_agents_ended_at", "ended_at", where="ended_at IS NOT NULL"),
+        _partial_index("ix_agents_parent_id", "parent_id", where="parent_id IS NOT NULL"),
+        # For the sweep, which searches for the few agents that have any of these.
         *(
-            Index(
-                f"ix_agents_{name}",
-                name,
-                sqlite_where=text(f"{name} IS NOT NULL"),
-                postgresql_where=text(f"{name} IS NOT NULL"),
-            )
+            _partial_index(f"ix_agents_{name}", name, where=f"{name} IS NOT NULL")
             for name in ("unjudged_at", "flapping_at", "stuck_after", "paused_until")
         ),
-        # Room for HOT updates: without it each report wrote to every index, three times as slow.
+        # Space for HOT updates: without it each report wrote to every index, and was three times as slow.
         {"postgresql_with": {"fillfactor": "85"}},
     )
 
@@ -83,57 +66,57 @@ class Agent(Base):
     parallel: Mapped[bool]
     """Whether other live sessions may have the same name."""
     metadata_: Mapped[dict[str, Any] | None] = mapped_column("metadata")
-    """What the agent last said of itself."""
+    """The agent's last metadata."""
     ended_at: Mapped[datetime | None]
     exit_status: Mapped[int | None]
     current_work: Mapped[str | None]
-    """The latest progress, or what the registration said the agent was about to do."""
+    """The latest progress, or the work that the registration named."""
     work_said_at: Mapped[datetime | None]
-    """When a registration last said what the agent was about to do: a heartbeat of before doesn't overrule it."""
+    """When a registration last named the work: an earlier heartbeat doesn't overwrite it."""
     metadata_said_at: Mapped[datetime | None]
-    """The same of the metadata."""
+    """When a registration last gave the metadata: an earlier heartbeat doesn't overwrite it."""
     error_said_at: Mapped[datetime | None]
-    """The same of the error, said by the end of the session."""
+    """When the deregistration gave the error: an earlier heartbeat doesn't overwrite it."""
     work_item_id: Mapped[str | None]
     progress: Mapped[str | None]
     status: Mapped[str | None]
     summary: Mapped[str | None]
     error: Mapped[str | None]
     open_tasks: Mapped[int | None]
-    """As of the last heartbeat: what it said, or else what was counted in `tasks`."""
+    """As of the last heartbeat: its own number, or else the number of rows in `tasks`."""
     stale_tasks: Mapped[int | None]
     """As `open_tasks`."""
     reported_at: Mapped[datetime | None]
-    """`seen_at` of the newest heartbeat that said anything; an older one changes none of what is said here."""
+    """`seen_at` of the newest heartbeat with a report; an older one doesn't overwrite it."""
     reported_entry: Mapped[int | None] = mapped_column(BigInteger)
-    """Its position in the stream, for two of the same millisecond."""
+    """The position of that heartbeat in the stream, for two of the same millisecond."""
     changed_at: Mapped[datetime | None]
-    """When what it does last changed: progress, work item or status; absent if it never said any of it."""
+    """When progress, work item or status last changed; absent if it never reported any of them."""
     stuck_after: Mapped[int | None]
-    """After how many intervals without a change it is stuck: 0 never, absent as the fleet's setting says."""
+    """After how many intervals without a change it is stuck: 0 means never; if absent, the fleet's setting applies."""
     stuck_at: Mapped[datetime | None]
     """When a sweep found it stuck; absent if it isn't."""
     flapping_at: Mapped[datetime | None]
-    """When it was found to change its state too often; absent if it doesn't."""
+    """When it was found to be flapping; absent if it isn't."""
     paused_at: Mapped[datetime | None]
     paused_until: Mapped[datetime | None]
-    """When a sweep resumes it; absent if somebody has to."""
+    """When a sweep resumes it; absent if it stays paused until a user resumes it."""
     pause_reason: Mapped[str | None]
     unjudged_at: Mapped[datetime | None]
-    """When a sweep couldn't judge it; it is left out until a registration or a heartbeat can be."""
+    """When a sweep couldn't judge it; it is skipped until a registration or a heartbeat can be judged."""
 
 
 class Liveness(Base):
-    """What a session promised, and when it was last seen: all that a heartbeat is judged by, found with one look.
+    """A session's promise and when it was last seen: all that a heartbeat is judged by, in one row.
 
-    Every heartbeat writes here, so it is narrow, and no index stands on what changes. Measured with 1,000,000 agents:
+    Every heartbeat writes here, so it is narrow, and no changing column has an index. Measured with 1,000,000 agents:
     61,600 updates/s on PostgreSQL, against 41,900 with one wide table; with the promise in `agents`, reading it took
     half of a batch's time on PostgreSQL and a quarter on SQLite.
     """
 
     __tablename__ = "liveness"
     __table_args__ = {  # noqa: RUF012 - SQLAlchemy reads it from the class
-        # Room for HOT updates: 96% are with 90, all with 70, but then more pages than fit in the server's memory.
+        # Space for HOT updates: 96% are with 90, all with 70, but then more pages than fit in the server's memory.
         "postgresql_with": {"fillfactor": "90"},
         "sqlite_with_rowid": False,  # one tree to search instead of two
     }
@@ -143,7 +126,7 @@ class Liveness(Base):
     """pending, ok, degraded, paused or ended (`fleetbeat_worker.rules.liveness.State`)."""
     state_changed_at: Mapped[datetime]
     last_seen_at: Mapped[datetime | None]
-    """Moves forward only."""
+    """Only moves forward."""
     deadline_at: Mapped[datetime]
     """When the agent becomes degraded, if it stays silent."""
     registered_at: Mapped[datetime]
@@ -154,15 +137,15 @@ class Liveness(Base):
     """A cron expression, in `time_zone`."""
     time_zone: Mapped[str | None]
     grace_seconds: Mapped[float]
-    """How much later than promised a heartbeat may come."""
+    """How much later than promised a heartbeat may arrive."""
     missed_limit: Mapped[int | None]
-    """How many intervals it may miss before it is degraded; absent: as the fleet's setting says."""
+    """How many intervals it may miss before it is degraded; if absent, the fleet's setting applies."""
     resumed_at: Mapped[datetime | None]
-    """When its last pause ended: silence counts from then, if nothing newer was heard."""
+    """When its last pause ended: silence counts from then, unless a heartbeat is newer."""
     incident_id: Mapped[int | None] = mapped_column(BigInteger)
-    """The incident that it went silent in, as long as that is open; it is back in it when it is degraded no longer.
+    """The open incident in which it was flagged; it counts as recovered there when it is no longer degraded.
 
-    Here, and without an index, as the flag itself is: an incident of 100,000 agents writes one table instead of two.
+    Here, and without an index, like the flag itself: an incident of 100,000 agents writes one table instead of two.
     """
 
 
@@ -173,12 +156,12 @@ class StoredHeartbeat(Base):
     __table_args__ = {"sqlite_with_rowid": False}  # noqa: RUF012 - ids grow with time: one tree, appended to
 
     id: Mapped[UUID] = mapped_column(primary_key=True)
-    """The message's id (UUIDv7): a replay finds itself stored."""
+    """The message's id (UUIDv7): a message that is delivered twice is stored once."""
     session_id: Mapped[UUID]
     received_at: Mapped[datetime]
     """Redis's time when it arrived."""
     seen_at: Mapped[datetime]
-    """`received_at` less the time that it waited to be sent."""
+    """`received_at` minus the time that it waited to be sent."""
     sent_at: Mapped[datetime]
     """The agent's clock."""
     progress: Mapped[str | None]
@@ -192,9 +175,9 @@ class StoredHeartbeat(Base):
 
 
 class StrayHeartbeat(Base):
-    """A heartbeat whose id's time is a day or more away from its receipt: a wrong clock, or a long way through a spool.
+    """A heartbeat whose id's time is a day or more away from its receipt: a wrong clock, or a long time in a spool.
 
-    In the order of ids it lies among others than those of its time, so it is found here when its time is over.
+    Its id doesn't sort with those of its time, so retention finds it here.
     """
 
     __tablename__ = "stray_heartbeats"
@@ -212,14 +195,8 @@ class Event(Base):
         Index(None, "session_id", "id"),
         Index(None, "agent_name", "id"),
         Index(None, "occurred_at"),
-        # An agent's changes are few among its progress texts, and counted to see whether it flaps.
-        Index(
-            "ix_events_changes",
-            "session_id",
-            "occurred_at",
-            sqlite_where=text("type IN ('degraded', 'recovered')"),
-            postgresql_where=text("type IN ('degraded', 'recovered')"),
-        ),
+        # To count an agent's changes of state, which are few among its progress texts, for flapping.
+        _partial_index("ix_events_changes", "session_id", "occurred_at", where="type IN ('degraded', 'recovered')"),
     )
 
     id: Mapped[int] = mapped_column(BIG_KEY, primary_key=True)
@@ -227,14 +204,14 @@ class Event(Base):
     """One of `EventType`."""
     occurred_at: Mapped[datetime]
     session_id: Mapped[UUID | None]
-    """Absent where the whole fleet is meant."""
+    """Absent for the whole fleet."""
     agent_name: Mapped[str | None]
     message_id: Mapped[UUID | None] = mapped_column(unique=True)
-    """The message that caused it, if it can be delivered twice: then the event is stored once all the same."""
+    """The message that caused it: a message that is delivered twice has one event."""
     text: Mapped[str | None]
     """The progress text of a heartbeat."""
     detail: Mapped[dict[str, Any] | None]
-    """More, by type."""
+    """Further facts, by type."""
 
 
 class Task(Base):
@@ -250,7 +227,7 @@ class Task(Base):
     """One of `TaskState`."""
     created_at: Mapped[datetime]
     updated_at: Mapped[datetime]
-    """An open task that nobody touched for long is stale."""
+    """An open task that was not updated for long is stale."""
 
 
 class RejectedMessage(Base):
@@ -261,7 +238,7 @@ class RejectedMessage(Base):
 
     id: Mapped[int] = mapped_column(BIG_KEY, primary_key=True)
     entry_id: Mapped[str] = mapped_column(unique=True)
-    """The entry's id in its stream, so that a replay is set aside once."""
+    """The entry's id in its stream, so that one that is delivered twice is set aside once."""
     received_at: Mapped[datetime]
     reason: Mapped[str]
     """One of `fleetbeat_shared.messages.Reason`."""
@@ -276,7 +253,7 @@ class RejectedMessage(Base):
 
 
 class OutageRow(Base):
-    """A span in which nobody watched: no sweep ran, or, if it is a short one, Redis stood still."""
+    """A span in which agents could not be judged: no sweep ran, or, if it is short, Redis was away."""
 
     __tablename__ = "outages"
 
@@ -286,7 +263,7 @@ class OutageRow(Base):
 
 
 class Incident(Base):
-    """Many agents that went silent at once."""
+    """Many agents that fell silent at the same time."""
 
     __tablename__ = "incidents"
 
@@ -294,84 +271,79 @@ class Incident(Base):
     started_at: Mapped[datetime]
     """Redis's time at the sweep that flagged them."""
     ended_at: Mapped[datetime | None]
-    """When most of them were back."""
+    """When most of them had recovered."""
     agents: Mapped[int]
     """How many were flagged."""
     live_agents: Mapped[int]
     """How many there were."""
     first_silent_at: Mapped[datetime]
-    """The earliest of their last signs."""
+    """When the first of them was last seen."""
     last_silent_at: Mapped[datetime]
-    """The latest of them."""
+    """When the last of them was last seen."""
 
 
 class Maintenance(Base):
-    """A window in which nobody is flagged: once, or again and again."""
+    """A maintenance window, one-off or recurring, in which no agent is flagged."""
 
     __tablename__ = "maintenance"
 
     id: Mapped[int] = mapped_column(BIG_KEY, primary_key=True)
     created_at: Mapped[datetime]
     starts_at: Mapped[datetime]
-    """Of a recurring window: since when it is in force."""
+    """Of a recurring window: since when it applies."""
     ends_at: Mapped[datetime | None]
-    """When a single window ends, or a recurring one comes no more; absent: when somebody ends it."""
+    """When a one-off window ends, or a recurring one no longer applies; if absent, a user ends it."""
     schedule: Mapped[str | None]
-    """A cron expression at whose slots a recurring window begins, in `time_zone`."""
+    """A cron expression in `time_zone`; a recurring window begins at its slots."""
     time_zone: Mapped[str | None]
     duration_seconds: Mapped[float | None]
-    """How long each of a recurring window's times lasts."""
+    """How long each occurrence of a recurring window lasts."""
     reason: Mapped[str | None]
     ended_at: Mapped[datetime | None]
-    """When somebody ended it early, or a recurring one for good."""
+    """When a user ended it early, or a recurring one for good."""
     cut_at: Mapped[datetime | None]
-    """When somebody last ended a recurring window that ran then: that one, not those to come."""
+    """When a user last ended the current occurrence of a recurring window, and not the later ones."""
 
 
 class Notification(Base):
-    """Something that people are told: written with the change itself, sent by a job."""
+    """A notification in the outbox: written in the transaction of the change, sent by a job."""
 
     __tablename__ = "notifications"
     __table_args__ = (
-        Index(
-            "ix_notifications_due_at",
-            "due_at",
-            sqlite_where=text("state = 'waiting'"),
-            postgresql_where=text("state = 'waiting'"),
-        ),
+        _partial_index("ix_notifications_due_at", "due_at", where="state = 'waiting'"),
         Index(None, "created_at"),
     )
 
     id: Mapped[int] = mapped_column(BIG_KEY, primary_key=True)
     key: Mapped[str] = mapped_column(unique=True)
-    """The same for the same change, however often it is found; receivers get it too, to tell a repetition."""
+    """The same for the same change, however often it is found; receivers get it too, to recognise repetitions."""
     kind: Mapped[str]
     """One of `NoticeKind`."""
     created_at: Mapped[datetime]
     """Redis's time."""
     expires_at: Mapped[datetime]
-    """A try that fails after this moment is the last one; a day after it was written, or asked for again."""
+    """An attempt that fails after this time is the last one: a day after the notification was written or retried."""
     session_id: Mapped[UUID | None]
-    """Absent where the whole fleet is meant."""
+    """Absent for the whole fleet."""
     agent_name: Mapped[str | None]
     project: Mapped[str | None]
     detail: Mapped[dict[str, Any]]
-    """The facts that its text is made of, as they were at the change."""
+    """The facts of its text, as of the change."""
     state: Mapped[str]
     """One of `NoticeState`."""
     due_at: Mapped[datetime]
-    """When it is tried next; a job that tries moves it ahead first, so that no other does."""
+    """When it is sent next; a job claims it by moving this time forward before it sends."""
     attempts: Mapped[int]
     delivered: Mapped[dict[str, Any] | None]
-    """Who has it already: for each target (a fingerprint of its URL) the time."""
+    """When each target received it, by the fingerprint of its URL."""
     sent_at: Mapped[datetime | None]
-    """When everybody had it."""
+    """When all targets had received it."""
     failure: Mapped[str | None]
-    """Why the last try failed, without passwords."""
+    """Why the last attempt failed, without passwords."""
 
 
 class Pipeline(Base):
-    """One row: what the pipeline last knew of itself."""
+    """One row: the state of the pipeline at the last sweep."""
 
     __tablename__ = "pipeline"
 
@@ -381,18 +353,18 @@ class Pipeline(Base):
     last_sweep_at: Mapped[datetime | None]
     """Redis's time at the last sweep."""
     sweep_seconds: Mapped[float | None]
-    """The interval of the workers' sweeps: whoever looks may have another setting."""
+    """The interval of the workers' sweeps: a reading command may have another setting."""
     inbox_life: Mapped[str | None]
-    """Which account of the inbox (`fleetbeat_worker.broker.accounting`) the last sweep found."""
+    """The life of the inbox's account (`fleetbeat_worker.broker.accounting`) at the last sweep."""
     inbox_lost: Mapped[int | None] = mapped_column(BigInteger)
-    """How many entries had been lost by it; what is more next time is reported."""
+    """How many entries were lost according to it; an increase is reported."""
     inbox_backlog: Mapped[int | None] = mapped_column(BigInteger)
-    """How many entries waited in it, to tell if it is gone next time."""
+    """How many entries waited in it: the number that is reported if Redis loses its data."""
     maintenance_since: Mapped[datetime | None]
     """When the maintenance began that the last sweep found; absent if there was none."""
     cleared_at: Mapped[datetime | None]
-    """When the last maintenance ended: nobody's silence counts from earlier."""
+    """When the last maintenance ended: silence counts from then at the earliest."""
     unjudged: Mapped[int | None]
-    """How many agents are set aside, as they can't be judged: only then does a batch look who they are."""
+    """How many agents can't be judged: a batch reads which ones only if there are any."""
     pulse_at: Mapped[datetime | None]
-    """The last pulse (`fleetbeat_worker.broker.pulse`) that a sweep knew of."""
+    """The last pulse (`fleetbeat_worker.broker.pulse`) at the last sweep."""

@@ -1,4 +1,4 @@
-"""Reading what changed."""
+"""Events: recording and reading what changed, and which agents change their state too often."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def read_latest_events(
     session_id: UUID | None = None,
     types: Collection[str] = (),
 ) -> Sequence[Row[Any]]:
-    """Return the latest events, the newest last: all columns of `events`.
+    """Read the latest events, the newest last: all columns of `events`.
 
     `agent_name`, `session_id`, `types`: only the events of that agent, of that session, of these types (`EventType`).
     """
@@ -45,7 +45,7 @@ def record_fleet_event(connection: Connection, kind: EventType, occurred_at: dat
     connection.execute(insert(Event).values(type=kind.value, occurred_at=occurred_at, detail=detail))
 
 
-_EVENTS: Table = Event.__table__  # type: ignore[assignment] # as above
+_EVENTS: Table = Event.__table__  # type: ignore[assignment] # a mapped class has a Table
 
 
 _ARE_CHANGES = text("events.type IN ('degraded', 'recovered')")  # as in the index, word for word

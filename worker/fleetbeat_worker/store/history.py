@@ -1,8 +1,7 @@
-"""Reading what became of sessions: their heartbeats in order, and what changed.
+"""History: the heartbeats of sessions in order, and what changed.
 
-Heartbeats have no index by session: it would cost each of them another write, and only people who ask why need it. They
-are found by their ids, which hold the time at which they were made, and sorted by the database, which needs no memory
-of ours for it.
+Heartbeats have no index by session: each would cost another write, and only explanations need it. They are found by
+their ids, which hold the time at which they were made, and sorted by the database, without memory of ours.
 """
 
 from __future__ import annotations
@@ -31,15 +30,15 @@ OF_A_SESSION = (
     EventType.PAUSED,
     EventType.RESUMED,
 )
-"""What decides whether a session is judged, and how."""
+"""The changes that decide whether a session is judged, and how."""
 
 _DAY = timedelta(days=1)
-"""An id's time is not further than this from the receipt; if it is, the heartbeat is listed as a stray."""
+"""A heartbeat whose id's time is further than this from its receipt is listed as a stray."""
 _SKEW = timedelta(minutes=1)
-"""By how much a clock may be fast and its ids still lie where they are looked for first."""
+"""By how much a sender's clock may be fast and its ids are still found in the first search."""
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 NEIGHBOURS = 50_000
-"""So many heartbeats are looked through for those of one session, unless none of them is: that takes some 10 ms."""
+"""How many heartbeats are searched for those of one session: that takes some 10 ms."""
 _ROWS_AT_ONCE = 5000
 _SESSION_COLUMNS = [
     *(Agent.session_id, Agent.agent_name, Agent.ended_at, Agent.paused_at, Agent.paused_until),
@@ -49,42 +48,42 @@ _SESSIONS = select(*_SESSION_COLUMNS).join(Liveness, Liveness.session_id == Agen
 
 
 def read_sessions_after(connection: Connection, after: UUID | None, limit: int) -> Sequence[Row[Any]]:
-    """Return the next sessions in the order of their ids, with what they promised and what is known of them."""
+    """Read the next sessions in the order of their ids, with their promise and their liveness."""
     query = _SESSIONS.order_by(Agent.session_id).limit(limit)
     return connection.execute(query if after is None else query.where(Agent.session_id > after)).all()
 
 
 def read_all_sessions(connection: Connection, asked: str | UUID) -> Sequence[Row[Any]]:
-    """Return all sessions that a name ever had, or the one with an id, as `sessions_after` does."""
+    """Read all sessions that a name ever had, or the one with an id, as `read_sessions_after` does."""
     wanted = Agent.agent_name == asked if isinstance(asked, str) else Agent.session_id == asked
     return connection.execute(_SESSIONS.where(wanted)).all()
 
 
 def count_sessions(connection: Connection) -> int:
-    """Return how many sessions are known."""
+    """Count all sessions."""
     return connection.execute(select(func.count()).select_from(Liveness)).scalar_one()
 
 
 def read_changes(
     connection: Connection, session_ids: Collection[UUID], types: Collection[EventType] = OF_A_SESSION
 ) -> Sequence[Row[Any]]:
-    """Return what changed for some sessions, in the order in which it did: rows of `events`."""
+    """Read what changed for some sessions, in the order of the changes: rows of `events`."""
     query = select(Event.__table__)
     query = query.where(Event.session_id.in_(session_ids), Event.type.in_([kind.value for kind in types]))
     return connection.execute(query.order_by(Event.id)).all()
 
 
 def read_fleet_changes(connection: Connection, types: Collection[EventType]) -> Sequence[Row[Any]]:
-    """Return what changed for the whole fleet, as `changes` does."""
+    """Read what changed for the whole fleet, as `read_changes` does."""
     query = select(Event.__table__)
     query = query.where(Event.session_id.is_(None), Event.type.in_([kind.value for kind in types]))
     return connection.execute(query.order_by(Event.id)).all()
 
 
 def read_oldest_time(connection: Connection, since: datetime) -> datetime | None:
-    """Return when the first thing happened that is still stored, of what was received since a moment.
+    """Read the time of the oldest stored heartbeat or event, of those since a given time.
 
-    Heartbeats and events are removed at the same age, so between that age and this moment nothing happened.
+    Heartbeats and events are deleted at the same age, so between that age and this time nothing happened.
     """
     beat = select(StoredHeartbeat.received_at).where(
         StoredHeartbeat.id >= id_at(since - _DAY), StoredHeartbeat.received_at >= since
@@ -97,9 +96,9 @@ def read_oldest_time(connection: Connection, since: datetime) -> datetime | None
 def read_heartbeat_times(
     connection: Connection, since: datetime, until: datetime, only: Collection[UUID] = ()
 ) -> Iterator[HeartbeatTimes]:
-    """Yield the heartbeats received in a time (its end too), by session in the order of the ids, then by receipt.
+    """Yield the times of the heartbeats received in a span (its end too), by session id, then by receipt.
 
-    `only`: those of some sessions; without it, of all.
+    `only`: the sessions to read; without it, all.
     """
     on_postgresql = connection.dialect.name == "postgresql"
     session, received, seen = "h.session_id", "h.received_at", "h.seen_at"
@@ -108,7 +107,7 @@ def read_heartbeat_times(
         received, seen = (f"CAST(EXTRACT(epoch FROM {name}) * 1000 AS bigint)" for name in (received, seen))
     mark = "%s" if on_postgresql else "?"
     among = f" AND h.session_id IN ({', '.join([mark] * len(only))})" if only else ""
-    # All names are ours; what comes from outside is bound.
+    # All names are ours; values from outside are bound.
     columns = f"SELECT {session} AS s, {received} AS r, {seen} AS n FROM"
     query = (
         f"{columns} heartbeats h WHERE h.id >= {mark} AND h.received_at BETWEEN {mark} AND {mark}{among} "
@@ -129,9 +128,9 @@ def read_heartbeat_times(
 def read_heartbeats_near(
     connection: Connection, session_id: UUID, moment: datetime, until: datetime, limit: int
 ) -> Sequence[Row[Any]]:
-    """Return a session's last heartbeats as `heartbeats_of` does, of those that its fleet made just before a moment.
+    """Read a session's last heartbeats as `read_heartbeats` does, of those that the fleet made just before a time.
 
-    However many there are in all, no more than `NEIGHBOURS` are looked at.
+    However many there are in all, no more than `NEIGHBOURS` are searched.
     """
     beat = StoredHeartbeat
     latest = id_at(moment + _SKEW)
@@ -144,9 +143,9 @@ def read_heartbeats_near(
 def read_heartbeats(
     connection: Connection, session_id: UUID, since: datetime, until: datetime, limit: int
 ) -> Sequence[Row[Any]]:
-    """Return a session's last heartbeats received until a moment, the newest last: rows of `heartbeats`.
+    """Read a session's last heartbeats received until a given time, the newest last: rows of `heartbeats`.
 
-    Those whose id was made after `since` are found, and those of wrong clocks that were received after it.
+    Those whose id was made after `since`, and those of wrong clocks that were received after it.
     """
     latest = until + min(_DAY, max(until - since, _SKEW))
     return _heartbeats(connection, session_id, (id_at(since), id_at(latest)), (since, until), limit)

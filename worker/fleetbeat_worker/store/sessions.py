@@ -1,4 +1,4 @@
-"""Reading sessions of agents with their liveness."""
+"""Sessions: reading agents' sessions with their liveness, and locking them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SESSIONS: Select[Any] = select(Agent.__table__, *_LIVENESS).join(Liveness, Liven
 def read_sessions(
     connection: Connection, *, live: bool = True, ended: bool = False, agent_name: str | None = None
 ) -> Sequence[Row[Any]]:
-    """Return sessions, live ones or ended ones or both, in no order.
+    """Read sessions, live ones or ended ones or both, in no order.
 
     Each row has all columns of `agents` and `liveness`.
     """
@@ -47,19 +47,19 @@ def read_newest_session(connection: Connection, agent_name: str) -> Row[Any] | N
 
 
 def count_states(connection: Connection) -> dict[str, int]:
-    """Return how many sessions are in each state that is stored."""
+    """Count the sessions in each stored state."""
     return dict(iter(connection.execute(select(Liveness.state, func.count()).group_by(Liveness.state))))
 
 
 def agent_is_known(connection: Connection, agent_name: str) -> bool:
-    """Return whether an agent of this name was ever registered."""
+    """Find out whether an agent of this name was ever registered."""
     return bool(connection.execute(select(exists().where(Agent.agent_name == agent_name))).scalar())
 
 
 def lock_sessions(connection: Connection, *which: ColumnElement[bool]) -> None:
-    """Lock sessions in the order of their keys, as everybody does, and wait for who holds them: never in a circle.
+    """Lock sessions in the order of their keys, as all transactions do, so that there is no deadlock.
 
-    Of a large fleet nothing is read. SQLite has one writer, and no such locks.
+    No row is fetched, however large the fleet is. SQLite has one writer, and no such locks.
     """
     if connection.dialect.name == "postgresql":
         lock = select(Liveness.session_id).where(*which).order_by(Liveness.session_id).with_for_update()
@@ -83,13 +83,13 @@ def in_chunks(ids: Collection[UUID]) -> Iterator[list[UUID]]:
 
 
 def read_work(connection: Connection, ids: Collection[UUID]) -> dict[UUID, dict[str, Any]]:
-    """Return what agents last said of their work."""
+    """Read what agents last reported of their work."""
     names = ("current_work", "progress", "summary", "error")
     columns = [_AGENTS.c[name] for name in ("session_id", *names)]
     return {
-        session_id: dict(zip(names, said, strict=True))
+        session_id: dict(zip(names, values, strict=True))
         for some in in_chunks(ids)
-        for session_id, said in bulk.select(connection, columns, some)
+        for session_id, values in bulk.select(connection, columns, some)
     }
 
 
@@ -102,12 +102,12 @@ class SessionName(NamedTuple):
 
 
 def read_names(connection: Connection, ids: Collection[UUID]) -> list[SessionName]:
-    """Return agents' sessions, names and projects."""
+    """Read agents' session ids, names and projects."""
     queries = (_NAMES.where(Agent.session_id.in_(some)) for some in in_chunks(ids))
     return [SessionName(*row) for query in queries for row in connection.execute(query)]
 
 
 def set_time(connection: Connection, column: str, ids: Collection[UUID], moment: datetime | None) -> None:
-    """Write one of the moments of `agents`, or None, for some sessions that are locked."""
+    """Write one of the times of `agents`, or None, for some sessions that are locked."""
     value = None if moment is None else to_milliseconds(moment)
     bulk.update(connection, _AGENTS, ("session_id", column), [(session_id, value) for session_id in ids])

@@ -1,4 +1,4 @@
-"""The work items of agents, by the agent's name."""
+"""Tasks: the work items of agents, by the agent's name."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fleetbeat_worker.rules.enums import TaskState
 _NOT_DONE = tuple(state.value for state in TaskState if state is not TaskState.DONE)
 _NAMES = {"sqlite": "json_each(:names) AS n", "postgresql": "json_array_elements_text(CAST(:names AS json)) AS n"}
 _COUNT_TASKS_OF = {
-    # By equality with each state, which the index on name and state serves.
+    # By equality with each state, so that the index on name and state is used.
     dialect: text(
         f"SELECT n.value, count(t.id), count(CASE WHEN t.updated_at < :stale_before THEN 1 END) FROM {names} "  # noqa: S608 - our own
         f"LEFT JOIN tasks AS t ON t.agent_name = n.value AND t.state IN {_NOT_DONE} "
@@ -29,12 +29,12 @@ _COUNT_TASKS_OF = {
 
 @dataclass(frozen=True, slots=True)
 class TaskCounts:
-    """How much work an agent has."""
+    """How many tasks an agent has."""
 
     open: int = 0
     """Tasks that aren't done."""
     stale: int = 0
-    """Those of them that nobody touched for long."""
+    """Those of them that were not updated for long."""
 
 
 def add_task(connection: Connection, agent_name: str, title: str, now: datetime) -> Row[Any]:
@@ -46,7 +46,7 @@ def add_task(connection: Connection, agent_name: str, title: str, now: datetime)
 def update_task(
     connection: Connection, task_id: int, now: datetime, *, state: TaskState | None = None, title: str | None = None
 ) -> Row[Any] | None:
-    """Change what is given, which also touches the task, and return it; None when there is no such task."""
+    """Change what is given and the time of the update, and return the task; None when there is no such task."""
     values: dict[str, Any] = {"updated_at": now}
     if state is not None:
         values["state"] = state
@@ -57,7 +57,7 @@ def update_task(
 
 
 def read_tasks(connection: Connection, agent_name: str, state: TaskState | None = None) -> Sequence[Row[Any]]:
-    """Return an agent's tasks, the oldest first: all columns of `tasks`."""
+    """Read an agent's tasks, the oldest first: all columns of `tasks`."""
     query = select(Task.__table__).where(Task.agent_name == agent_name).order_by(Task.id)
     if state is not None:
         query = query.where(Task.state == state)
@@ -65,9 +65,9 @@ def read_tasks(connection: Connection, agent_name: str, state: TaskState | None 
 
 
 def count_tasks(connection: Connection, stale_before: datetime, agent_name: str | None = None) -> dict[str, TaskCounts]:
-    """Return how much work each agent has, by name; an agent without any is absent.
+    """Count the tasks of each agent, by name; an agent without any open task is absent.
 
-    A task is stale when it isn't done and was last touched before `stale_before`.
+    A task is stale when it isn't done and was last updated before `stale_before`.
     """
     stale = func.sum(case((Task.updated_at < stale_before, 1), else_=0))
     query = select(Task.agent_name, func.count(), stale).where(Task.state != TaskState.DONE).group_by(Task.agent_name)
@@ -79,9 +79,9 @@ def count_tasks(connection: Connection, stale_before: datetime, agent_name: str 
 def count_tasks_by_name(
     connection: Connection, names: Collection[str], stale_before: datetime
 ) -> dict[str, TaskCounts]:
-    """Return how much work some agents have, by name; one that never had a task is absent, unlike one that is done.
+    """Count the tasks of some agents, by name; one that never had a task is absent, unlike one whose tasks are done.
 
-    Made for batches: done tasks, which grow ever more, are looked for and not counted.
+    For batches: done tasks, of which there are ever more, are only tested for existence.
     """
     query = _COUNT_TASKS_OF[connection.dialect.name]
     found = connection.execute(query, {"names": json.dumps(list(names)), "stale_before": stale_before})

@@ -1,8 +1,8 @@
-"""The process of a pool that serves its metrics by HTTP.
+"""Metrics exporter: the process of a pool that serves its metrics by HTTP.
 
-Its parent opens the port before it forks: a port that is taken is told at the start, and one process that dies leaves
-it to the next. Scrapers can be slow or many without any harm to the workers: some are answered at a time, each within a
-time, and others are hung up on.
+Its parent opens the port before it forks: a port in use is an error at the start, and a process that is restarted has
+the same port. Slow or many scrapers don't harm the workers: the number of scrapes at once and their time are limited,
+and other connections are closed.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ ReadGauges = Callable[[], "Readings"]
 
 SCRAPES_AT_ONCE = 8
 SCRAPE_SECONDS = 15.0
-"""After this time a scraper is hung up on, whatever it does."""
+"""After this time a scraper's connection is closed."""
 
 _INDEX = b"<!doctype html><title>Fleetbeat</title><a href='/metrics'>Metrics</a>\n"
 
 
 class Exporter:
-    """A port that is open, and the counters of the pool that is forked afterwards."""
+    """An open port, and the counters of the pool that is forked afterwards."""
 
     def __init__(self, settings: Settings, port: int, open_gauges: Callable[[Settings], ReadGauges]) -> None:
         """Open the port, and count from now on. The process that serves it calls `open_gauges` once.
 
-        Raises FleetbeatError when the port can't be had.
+        Raises FleetbeatError when the port can't be opened.
         """
         self._open_gauges = open_gauges
         host = settings.metrics_host
@@ -48,30 +48,30 @@ class Exporter:
             self._listener = socket.create_server((host, port), family=family)
             self._counters = keep_counters()
         except OSError as error:
-            why = (error.strerror or type(error).__name__).partition(" (")[0]  # what follows names the place again
+            why = (error.strerror or type(error).__name__).partition(" (")[0]  # the rest repeats the address
             message = f"Metrics can't be served at {host}, port {port} ({why}). Choose another --metrics-port."
             raise FleetbeatError(message) from error
         logger.info("Metrics are served", extra={"host": host, "port": self.port})
 
     @property
     def port(self) -> int:
-        """The port, also if the system chose it."""
+        """The port, also if the system has chosen it."""
         return int(self._listener.getsockname()[1])
 
     def close(self) -> None:
-        """Close the port in this process; another may go on to serve it."""
+        """Close the port in this process; another one may still serve it."""
         self._listener.close()
 
     def run(self, settings: Settings) -> None:
         """Serve until the process is ended."""
-        from fleetbeat_worker.telemetry.exposition import expose  # here, for only this process needs the library
+        from fleetbeat_worker.telemetry.exposition import expose  # here, as only this process needs the library
 
         read_gauges = self._open_gauges(settings)
         _Server(self._listener, lambda accept: expose(self._counters.totals(), read_gauges(), accept)).serve_forever()
 
 
 class _Server(ThreadingHTTPServer):
-    """A server that is never busy with more than some scrapers."""
+    """A server that answers a limited number of scrapers at once."""
 
     def __init__(self, listener: socket.socket, answer: Callable[[str], tuple[bytes, str]]) -> None:
         super().__init__(listener.getsockname()[:2], _Handler, bind_and_activate=False)
@@ -81,29 +81,29 @@ class _Server(ThreadingHTTPServer):
         self._free = threading.BoundedSemaphore(SCRAPES_AT_ONCE)
 
     def process_request(self, request: Any, client_address: Any) -> None:  # noqa: ANN401 - socketserver's
-        """Answer in a thread, or hang up if there are enough."""
+        """Answer in a thread, or close the connection if there are too many."""
         if self._free.acquire(blocking=False):
             super().process_request(request, client_address)
         else:
             self.shutdown_request(request)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:  # noqa: ANN401 - as above
-        """Answer within the time."""
-        hang_up = threading.Timer(SCRAPE_SECONDS, _hang_up, (request,))
-        hang_up.daemon = True
-        hang_up.start()
+        """Answer within `SCRAPE_SECONDS`."""
+        close_late = threading.Timer(SCRAPE_SECONDS, _shut_down, (request,))
+        close_late.daemon = True
+        close_late.start()
         try:
             super().process_request_thread(request, client_address)
         finally:
-            hang_up.cancel()
+            close_late.cancel()
             self._free.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ANN401, ARG002 - as above
-        """Say why a scrape failed: most of all because the scraper went away."""
+        """Log why a scrape failed: mostly because the scraper closed the connection."""
         logger.debug("A scrape failed", exc_info=True)
 
 
-def _hang_up(request: socket.socket) -> None:
+def _shut_down(request: socket.socket) -> None:
     with suppress(OSError):
         request.shutdown(socket.SHUT_RDWR)
 
@@ -116,7 +116,7 @@ class _Handler(BaseHTTPRequestHandler):
     sys_version = ""
 
     def do_GET(self) -> None:
-        """Answer with the metrics, or with a page that leads to them."""
+        """Answer with the metrics, or with a page that links to them."""
         match urlsplit(self.path).path:
             case "/metrics":
                 self._send(*self.server.answer(self.headers.get("Accept", "")))
@@ -133,4 +133,4 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002, ANN401 - http.server's
-        """Keep what a scraper asks for out of the log."""
+        """Log no request."""

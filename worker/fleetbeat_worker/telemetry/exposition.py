@@ -1,4 +1,4 @@
-"""What a scrape answers: the counters of one pool, and the gauges of the whole fleet, in Prometheus's formats."""
+"""Exposition: the counters of one pool and the gauges of the fleet, in Prometheus's formats."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from prometheus_client import Metric
 
 Readings = dict[str, dict[str, float]]
-"""A gauge's name to its values, by the value of its label; without a label by ''. What isn't known is absent."""
+"""The values of each gauge by its name, and by the value of its label or ''. Unknown values are absent."""
 
 
 def expose(totals: Sequence[float], readings: Readings, accept: str) -> tuple[bytes, str]:
-    """Return the answer in the format that the `Accept` header prefers, and its content type."""
+    """Encode the metrics in the format that the `Accept` header prefers; return that with its content type."""
     registry = CollectorRegistry()
     registry.register(_Snapshot(totals, readings))
     encode, content_type = choose_encoder(accept)
@@ -29,7 +29,7 @@ def expose(totals: Sequence[float], readings: Readings, accept: str) -> tuple[by
 
 
 class _Snapshot(Collector):
-    """All metrics at one moment."""
+    """All metrics at one time."""
 
     def __init__(self, totals: Sequence[float], readings: Readings) -> None:
         self._totals = totals

@@ -1,4 +1,4 @@
-"""Logging: constant messages with fields beside them, one line each."""
+"""Log format: constant messages followed by their fields, one line each."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _PLAIN = set(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName
 
 
 class Formatter(logging.Formatter):
-    """Adds the fields of `extra` to the line as JSON; nothing that came from outside reaches the terminal raw."""
+    """Adds the fields of `extra` to the line as JSON, and removes control characters."""
 
     converter = staticmethod(time.gmtime)
 
@@ -26,13 +26,13 @@ class Formatter(logging.Formatter):
         )
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the base class's name
-        """Return one line: time, level, logger, message, fields."""
+        """Format one line: time, level, logger, message, fields."""
         fields = {name: value for name, value in vars(record).items() if name not in _PLAIN}
         line = clean(super().formatMessage(record))
         return f"{line} {json.dumps(fields, default=str)}" if fields else line
 
     def formatException(self, ei: Any) -> str:  # noqa: N802, ANN401 - the base class's
-        """Return a traceback whose lines can do a terminal nothing."""
+        """Format a traceback without control characters."""
         return "\n".join(f"    {clean(line)}" for line in super().formatException(ei).splitlines())
 
 
@@ -43,23 +43,23 @@ _ABOUT_REDIS = (
     "redis.exceptions.ConnectionError",
     "redis.exceptions.TimeoutError",
 )
-"""What RQ says of a Redis that is away: its sentences, and the tracebacks of jobs."""
+"""Texts in RQ's messages and tracebacks about a Redis that is away."""
 
 
 def set_up(level: str) -> None:
-    """Send everything from this level on to stderr. What RQ says of every job is kept for DEBUG."""
+    """Log to stderr from this level on. RQ's messages about every job are shown with DEBUG only."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(Formatter())
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logger.setLevel(level)
-    for name in ("rq", "rq.worker", "rq.job"):  # RQ sets the level of its own unless it is set
+    for name in ("rq", "rq.worker", "rq.job"):  # RQ sets a level itself unless there is one
         logging.getLogger(name).setLevel("WARNING" if level == "INFO" else level)
         if level != "DEBUG":
-            logging.getLogger(name).addFilter(_is_no_redis_trouble)
+            logging.getLogger(name).addFilter(_is_not_about_redis)
 
 
-def _is_no_redis_trouble(record: logging.LogRecord) -> bool:
-    """Return whether a record of RQ's is not about a Redis that is away: the pool says that, once for all."""
+def _is_not_about_redis(record: logging.LogRecord) -> bool:
+    """Filter out RQ's records about a Redis that is away: the pool logs that once for all its processes."""
     from redis.exceptions import ConnectionError as RedisConnectionError, TimeoutError as RedisTimeout
 
     error = record.exc_info[1] if record.exc_info else None

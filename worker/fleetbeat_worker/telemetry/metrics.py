@@ -1,7 +1,7 @@
-"""What is measured: the names, what they mean, and how to count.
+"""Metrics: their names and meanings, and how to count.
 
-Counting does nothing unless `keep_counters` was called before the process was forked: only a pool that was given a port
-for metrics does that.
+Counting does nothing unless `keep_counters` was called before the process was forked: only a pool with a port for
+metrics does that.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from fleetbeat_worker.telemetry.shared_counters import Counters
 
 @dataclass(frozen=True, slots=True)
 class Counter:
-    """Something that is counted, by the values of one label, of two, or without any."""
+    """A counter with up to two labels."""
 
     name: str
     meaning: str
@@ -30,84 +30,82 @@ class Counter:
 
     @property
     def width(self) -> int:
-        """How many numbers it takes: one for each value, or for each pair."""
+        """How many numbers it needs: one for each value, or for each pair of values."""
         return len(self.values) * len(self.second_values)
 
     def place(self, value: str, second_value: str) -> int:
-        """Return which of them counts these values."""
+        """Derive the index of the number for these values."""
         return self.values.index(value) * len(self.second_values) + self.second_values.index(second_value)
 
 
 @dataclass(frozen=True, slots=True)
 class Histogram:
-    """Something that is measured: how often it was how large, and the sum."""
+    """A histogram: the number of measurements in each bucket, and their sum."""
 
     name: str
     meaning: str
     bounds: tuple[float, ...]
-    """Up to what a measure belongs to each bucket; there is one more for those beyond the last."""
+    """The upper bounds of the buckets; there is one more bucket beyond the last."""
 
     @property
     def width(self) -> int:
-        """How many numbers it takes: the buckets, the one beyond, the sum."""
+        """How many numbers it needs: the buckets, the one beyond, the sum."""
         return len(self.bounds) + 2
 
 
 @dataclass(frozen=True, slots=True)
 class Gauge:
-    """Something that is looked up when it is asked for, by one label or without any."""
+    """A gauge, read at each scrape, with at most one label."""
 
     name: str
     meaning: str
     label: str | None = None
     values: tuple[str, ...] = ()
-    """Values that are shown as 0 when there is none of them."""
+    """Values that are shown as 0 when none is read."""
 
 
 INGESTED = Counter(
     "fleetbeat_ingested_total",
-    "Messages that were stored in SQL; one that was delivered twice counts once.",
+    "Messages stored in SQL; one that is delivered twice counts once.",
     "kind",
     ("heartbeat", "register", "deregister"),
 )
 REJECTED = Counter(
     "fleetbeat_rejected_total",
-    "Messages that were set aside in rejected_messages.",
+    "Messages set aside in rejected_messages.",
     "reason",
     tuple(reason.value for reason in Reason),
 )
-TAKEN_OVER = Counter("fleetbeat_taken_over_total", "Messages that were taken over from a worker that died.")
+TAKEN_OVER = Counter("fleetbeat_taken_over_total", "Messages taken over from a worker that died.")
 BATCH_SECONDS = Histogram(
     "fleetbeat_batch_seconds",
-    "How long it took to store a batch of messages, its transaction included.",
+    "Time to store a batch of messages, its transaction included.",
     (0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0),
 )
 BATCH_MESSAGES = Histogram(
-    "fleetbeat_batch_messages", "How many messages a batch had.", (1, 3, 10, 30, 100, 300, 1000, 3000, 10_000)
+    "fleetbeat_batch_messages", "Messages in a batch.", (1, 3, 10, 30, 100, 300, 1000, 3000, 10_000)
 )
 DATABASE_RETRIES = Counter(
-    "fleetbeat_database_retries_total", "Transactions that lost against another and were tried again."
+    "fleetbeat_database_retries_total", "Transactions that lost against another and were retried."
 )
-DATABASE_FAILURES = Counter(
-    "fleetbeat_database_failures_total", "How often a worker found that the database can't be used."
-)
+DATABASE_FAILURES = Counter("fleetbeat_database_failures_total", "How often a worker found the database unavailable.")
 SWEEPS = Counter("fleetbeat_sweeps_total", "Sweeps that ended.", "result", ("done", "failed"))
 SWEEP_SECONDS = Histogram(
     "fleetbeat_sweep_seconds",
-    "How long a sweep took that was done.",
+    "Duration of the sweeps that succeeded.",
     (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0),
 )
-DEGRADED = Counter("fleetbeat_degraded_total", "How often an agent was flagged as degraded.")
-RECOVERED = Counter("fleetbeat_recovered_total", "How often a degraded agent was heard of again.")
+DEGRADED = Counter("fleetbeat_degraded_total", "How often an agent became degraded.")
+RECOVERED = Counter("fleetbeat_recovered_total", "How often a degraded agent recovered.")
 NOTIFICATIONS = Counter(
     "fleetbeat_notifications_total",
-    "What came of notifications: sent, to be tried again after a failure, given up after a day, or for nobody.",
+    "Attempts to send notifications: sent, to be retried, given up after a day (dead), or without a target (unrouted).",
     "kind",
     tuple(kind.value for kind in NoticeKind),
     "outcome",
     ("sent", "retried", "dead", "unrouted"),
 )
-RESTARTS = Counter("fleetbeat_process_restarts_total", "Processes of the pool that ended and were started again.")
+RESTARTS = Counter("fleetbeat_process_restarts_total", "Processes of the pool that ended and were restarted.")
 
 COUNTED: tuple[Counter | Histogram, ...] = (
     INGESTED,
@@ -124,13 +122,13 @@ COUNTED: tuple[Counter | Histogram, ...] = (
     NOTIFICATIONS,
     RESTARTS,
 )
-"""What each pool counts for itself."""
+"""What each pool counts, for itself alone."""
 
 UP = Gauge("fleetbeat_up", "Whether Redis and the database answered (1) or not (0).", "target", ("redis", "sql"))
 BACKLOG = Gauge("fleetbeat_backlog", "Messages in Redis that are not in SQL yet.")
-LAG_SECONDS = Gauge("fleetbeat_lag_seconds", "How old the oldest message is that is not in SQL yet.")
-PENDING = Gauge("fleetbeat_pending", "Messages of the backlog that are in some worker's hands.")
-LOST = Gauge("fleetbeat_lost_messages", "Messages that others than the workers removed from the inbox unread.")
+LAG_SECONDS = Gauge("fleetbeat_lag_seconds", "Age of the oldest message that is not in SQL yet.")
+PENDING = Gauge("fleetbeat_pending", "Messages of the backlog that a worker has read.")
+LOST = Gauge("fleetbeat_lost_messages", "Messages that other programs removed from Redis before they were in SQL.")
 JOBS = Gauge("fleetbeat_jobs", "RQ jobs.", "state", ("waiting", "started", "failed"))
 WORKERS = Gauge(
     "fleetbeat_workers", "RQ workers on all machines, by RQ's word for what they do.", "state", ("idle", "busy")
@@ -141,20 +139,27 @@ AGENTS = Gauge(
     "state",
     tuple(state.value for state in State if state is not State.LATE),
 )
-LAST_SWEEP = Gauge("fleetbeat_last_sweep_timestamp_seconds", "When the last sweep was done, by Redis's clock.")
-WATERMARK = Gauge("fleetbeat_watermark_timestamp_seconds", "Up to when verdicts have been taken.")
-OUTBOX = Gauge("fleetbeat_unsent_notifications", "Notifications that aren't sent.", "state", ("waiting", "dead"))
+LAST_SWEEP = Gauge("fleetbeat_last_sweep_timestamp_seconds", "When the last sweep ended, by Redis's clock.")
+WATERMARK = Gauge(
+    "fleetbeat_watermark_timestamp_seconds", "The watermark: the time up to which all messages are judged."
+)
+OUTBOX = Gauge(
+    "fleetbeat_unsent_notifications",
+    "Notifications that are not sent yet (waiting) or given up (dead).",
+    "state",
+    ("waiting", "dead"),
+)
 OLDEST_NOTICE = Gauge(
     "fleetbeat_oldest_notification_timestamp_seconds",
-    "When the oldest notification was written that waits; absent if none does.",
+    "When the oldest waiting notification was written; absent if none waits.",
 )
 
 GAUGES = (UP, BACKLOG, LAG_SECONDS, PENDING, LOST, JOBS, WORKERS, AGENTS, LAST_SWEEP, WATERMARK, OUTBOX, OLDEST_NOTICE)
-"""What holds for the whole fleet, whichever pool is asked."""
+"""What every pool shows, for the whole fleet."""
 
 _ENDS = list(accumulate(metric.width for metric in COUNTED))
 PLACES = {metric.name: end - metric.width for metric, end in zip(COUNTED, _ENDS, strict=True)}
-"""Where each metric's numbers begin."""
+"""Index of each metric's first number."""
 
 _counters: ContextVar[Counters | None] = ContextVar("counters", default=None)
 
@@ -173,10 +178,10 @@ def count(counter: Counter, amount: float = 1, value: str = "", second_value: st
         counters.add(PLACES[counter.name] + counter.place(value, second_value), amount)
 
 
-def observe(histogram: Histogram, measure: float) -> None:
-    """Add a measure to a histogram. From the main thread only."""
+def observe(histogram: Histogram, value: float) -> None:
+    """Add a measurement to a histogram. From the main thread only."""
     counters = _counters.get()
     if counters is not None:
         place = PLACES[histogram.name]
-        counters.add(place + bisect_left(histogram.bounds, measure), 1)
-        counters.add(place + histogram.width - 1, measure)
+        counters.add(place + bisect_left(histogram.bounds, value), 1)
+        counters.add(place + histogram.width - 1, value)

@@ -1,9 +1,9 @@
-"""Numbers that several processes add to at once, without a lock between them and without a file on disk.
+"""Shared counters: numbers that several processes add to at once, without waiting for a lock and without a disk.
 
-They stand in memory that is shared by whoever is forked after it was made: a row for each process that counts, and the
-sum of the rows is what was counted. A process takes a row at its first count by locking one byte of a file that has no
-name. The kernel unlocks it when the process ends, however it ends; the next one goes on from what stands in the row. So
-nothing that was added is lost with a process that is killed, and no two ever write to one row.
+They are in memory that is shared by all processes forked after it was made: a row for each process that counts; the sum
+of the rows is the total. A process takes a row at its first count by locking one byte of a nameless file. The kernel
+unlocks it when the process ends, in whatever way; the next one continues from the values of the row. So no count is
+lost with a process that is killed, and no two processes ever write to one row.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ ROWS = 512
 
 
 class Counters:
-    """Some numbers, all zero at first, that only grow."""
+    """A list of numbers that begin at zero and only grow."""
 
     def __init__(self, width: int, rows: int = ROWS) -> None:
         """Make room for `width` numbers. Raises OSError."""
@@ -40,11 +40,11 @@ class Counters:
             self._cells[self._first + place] += amount
 
     def totals(self) -> list[float]:
-        """Return what all processes together have added."""
+        """Sum up what all processes have added."""
         return [sum(self._cells[place :: self._width]) for place in range(self._width)]
 
     def _take_row(self) -> int | None:
-        """Return where a row begins that nobody adds to, or None if there is none: work matters more than its count."""
+        """Lock a free row and return its first index, or None if there is none: work matters more than its count."""
         for row in range(self._rows):
             try:
                 fcntl.lockf(self._locks, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, row)

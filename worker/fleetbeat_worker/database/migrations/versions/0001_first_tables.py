@@ -16,7 +16,7 @@ BIG_KEY = sa.BigInteger().with_variant(sa.Integer, "sqlite")
 
 
 def upgrade() -> None:
-    """Make the tables of an empty database."""
+    """Create the tables of an empty database."""
     _create_agents()
     _create_heartbeats()
     _create_events_and_tasks()

@@ -1,4 +1,4 @@
-"""What retention needs to find old rows: strays, and indexes on times that never change."""
+"""Retention: the table of stray heartbeats, and indexes on times that never change."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ down_revision = "0001"
 branch_labels = None
 depends_on = None
 
-# The ids of a day before and a day after the receipt, in the order of ids. As text SQLite's ids sort as they are.
+# The ids of a day before and a day after the receipt, in the order of ids. SQLite's ids sort the same as text.
 _STRAYS = {
     "sqlite": """
         INSERT INTO stray_heartbeats (id, received_at)
@@ -29,7 +29,7 @@ _STRAYS = {
 
 
 def upgrade() -> None:
-    """Make the table of strays and fill it, and the indexes."""
+    """Create and fill the table of strays, and create the indexes."""
     op.create_table(
         "stray_heartbeats",
         sa.Column("id", Identifier, primary_key=True),
@@ -44,7 +44,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Take back what the upgrade made."""
+    """Undo the upgrade."""
     for index, table in (
         ("ix_agents_parent_id", "agents"),
         ("ix_agents_ended_at", "agents"),

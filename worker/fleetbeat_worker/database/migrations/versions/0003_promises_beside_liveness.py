@@ -1,4 +1,4 @@
-"""What each heartbeat is judged by lies in one narrow table: an agent's promise moves from `agents` to `liveness`."""
+"""Promises: they move from `agents` to `liveness`, so that one narrow table has all that a heartbeat is judged by."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _MOVED = "registered_at, interval_seconds, schedule, time_zone, grace_seconds"
 
 
 def upgrade() -> None:
-    """Make `liveness` anew, in the order of its keys and without SQLite's row ids: one look finds a row."""
+    """Rebuild `liveness` with the promises, in the order of its keys and without SQLite's row ids."""
     op.execute(f"CREATE TABLE kept AS SELECT {_LIVENESS}, {_MOVED} FROM liveness JOIN agents USING (session_id)")  # noqa: S608 - our own names
     op.drop_table("liveness")
     _create_liveness(*_moved(), sqlite_with_rowid=False, fillfactor="90")
@@ -29,11 +29,11 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Take back what the upgrade made."""
+    """Undo the upgrade."""
     if op.get_bind().dialect.name == "postgresql":
         op.execute("ALTER TABLE agents RESET (fillfactor)")
     for column in _moved():
-        # What must not be empty gets a value first, as SQLite can't forbid emptiness later.
+        # Columns that must not be NULL get a value first, as SQLite can't add the constraint later.
         default = {"registered_at": sa.text("0"), "grace_seconds": sa.text("0")}.get(column.name)
         if op.get_bind().dialect.name == "postgresql" and column.name == "registered_at":
             default = sa.text("'epoch'")

@@ -1,4 +1,4 @@
-"""What verdicts need beside the deadline: pauses, maintenance, incidents, and the notifications that tell of them."""
+"""Verdicts: pauses, maintenance, incidents, stuck and flapping agents, and notifications."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ _COLUMNS: dict[str, dict[str, Any]] = {
     "pipeline": {"maintenance_since": Instant, "cleared_at": Instant, "unjudged": sa.Integer},
 }
 _RARE = ("unjudged_at", "flapping_at", "incident_id", "stuck_after")
-"""Columns of `agents` that few rows have, and that a sweep looks for: each is indexed where it is there."""
+"""Columns of `agents` that few rows have and that a sweep searches for: each has an index of its non-NULL values."""
 _TABLES = ("notifications", "maintenance", "incidents")
 
 
 def upgrade() -> None:
-    """Add the columns and make the tables."""
+    """Add the columns and create the tables."""
     for table, columns in _COLUMNS.items():
         for name, kind in columns.items():
             op.add_column(table, sa.Column(name, kind))
@@ -103,7 +103,7 @@ def _create_notifications() -> None:
 
 
 def downgrade() -> None:
-    """Take back what the upgrade made."""
+    """Undo the upgrade."""
     for table in _TABLES:
         op.drop_table(table)
     op.drop_index("ix_agents_paused_until", "agents")

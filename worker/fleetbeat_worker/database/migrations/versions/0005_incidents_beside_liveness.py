@@ -1,4 +1,4 @@
-"""Which incident an agent went silent in moves from `agents` to `liveness`, where the flag itself is written."""
+"""Incidents: an agent's incident moves from `agents` to `liveness`, where the flag itself is written."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Take back what the upgrade made."""
+    """Undo the upgrade."""
     op.add_column("agents", sa.Column("incident_id", sa.BigInteger))
     _copy("liveness", "agents")
     op.create_index("ix_agents_incident_id", "agents", ["incident_id"], sqlite_where=_THERE, postgresql_where=_THERE)

@@ -1,4 +1,4 @@
-"""When the last pulse was, as the last sweep found it: a Redis that comes back without its data doesn't know."""
+"""Pulse: the last one that a sweep read, for a Redis that comes back without its data."""
 
 from __future__ import annotations
 
@@ -19,5 +19,5 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Take back what the upgrade made."""
+    """Undo the upgrade."""
     op.drop_column("pipeline", "pulse_at")
