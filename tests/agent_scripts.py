@@ -1,4 +1,4 @@
-"""Agents that the tests run as processes of their own: a few lines of Python each, and what they sent."""
+"""Agents that the tests run as processes of their own: a few lines of Python each, and the messages that they sent."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BEGIN = """
 import os, sys, time, fleetbeat_producer as fleetbeat
 session = fleetbeat.AgentSession('hint', interval_seconds=86_400)
 """
-"""The beats that the session sends by itself would be one too many: on this interval none comes in a test's time."""
+"""On this long interval no automatic heartbeat is sent during a test."""
 
 
 def environment(redis_url: str) -> dict[str, str]:
@@ -25,7 +25,7 @@ def environment(redis_url: str) -> dict[str, str]:
 
 
 def run(code: str | Path, redis_url: str, *, exits: int = 0) -> str:
-    """Run an agent to its end; return what it printed. Nothing of ours may reach it as a traceback."""
+    """Run an agent to its end; return what it printed. No traceback may be printed."""
     done = subprocess.run(
         [sys.executable, *(["-c", BEGIN + code] if isinstance(code, str) else [str(code)])],
         env=environment(redis_url),
@@ -40,7 +40,7 @@ def run(code: str | Path, redis_url: str, *, exits: int = 0) -> str:
 
 
 def start(code: str, redis_url: str) -> subprocess.Popen[str]:
-    """Start an agent that is talked with over its stdin and stdout."""
+    """Start an agent that the test controls over stdin and stdout."""
     return subprocess.Popen(
         [sys.executable, "-c", BEGIN + code],
         env=environment(redis_url),
@@ -57,5 +57,5 @@ def inbox(redis: Redis) -> list[Any]:
 
 
 def progress(redis: Redis) -> list[str]:
-    """Return what the heartbeats say, in their order, without those that say nothing."""
+    """Return the progress of the heartbeats that have one, in order."""
     return [message.progress for message in inbox(redis) if isinstance(message, Heartbeat) and message.progress]

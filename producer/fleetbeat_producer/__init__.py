@@ -1,12 +1,12 @@
-"""Fleetbeat's producer: what an agent imports to say that it is alive.
+"""Fleetbeat's producer: the package that an agent imports to send its heartbeats.
 
     from fleetbeat_producer import AgentSession
 
     with AgentSession("hint", interval_seconds=30) as session:
         session.progress("reading the inbox")
 
-Nothing here waits for the network or fails because of it: a thread of its own sends what is said. Redis is found
-through `FLEETBEAT_REDIS_URL`, which is read at the first call of a process.
+No call waits for the network or fails because of it: a background thread sends the messages. The URL of Redis is read
+from `FLEETBEAT_REDIS_URL` at the first call of a process.
 """
 
 from importlib import import_module
@@ -58,7 +58,7 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> object:
-    """Import a name when it is asked for: a process that sends one message from the shell needs few of them."""
+    """Import a public name at its first use: a process that sends one message from the shell needs few of them."""
     if name not in __all__:
         message = f"module {__name__!r} has no attribute {name!r}"
         raise AttributeError(message)
@@ -69,5 +69,5 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    """Return what there is to import."""
+    """List the public names."""
     return __all__

@@ -1,7 +1,7 @@
-"""A small agent, to learn from and to try things with: `python -m fleetbeat_producer.example_agent --name hint`.
+"""Example agent, to learn from and to experiment with: `python -m fleetbeat_producer.example_agent --name hint`.
 
-It registers, works through its pages, and says after each how far it is. When it is asked to stop it says goodbye; when
-it is killed it can't, and Fleetbeat finds out.
+It registers, and sends a heartbeat with its progress after each page. On SIGTERM it deregisters; when it is killed it
+can't, and Fleetbeat flags it.
 """
 
 from __future__ import annotations
@@ -17,13 +17,15 @@ from fleetbeat_producer import deregister, register, send_heartbeat
 
 @click.command()
 @click.option("--name", required=True, help="The agent's name.")
-@click.option("--every", "interval_seconds", type=float, default=2.0, show_default=True, help="Seconds between beats.")
-@click.option("--work", default="reading pages", show_default=True, help="What it says it does.")
+@click.option(
+    "--every", "interval_seconds", type=float, default=2.0, show_default=True, help="Seconds between heartbeats."
+)
+@click.option("--work", default="reading pages", show_default=True, help="The work that it reports.")
 def main(name: str, interval_seconds: float, work: str) -> None:
-    """Beat until asked to stop."""
-    asked = threading.Event()
+    """Send heartbeats until SIGTERM or Ctrl-C."""
+    stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda _number, _frame: asked.set())
+        signal.signal(number, lambda _number, _frame: stopping.set())
     session = register(name, interval_seconds=interval_seconds, project="demo", work=work, stable=True)
     for page in count(1):
         send_heartbeat(
@@ -35,7 +37,7 @@ def main(name: str, interval_seconds: float, work: str) -> None:
             open_tasks=max(0, 20 - page),
             stale_tasks=0,
         )
-        if asked.wait(interval_seconds):
+        if stopping.wait(interval_seconds):
             break
     deregister(session.session_id)
 

@@ -1,1 +1,1 @@
-"""Background sending: the thread, its buffer and what happens at fork and exit."""
+"""Background sending: the thread, its buffer, and the process's fork and exit."""

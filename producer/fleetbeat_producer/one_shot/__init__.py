@@ -1,1 +1,1 @@
-"""One-shot calls: a message sent by a process that ends right after, kept on disk while Redis is away."""
+"""One-shot calls: a process sends one message and exits; while Redis is away the message is kept on disk."""

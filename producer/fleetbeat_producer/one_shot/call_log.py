@@ -1,4 +1,4 @@
-"""A log of one-shot calls: one line each, for cron jobs that nobody watches."""
+"""Log file of one-shot calls, one line each, for unattended cron jobs."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 MAX_BYTES = 1024 * 1024
-"""From this size on the log becomes PATH.1, in place of the one before."""
+"""At this size the log is renamed to PATH.1, and replaces the one before."""
 LOCK_SECONDS = 1.0
-"""How long to wait for others that write to the same log."""
+"""How long to wait for other processes that write to the same log."""
 
 
 def append(path: Path, agent: str, outcome: str, sent: dict[str, Any]) -> None:
-    """Add a line to a log: the time (UTC), the agent, the outcome and what was sent, with tabs in between.
+    """Add a line to a log: the time (UTC), the agent, the outcome and the message, separated by tabs.
 
-    Any number of processes may write at once. Control characters are escaped. The
-    directory is made if it isn't there. Raises OSError when the log can't be written.
+    Any number of processes may write at the same time. Control characters are escaped. The directory is created if it
+    doesn't exist. Raises OSError when the log can't be written.
     """
-    moment = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-    what = json.dumps(sent, ensure_ascii=False, separators=(",", ":"))
-    line = "\t".join(_printable(field) for field in (moment, agent, outcome, what)).encode() + b"\n"
+    now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    message = json.dumps(sent, ensure_ascii=False, separators=(",", ":"))
+    line = "\t".join(_printable(field) for field in (now, agent, outcome, message)).encode() + b"\n"
     path.parent.mkdir(parents=True, exist_ok=True)
-    ends_at = time.monotonic() + LOCK_SECONDS
-    while not _append_once(path, line):
-        if time.monotonic() > ends_at:
+    deadline = time.monotonic() + LOCK_SECONDS
+    while not _try_append(path, line):
+        if time.monotonic() > deadline:
             raise TimeoutError(0, "other processes hold its lock")
         time.sleep(0.005)
 
 
-def _append_once(path: Path, line: bytes) -> bool:
-    """Add the line, or return False if that is to be tried again: another process was at it, or has rotated it."""
-    # Nonblocking, as a pipe without a reader would hold us up.
+def _try_append(path: Path, line: bytes) -> bool:
+    """Add the line; return False to try again: another process holds the lock, or has rotated the log."""
+    # Non-blocking, as opening a pipe without a reader would hang.
     log = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_NOCTTY, 0o600)
     try:
         found = os.fstat(log)

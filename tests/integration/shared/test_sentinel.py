@@ -71,23 +71,23 @@ def place(tmp_path: Path, commands: CommandServer, sqlite_url: str) -> Iterator[
     made.end_all()
 
 
-def test_a_pipeline_goes_on_after_a_failover(place: Place) -> None:
+def test_the_pipeline_recovers_from_a_failover(place: Place) -> None:
     """The master is killed: agents, workers and a client that was connected all find the promoted replica.
 
-    The first Sentinel of the URL is away all the time, and no password is told anywhere.
+    The first Sentinel of the URL is never reachable, and no password is printed anywhere.
     """
     trio = Trio(place)
     place.environment["FLEETBEAT_REDIS_URL"] = trio.url
     worker = place.start("fleetbeat", "worker")
     place.run("fleetbeat-agent", "register", "--name", "hint", "--every", "30s", "--stable")
-    beat = ("fleetbeat-agent", "heartbeat", "--agent", "hint", "--json", "--wait")
-    place.run(*beat, "20")
+    heartbeat = ("fleetbeat-agent", "heartbeat", "--agent", "hint", "--json", "--wait")
+    place.run(*heartbeat, "20")
     with closing(connect(trio.url, timeout_seconds=2)) as client:
         assert client.ping()
         trio.master.kill()
         eventually(lambda: answer(lambda: bool(client.set("fleetbeat:test", "x"))), every_seconds=0.1)
         assert client.info("server")["tcp_port"] == trio.ports["replica"]
-    found = eventually(lambda: (run := place.run(*beat, "3", exits=None)).exit_status == 0 and run)
+    found = eventually(lambda: (run := place.run(*heartbeat, "3", exits=None)).exit_status == 0 and run)
     assert found.json["agent_name"] == "hint"
     assert place.json("fleetbeat", "queue")["workers"]
     worker.process.terminate()
@@ -97,8 +97,8 @@ def test_a_pipeline_goes_on_after_a_failover(place: Place) -> None:
     assert PASSWORD not in done.all
 
 
-def test_without_a_sentinel_the_error_says_so(place: Place) -> None:
-    """Nobody who names a master: the sentence has the Sentinels and the service, and no password."""
+def test_the_error_without_a_sentinel(place: Place) -> None:
+    """Without a reachable Sentinel the error names the Sentinels and the service, and no password."""
     url = f"redis+sentinel://:{PASSWORD}@127.0.0.1:{free_port()}/fleet"
     found = place.run("fleetbeat", "queue", "--redis-url", url, exits=75)
     assert "no Sentinel reports a working master" in found.stderr

@@ -33,7 +33,7 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def port(redis_url: str, certificates: Path) -> Iterator[int]:
-    """Return the port of a TLS server before a real Valkey; it lets in whoever has a certificate of our CA."""
+    """Return the port of a TLS server before a real Valkey; it accepts clients with a certificate of our CA."""
     inner = int(redis_url.rpartition(":")[2].partition("/")[0])
     listener = socket.create_server(("127.0.0.1", 0))
     process = fork(lambda: terminate_tls(listener, certificates, inner))
@@ -45,7 +45,7 @@ def port(redis_url: str, certificates: Path) -> Iterator[int]:
 
 
 def terminate_tls(listener: socket.socket, certificates: Path, inner: int) -> None:
-    """Serve until killed. No server of asyncio: it closes without saying to a client why its certificate won't do."""
+    """Serve until killed. No server of asyncio: it closes without an alert about the certificate."""
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=str(certificates / "ca.pem"))
     context.load_cert_chain(certificates / "server.pem", certificates / "server.key")
     context.verify_mode = ssl.CERT_REQUIRED
@@ -88,8 +88,8 @@ def ours(certificates: Path) -> dict[str, Path]:
     }
 
 
-def test_agents_and_workers_meet_over_tls(place: Place, port: int, certificates: Path) -> None:
-    """With a CA and a certificate in the URL, workers store what an agent sends, and it hears the answer."""
+def test_agents_and_workers_use_tls(place: Place, port: int, certificates: Path) -> None:
+    """With a CA and a certificate in the URL, workers store an agent's heartbeat, and the agent gets the reply."""
     place.environment["FLEETBEAT_REDIS_URL"] = url(port, **ours(certificates))
     worker = place.start("fleetbeat", "worker")
     place.run("fleetbeat-agent", "register", "--name", "hint", "--every", "30s", "--stable")
@@ -114,14 +114,14 @@ def test_agents_and_workers_meet_over_tls(place: Place, port: int, certificates:
         ("127.0.0.1", {"ssl_certfile": "missing.pem"}, "can't be opened"),
     ],
 )
-def test_what_is_wrong_with_tls_is_told(
+def test_tls_failures_are_described(
     place: Place, port: int, certificates: Path, trouble: tuple[str, dict[str, str | None], str]
 ) -> None:
-    """An untrusted server, another host's certificate, one of ours that is missing: each is a sentence that says so."""
-    host, changes, told = trouble
+    """An untrusted server, another host's certificate, a missing client certificate: each has a sentence of its own."""
+    host, changes, expected = trouble
     kept = {name: path for name, path in ours(certificates).items() if name not in changes}
     changed = {name: certificates / file for name, file in changes.items() if file is not None}
     given = url(port, host, **kept, **changed)
     found = place.run("fleetbeat", "queue", "--redis-url", given, exits=75)
-    assert told in found.stderr
+    assert expected in found.stderr
     assert "ssl_" not in found.all

@@ -68,22 +68,22 @@ def answered(producer_redis: FakeRedis, monkeypatch: pytest.MonkeyPatch) -> Fake
     return producer_redis
 
 
-def test_register_prints_one_object_and_sends_what_it_says(producer_redis: FakeRedis) -> None:
-    """Every option of a registration reaches the inbox and the answer."""
+def test_register_prints_and_sends_every_option(producer_redis: FakeRedis) -> None:
+    """Every option of a registration reaches the inbox and the printed object."""
     parent = "0198c5a0-6b1e-4e0e-9d53-5d0f4f1a7c11"
     options = ["--name", "hint", "--every", "1h30m", "--grace", "10s", "--project", "p", "--work", "w"]
     options += ["--missed", "3", "--stuck-after", "20"]
     options += ["--parent", parent, "--metadata", '{"model": "small"}', "--parallel", "--session", SESSION]
-    code, told = run_json("register", *options)
+    code, printed = run_json("register", *options)
     (message,) = sent(producer_redis)
     assert code == 0
-    assert told == {
+    assert printed == {
         "ok": True,
         "message_id": str(message.id),
         "session_id": SESSION,
         "agent_name": "hint",
         "timestamp": message.sent_at.isoformat().replace("+00:00", "Z"),
-        "sent_at": told["timestamp"],
+        "sent_at": printed["timestamp"],
         "progress": None,
         "interval_seconds": 5400,
         "grace_seconds": 10,
@@ -98,27 +98,27 @@ def test_register_prints_one_object_and_sends_what_it_says(producer_redis: FakeR
     assert (message.interval_seconds, message.grace_seconds, message.parallel) == (5400, 10, True)
 
 
-def test_register_takes_a_cron_line(producer_redis: FakeRedis) -> None:
+def test_register_takes_a_cron_expression(producer_redis: FakeRedis) -> None:
     """--cron and --time-zone become the schedule, --stable the id of the name."""
-    code, told = run_json("register", "--name", "nightly", "--cron", "15 8 * * *", "--time-zone", "UTC", "--stable")
+    code, printed = run_json("register", "--name", "nightly", "--cron", "15 8 * * *", "--time-zone", "UTC", "--stable")
     (message,) = sent(producer_redis)
-    assert (code, told["session_id"]) == (0, str(stable_session_id("nightly")))
+    assert (code, printed["session_id"]) == (0, str(stable_session_id("nightly")))
     assert (message.schedule, message.time_zone) == ("15 8 * * *", "UTC")
 
 
 def test_heartbeat_prints_what_was_sent(producer_redis: FakeRedis) -> None:
-    """Without --wait the answer holds the sender's time and no name, as only SQL knows it."""
+    """Without --wait the printed object has the sender's time and no name, as only the database knows it."""
     options = ["--progress", "reading\nmail", "--work-item", "W-1", "--status", "busy", "--summary", "s"]
     options += ["--error", "", "--open-tasks", "3", "--stale-tasks", "0", "--metadata", "{}"]
-    code, told = run_json("heartbeat", "--session", SESSION, *options)
+    code, printed = run_json("heartbeat", "--session", SESSION, *options)
     (message,) = sent(producer_redis)
     assert code == 0
-    assert told == {
+    assert printed == {
         "ok": True,
         "message_id": str(message.id),
         "session_id": SESSION,
         "agent_name": None,
-        "timestamp": told["sent_at"],
+        "timestamp": printed["sent_at"],
         "sent_at": message.sent_at.isoformat().replace("+00:00", "Z"),
         "progress": "reading mail",
         "work_item_id": "W-1",
@@ -132,38 +132,38 @@ def test_heartbeat_prints_what_was_sent(producer_redis: FakeRedis) -> None:
     }
 
 
-def test_an_agent_may_be_named(producer_redis: FakeRedis) -> None:
-    """--agent means the session of the name, for heartbeats and goodbyes, and the answer has the name."""
+def test_an_agent_is_found_by_its_name(producer_redis: FakeRedis) -> None:
+    """--agent means the session of the name, for heartbeats and deregistrations, and the output has the name."""
     for command in (["heartbeat", "--progress", "x"], ["deregister", "--exit-status", "3", "--error", "e"]):
-        code, told = run_json(*command, "--agent", " hint ")
-        assert (code, told["agent_name"], told["session_id"]) == (0, "hint", str(stable_session_id("hint")))
-    _, goodbye = sent(producer_redis)
-    assert (goodbye.kind, goodbye.exit_status, goodbye.error) == ("deregister", 3, "e")
+        code, printed = run_json(*command, "--agent", " hint ")
+        assert (code, printed["agent_name"], printed["session_id"]) == (0, "hint", str(stable_session_id("hint")))
+    _, deregistration = sent(producer_redis)
+    assert (deregistration.kind, deregistration.exit_status, deregistration.error) == ("deregister", 3, "e")
 
 
 @pytest.mark.usefixtures("answered")
 @pytest.mark.parametrize("who", [["--session", SESSION], ["--agent", "hint"]])
-def test_wait_prints_what_sql_says(who: list[str]) -> None:
+def test_wait_prints_the_reply(who: list[str]) -> None:
     """With --wait the name, the time and the progress are the worker's."""
-    code, told = run_json("heartbeat", *who, "--progress", "as sent", "--status", "ok", "--wait", "5")
-    assert (code, told["ok"], told["agent_name"], told["progress"]) == (0, True, "hint", "as stored")
-    assert told["timestamp"] == "2024-06-01T12:00:00.250000Z"
-    assert told["status"] == "ok"
+    code, printed = run_json("heartbeat", *who, "--progress", "as sent", "--status", "ok", "--wait", "5")
+    assert (code, printed["ok"], printed["agent_name"], printed["progress"]) == (0, True, "hint", "as stored")
+    assert printed["timestamp"] == "2024-06-01T12:00:00.250000Z"
+    assert printed["status"] == "ok"
 
 
 @pytest.mark.usefixtures("answered")
 def test_an_unknown_session_exits_1() -> None:
-    """A session that nobody registered is refused, not tried again."""
-    code, told = run_json("heartbeat", "--agent", "nobody", "--wait", "5")
-    assert (code, told["ok"], told["code"]) == (1, False, "unknown_session")
-    assert str(stable_session_id("nobody")) in told["error"]
+    """A session that was never registered is refused; trying again wouldn't help."""
+    code, printed = run_json("heartbeat", "--agent", "nobody", "--wait", "5")
+    assert (code, printed["ok"], printed["code"]) == (1, False, "unknown_session")
+    assert str(stable_session_id("nobody")) in printed["error"]
 
 
 @pytest.mark.usefixtures("producer_redis")
-def test_silence_exits_75() -> None:
-    """No answer in time means: try again later."""
-    code, told = run_json("heartbeat", "--session", SESSION, "--wait", "0.1")
-    assert (code, told["ok"], told["code"]) == (75, False, "not_confirmed")
+def test_no_reply_exits_75() -> None:
+    """No reply in time means: try again later."""
+    code, printed = run_json("heartbeat", "--session", SESSION, "--wait", "0.1")
+    assert (code, printed["ok"], printed["code"]) == (75, False, "not_confirmed")
 
 
 @pytest.mark.usefixtures("producer_redis")
@@ -178,43 +178,43 @@ def test_silence_exits_75() -> None:
     ids=lambda command: f"{command[0]} {command[-1]}",
 )
 def test_redis_away_exits_75(redis_server: FakeServer, command: list[str]) -> None:
-    """A Redis that is away is told as one sentence on stderr, or as one object that says what was kept on disk."""
+    """A Redis that is away is reported in one sentence on stderr, or as one object that says what was spooled."""
     redis_server.connected = False
     result = run(*command)
     assert (result.exit_code, result.stdout) == (75, "")
     assert result.stderr.startswith("Error: Redis at redis://127.0.0.1:6390/0 can't be used")
-    code, told = run_json(*command)
-    assert (code, told["ok"], told["code"]) == (75, False, "redis_unavailable")
-    assert told.get("spooled") is (True if command[0] == "heartbeat" else None)
+    code, printed = run_json(*command)
+    assert (code, printed["ok"], printed["code"]) == (75, False, "redis_unavailable")
+    assert printed.get("spooled") is (True if command[0] == "heartbeat" else None)
 
 
 def test_a_heartbeat_waits_on_disk_for_the_next_call(
     producer_redis: FakeRedis, redis_server: FakeServer, spool: Path
 ) -> None:
-    """With Redis away a heartbeat is kept with a warning and exit status 0; any later call sends it first."""
+    """With Redis away a heartbeat is spooled with a warning and exit status 0; any later call sends it first."""
     redis_server.connected = False
     kept = run("heartbeat", "--agent", "hint", "--progress", "kept")
     assert (kept.exit_code, kept.stdout) == (0, "Kept a heartbeat for hint in the spool.\n")
     assert kept.stderr.startswith("Warning: Redis at redis://127.0.0.1:6390/0 can't be used")
-    told = json.loads(run("heartbeat", "--agent", "hint", "--json").stdout)
-    assert (told["ok"], told["spooled"], told["agent_name"]) == (True, True, "hint")
+    printed = json.loads(run("heartbeat", "--agent", "hint", "--json").stdout)
+    assert (printed["ok"], printed["spooled"], printed["agent_name"]) == (True, True, "hint")
     redis_server.connected = True
     assert run("deregister", "--agent", "hint").exit_code == 0
-    first, second, goodbye = sent(producer_redis)
-    assert (first.progress, str(second.id), goodbye.kind) == ("kept", told["message_id"], "deregister")
+    first, second, deregistration = sent(producer_redis)
+    assert (first.progress, str(second.id), deregistration.kind) == ("kept", printed["message_id"], "deregister")
     assert not list(spool.glob("*.json"))
 
 
-def test_a_heartbeat_that_cannot_be_kept_is_lost(
+def test_a_heartbeat_that_cannot_be_spooled_is_lost(
     producer_redis: FakeRedis, redis_server: FakeServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """A spool that can't be used is an error with exit status 75 while Redis is away, else a warning."""
+    """A spool that can't be used is an error with exit status 75 while Redis is away, and otherwise a warning."""
     monkeypatch.setenv("FLEETBEAT_SPOOL_DIR", str(tmp_path))
     tmp_path.chmod(0o777)
     redis_server.connected = False
-    code, told = run_json("heartbeat", "--agent", "hint")
-    assert (code, told["code"], told["spooled"]) == (75, "redis_unavailable", False)
-    assert "The heartbeat is lost. The spool " in told["error"]
+    code, printed = run_json("heartbeat", "--agent", "hint")
+    assert (code, printed["code"], printed["spooled"]) == (75, "redis_unavailable", False)
+    assert "The heartbeat is lost. The spool " in printed["error"]
     redis_server.connected = True
     result = run("heartbeat", "--agent", "hint")
     assert (result.exit_code, result.stdout) == (0, "Sent a heartbeat for hint.\n")
@@ -224,7 +224,7 @@ def test_a_heartbeat_that_cannot_be_kept_is_lost(
 
 @pytest.mark.usefixtures("producer_redis")
 def test_the_log_has_a_line_for_each_call(redis_server: FakeServer, tmp_path: Path) -> None:
-    """Whatever becomes of a call is one line, with what was sent; a log that can't be written is a warning."""
+    """Whatever the outcome, a call is one line, with its message; a log that can't be written is a warning."""
     log = tmp_path / "log"
     run("register", "--name", "hint", "--every", "5s", "--stable", "--log-file", str(log))
     run("heartbeat", "--agent", "hint", "--progress", "x", "--log-file", str(log))
@@ -250,14 +250,14 @@ def test_the_log_has_a_line_for_each_call(redis_server: FakeServer, tmp_path: Pa
 
 
 @pytest.mark.usefixtures("answered")
-def test_the_log_says_what_was_confirmed(tmp_path: Path) -> None:
-    """A heartbeat that SQL has is told apart from one that was only sent."""
+def test_the_log_shows_confirmed_heartbeats(tmp_path: Path) -> None:
+    """A heartbeat that is in the database is distinguished from one that was only sent."""
     run("heartbeat", "--agent", "hint", "--wait", "5", "--log-file", str(tmp_path / "log"))
     assert "\thint\tconfirmed\t" in (tmp_path / "log").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("arguments", "expected"),
     [
         (["register", "--name", "hint"], "either --every or --cron"),
         (["register", "--name", "hint", "--every", "5s", "--cron", "* * * * *"], "either --every or --cron"),
@@ -307,15 +307,15 @@ def test_the_log_says_what_was_confirmed(tmp_path: Path) -> None:
     ],
     ids=lambda value: " ".join(value)[:60] if isinstance(value, list) else "",
 )
-def test_bad_usage_exits_2_and_sends_nothing(producer_redis: FakeRedis, arguments: list[str], says: str) -> None:
-    """What can't be sent is told with the option's or field's name: on stderr, or with --json as one object."""
+def test_bad_usage_exits_2_and_sends_nothing(producer_redis: FakeRedis, arguments: list[str], expected: str) -> None:
+    """An error names the option or field: on stderr, or with --json as one object."""
     plain = run(*arguments)
     assert (plain.exit_code, plain.stdout) == (2, "")
-    assert says in plain.stderr
-    code, told = run_json(*arguments)
-    assert (code, told["ok"]) == (2, False)
-    assert says in told["error"]
-    assert told["code"] in {"usage", "invalid_message"}
+    assert expected in plain.stderr
+    code, printed = run_json(*arguments)
+    assert (code, printed["ok"]) == (2, False)
+    assert expected in printed["error"]
+    assert printed["code"] in {"usage", "invalid_message"}
     assert sent(producer_redis) == []
 
 
@@ -334,15 +334,15 @@ def test_bad_usage_exits_2_and_sends_nothing(producer_redis: FakeRedis, argument
         (["deregister", "--session", SESSION], f"Sent a deregistration for session {SESSION}."),
     ],
 )
-def test_people_get_one_sentence(arguments: list[str], sentence: str) -> None:
+def test_plain_output_is_one_sentence(arguments: list[str], sentence: str) -> None:
     """Without --json each command says in one sentence what it did."""
     result = run(*arguments)
     assert (result.exit_code, result.stdout, result.stderr) == (0, sentence + "\n", "")
 
 
 @pytest.mark.usefixtures("producer_redis")
-def test_what_steers_a_terminal_is_not_printed() -> None:
-    """Escape sequences, line breaks and bytes that are no text in an option reach neither output nor error."""
+def test_control_characters_are_not_printed() -> None:
+    """Escape sequences, line breaks and undecodable bytes in an option reach neither output nor error."""
     for dirty in ("\x1b[31mhi\nnt", "hi\udcff nt", "\u202ehi nt"):
         for options in (("--name", dirty, "--every", "5s"), ("--name", "x", "--every", dirty)):
             result = run("register", *options)
@@ -352,7 +352,7 @@ def test_what_steers_a_terminal_is_not_printed() -> None:
 
 @pytest.mark.parametrize("command", [["register", "--every", "5s", "--stable", "--name"], ["heartbeat", "--agent"]])
 def test_a_name_that_cannot_be_printed_is_refused(producer_redis: FakeRedis, command: list[str]) -> None:
-    """Stripped of an escape sequence or a line break it could be another agent's, whose promise it would change."""
+    """Without its escape sequence or line break the name could be another agent's, and change that agent's promise."""
     for dirty, point in (("hi\x1b[31mnt", "U+001B"), ("hi\nnt", "U+000A")):
         result = run(*command, dirty)
         assert result.exit_code == 2
@@ -360,10 +360,10 @@ def test_a_name_that_cannot_be_printed_is_refused(producer_redis: FakeRedis, com
     assert sent(producer_redis) == []
 
 
-def test_the_url_is_found_by_option_variable_or_file(
+def test_the_url_comes_from_option_variable_or_file(
     redis: FakeRedis, monkeypatch: pytest.MonkeyPatch, tmp_path: Any
 ) -> None:
-    """The option wins over the environment, whose _FILE form works too."""
+    """The option overrides the environment, whose _FILE form works too."""
     urls: list[str] = []
     monkeypatch.setattr(transport, "connect", lambda url, **_options: urls.append(url) or redis)
     (tmp_path / "url").write_text("redis://from-file/0\n")
@@ -392,18 +392,16 @@ def test_passwords_never_appear(monkeypatch: pytest.MonkeyPatch, url: str) -> No
 
 
 def test_a_bad_setting_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A malformed variable is told by its name, with the code of a bad setting."""
+    """A malformed variable is reported by its name, with the code of a bad setting."""
     monkeypatch.setenv("FLEETBEAT_REDIS_TIMEOUT_SECONDS", "soon")
-    code, told = run_json("heartbeat", "--agent", "hint")
-    assert (code, told["code"]) == (2, "bad_setting")
-    assert "FLEETBEAT_REDIS_TIMEOUT_SECONDS" in told["error"]
+    code, printed = run_json("heartbeat", "--agent", "hint")
+    assert (code, printed["code"]) == (2, "bad_setting")
+    assert "FLEETBEAT_REDIS_TIMEOUT_SECONDS" in printed["error"]
 
 
 @pytest.mark.parametrize("command", ["register", "heartbeat", "deregister"])
-def test_every_command_shows_an_example_that_works(
-    producer_redis: FakeRedis, monkeypatch: pytest.MonkeyPatch, command: str
-) -> None:
-    """The examples in --help are commands that the script accepts."""
+def test_examples_of_the_help_work(producer_redis: FakeRedis, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
+    """The examples in --help are commands that are accepted."""
     monkeypatch.chdir(Path(__file__).parents[3] / "docs")  # agents.toml is there
     text = run(command, "--help").stdout
     examples = [line.strip() for line in text.splitlines() if line.strip().startswith("fleetbeat-agent ")]

@@ -13,11 +13,11 @@ SESSION = uuid4()
 
 
 def kinds(buffer: Buffer) -> list[str]:
-    return [waiting.message.kind for waiting in buffer.take(100)]
+    return [queued.message.kind for queued in buffer.take(100)]
 
 
 def test_messages_leave_in_the_order_of_the_calls() -> None:
-    """Registrations, heartbeats and goodbyes stay in order, whichever queue holds them."""
+    """Registrations, heartbeats and deregistrations stay in order, whichever queue holds them."""
     buffer = Buffer()
     buffer.put(compose(Register, SESSION, agent_name="hint", interval_seconds=5), 0)
     buffer.put(compose(Heartbeat, SESSION), 1)
@@ -26,20 +26,20 @@ def test_messages_leave_in_the_order_of_the_calls() -> None:
     assert kinds(buffer) == ["register", "heartbeat", "deregister", "heartbeat"]
 
 
-def test_heartbeats_are_dropped_first_and_the_oldest_of_them() -> None:
-    """A full buffer gives up old heartbeats, and keeps what makes an agent known."""
+def test_the_oldest_heartbeats_are_dropped_first() -> None:
+    """A full buffer drops old heartbeats, and keeps the registration."""
     buffer = Buffer(capacity=3)
     buffer.put(compose(Register, SESSION, agent_name="hint", interval_seconds=5), 0)
     for number in range(5):
         buffer.put(compose(Heartbeat, SESSION, open_tasks=number), number)
     assert buffer.counts() == (3, 0, 3)
-    first, *beats = [waiting.message for waiting in buffer.take(10)]
+    first, *heartbeats = [queued.message for queued in buffer.take(10)]
     assert isinstance(first, Register)
-    assert [beat.open_tasks for beat in beats if isinstance(beat, Heartbeat)] == [3, 4]
+    assert [heartbeat.open_tasks for heartbeat in heartbeats if isinstance(heartbeat, Heartbeat)] == [3, 4]
 
 
-def test_who_flushes_waits_for_no_later_message() -> None:
-    """What is on its way counts as held, and what was put back too; what came later doesn't."""
+def test_a_flush_does_not_wait_for_later_messages() -> None:
+    """A message in flight or put back counts as held; a later one doesn't."""
     buffer = Buffer()
     buffer.put(compose(Heartbeat, SESSION), 0)
     end = buffer.next_number()
@@ -56,7 +56,7 @@ def test_who_flushes_waits_for_no_later_message() -> None:
 
 @given(st.lists(st.sampled_from(["put", "take", "sent", "back"]), max_size=60))
 def test_every_call_is_queued_sent_or_dropped(acts: list[str]) -> None:
-    """Whatever happens in whatever order, the counts add up to the calls, and no more wait than may."""
+    """Whatever happens in whatever order, the counts add up to the calls, and the capacity is kept."""
     buffer = Buffer(capacity=5)
     calls, out = 0, []
     for act in acts:
@@ -73,26 +73,26 @@ def test_every_call_is_queued_sent_or_dropped(acts: list[str]) -> None:
         assert queued <= 5
 
 
-def test_beats_come_on_their_interval_and_spread_out() -> None:
-    """Sessions that start together beat at different moments, once in an interval, and not when they have ended."""
-    beats = AutoHeartbeats()
+def test_automatic_heartbeats_are_spread_over_the_interval() -> None:
+    """Sessions that start together send at different times, once in an interval, and not after their end."""
+    auto_heartbeats = AutoHeartbeats()
     sessions = [uuid4() for _ in range(200)]
     for session in sessions:
-        beats.add(session, 10.0, now=0.0)
-    halves = [len(beats.take_due(float(second))) for second in range(1, 21)]
+        auto_heartbeats.add(session, 10.0, now=0.0)
+    halves = [len(auto_heartbeats.take_due(float(second))) for second in range(1, 21)]
     assert sum(halves[:10]) == sum(halves[10:]) == 200
     assert max(halves) < 60
     for session in sessions[1:]:
-        beats.remove(session)
-    assert [beat.session_id for beat in beats.take_due(30.0)] == [sessions[0]]
+        auto_heartbeats.remove(session)
+    assert [heartbeat.session_id for heartbeat in auto_heartbeats.take_due(30.0)] == [sessions[0]]
 
 
-def test_a_machine_that_slept_beats_once_and_spreads_out_again() -> None:
-    """After an hour without a look each session has one beat to send, not one for each interval, and its own moment."""
-    beats = AutoHeartbeats()
+def test_one_heartbeat_follows_a_sleep_of_the_machine() -> None:
+    """After an hour's sleep each session sends one heartbeat, not one per interval, and keeps its own offset."""
+    auto_heartbeats = AutoHeartbeats()
     for _ in range(200):
-        beats.add(uuid4(), 10.0, now=0.0)
-    assert len(beats.take_due(3600.0)) == 200
-    after = [len(beats.take_due(3600.0 + second)) for second in range(1, 11)]
+        auto_heartbeats.add(uuid4(), 10.0, now=0.0)
+    assert len(auto_heartbeats.take_due(3600.0)) == 200
+    after = [len(auto_heartbeats.take_due(3600.0 + second)) for second in range(1, 11)]
     assert sum(after) == 200
     assert max(after) < 60

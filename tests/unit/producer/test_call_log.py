@@ -14,7 +14,7 @@ from processes import end_of, fork
 
 
 def test_a_line_has_four_fields(tmp_path: Path) -> None:
-    """A call is one line: when (UTC), who, what became of it, and what was sent; only its user may read it."""
+    """A call is one line: time (UTC), agent, outcome and message; only its user may read the file."""
     log = tmp_path / "logs" / "beats.log"
     call_log.append(log, "hint", "sent", {"progress": "Blätter", "open_tasks": 3})
     line = log.read_text(encoding="utf-8")
@@ -25,8 +25,8 @@ def test_a_line_has_four_fields(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("dirty", ["a\nb", "a\tb", "\x1b[31m", "\x9b", "\u202e", "\u2028", "hi\udcff", "\U000e0001"])
-def test_nothing_steers_a_terminal(tmp_path: Path, dirty: str) -> None:
-    """Control characters are escaped in every field, and what was sent is still JSON."""
+def test_control_characters_are_escaped(tmp_path: Path, dirty: str) -> None:
+    """Control characters are escaped in every field, and the message is still JSON."""
     log = tmp_path / "log"
     call_log.append(log, dirty, "sent", {"progress": dirty})
     (line,) = log.read_text(encoding="utf-8").splitlines()
@@ -35,8 +35,8 @@ def test_nothing_steers_a_terminal(tmp_path: Path, dirty: str) -> None:
     assert json.loads(line.split("\t")[3]) == {"progress": dirty}
 
 
-def test_it_rotates_and_keeps_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """At its size the log becomes PATH.1, in place of the one before; no line is torn or lost in the newer two."""
+def test_the_log_is_rotated_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At its size limit the log becomes PATH.1, which replaces the last one; no line is torn, none lost in the two."""
     monkeypatch.setattr(call_log, "MAX_BYTES", 1000)
     log = tmp_path / "log"
     for number in range(60):
@@ -50,7 +50,7 @@ def test_it_rotates_and_keeps_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_many_processes_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Processes that write at once, and rotate the log meanwhile, lose no line and tear none."""
+    """Processes that write at the same time, and rotate the log meanwhile, lose no line and tear none."""
     monkeypatch.setattr(call_log, "MAX_BYTES", 40_000)
     monkeypatch.setattr(call_log, "LOCK_SECONDS", 60.0)
     log = tmp_path / "log"
@@ -65,8 +65,8 @@ def test_many_processes_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert found == [(f"agent {writer}", number) for writer in range(6) for number in range(100)]
 
 
-def test_a_log_that_is_rotated_at_the_last_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A process that has opened the log before another one rotated it writes to the new one."""
+def test_a_log_rotated_before_it_is_locked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that opened the log before another one rotated it writes to the new one."""
     log = tmp_path / "log"
     log.write_text("old\n", encoding="utf-8")
     lock = fcntl.flock
@@ -82,8 +82,8 @@ def test_a_log_that_is_rotated_at_the_last_moment(tmp_path: Path, monkeypatch: p
     assert "\thint\tsent\t" in log.read_text(encoding="utf-8")
 
 
-def test_who_holds_the_lock_for_ever_stops_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stopped process that holds the log makes it an error after a time, not a call that hangs."""
+def test_a_lock_that_is_never_released_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stopped process that holds the log's lock causes an error after a time, not a call that hangs."""
     monkeypatch.setattr(call_log, "LOCK_SECONDS", 0.02)
     log = tmp_path / "log"
     with log.open("w") as held:
@@ -92,8 +92,8 @@ def test_who_holds_the_lock_for_ever_stops_nobody(tmp_path: Path, monkeypatch: p
             call_log.append(log, "hint", "sent", {})
 
 
-def test_a_device_will_do(tmp_path: Path) -> None:
-    """What is no regular file is written to as it is, and what can't be written is an OSError."""
+def test_a_log_may_be_a_device(tmp_path: Path) -> None:
+    """A file that isn't regular is written as it is, and one that can't be written raises OSError."""
     call_log.append(Path("/dev/null"), "hint", "sent", {})
     with pytest.raises(OSError, match="directory"):
         call_log.append(tmp_path, "hint", "sent", {})

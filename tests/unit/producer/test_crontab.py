@@ -53,7 +53,7 @@ WORDS = st.text(st.characters(codec="utf-8", exclude_categories=["C"]) | st.samp
 @settings(max_examples=30, deadline=None)
 @given(st.lists(WORDS, min_size=1, max_size=20))
 def test_a_word_reaches_the_command_through_every_cron_and_the_shell(words: list[str]) -> None:
-    """Quotes, dollars, percent signs and backslashes arrive as they were, whatever cron makes of backslashes."""
+    """Quotes, dollars, percent signs and backslashes arrive unchanged, however cron treats backslashes."""
     command = "printf '[%s]' " + " ".join(map(quote, words))
     expected = "".join(f"[{word}]" for word in words)
     escaped = command.replace("%s", "\\%s", 1)  # the test's own
@@ -63,7 +63,7 @@ def test_a_word_reaches_the_command_through_every_cron_and_the_shell(words: list
         assert done.stdout.decode() == expected
 
 
-def test_a_line_says_all_that_the_file_says(tmp_path: Path) -> None:
+def test_a_line_holds_all_keys_of_its_agent(tmp_path: Path) -> None:
     """Name, status, summary, tasks and log file become options of a heartbeat, after the program's absolute path."""
     text = HINT + 'status = "ok"\nsummary = "100% done; isn\'t it"\nwork_item = "W-1"\nopen_tasks = 3\nprogress = "-p"'
     begin, line, end = block(tmp_path, text).splitlines()
@@ -77,8 +77,8 @@ def test_a_line_says_all_that_the_file_says(tmp_path: Path) -> None:
     ]
 
 
-def test_a_line_in_another_zone_looks_at_its_agents_clock(tmp_path: Path) -> None:
-    """Where the machine's clock shows another time, the line starts each hour and is told when to beat."""
+def test_a_line_in_another_zone_checks_the_time(tmp_path: Path) -> None:
+    """Where the machine's time zone differs, the line starts each hour and passes the schedule as --only-at."""
     text = '[defaults]\ntime_zone = "Europe/Berlin"\n[[agents]]\nname = "torv"\ncron = "15 8 * * *"\n'
     _, line, _ = block(tmp_path, text).splitlines()
     assert line.startswith("15 * * * * ")
@@ -101,39 +101,39 @@ def test_a_line_in_another_zone_looks_at_its_agents_clock(tmp_path: Path) -> Non
         ),
     ],
 )
-def test_a_line_finds_redis(tmp_path: Path, defaults: str, environment: dict[str, str], words: str) -> None:
-    """The file's own setting goes first, then the environment's; no line sets anything for the lines below it."""
+def test_a_line_sets_the_url_of_redis(tmp_path: Path, defaults: str, environment: dict[str, str], words: str) -> None:
+    """The file's own setting overrides the environment's; no line sets anything for the lines below it."""
     lines = block(tmp_path, defaults + HINT, **environment).splitlines()
     assert lines[1].startswith(f"0 */6 * * * {words and f'/usr/bin/env {words} '}{find_script()} heartbeat")
     assert len(lines) == 3
 
 
 @pytest.mark.parametrize("url", ["redis://:s3cret@queue/0", "rediss://queue?password=s3cret", "redis://:s3/cret@queue"])
-def test_no_password_stands_in_a_crontab(tmp_path: Path, url: str) -> None:
-    """A URL with a password is refused, unread, with what to do instead."""
+def test_no_password_is_written_into_a_crontab(tmp_path: Path, url: str) -> None:
+    """A URL with a password is refused, without quoting it, and with what to do instead."""
     with pytest.raises(SettingsError, match="Put the URL into a file that only you can read") as caught:
         block(tmp_path, HINT, FLEETBEAT_REDIS_URL=url)
     assert "s3" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("text", "environment", "told"),
+    ("text", "environment", "expected"),
     [
         (HINT.replace("6h", "7h"), {}, 'agent "hint", every: a crontab can\'t express 7h evenly'),
         (HINT + f'summary = "{"x" * 500}"\nprogress = "{"x" * 400}"', {}, 'agent "hint": .* longer than the 998 bytes'),
         (HINT, {"FLEETBEAT_REDIS_URL": "redis://a\n* * * * * evil"}, 'agent "hint": .* control characters'),
     ],
 )
-def test_what_cannot_stand_in_a_crontab_is_told(
-    tmp_path: Path, text: str, environment: dict[str, str], told: str
+def test_a_line_that_crontabs_cannot_hold_is_refused(
+    tmp_path: Path, text: str, environment: dict[str, str], expected: str
 ) -> None:
     """An uneven interval, a line that some crons would refuse, a line break: an error with the agent's name."""
-    with pytest.raises(SettingsError, match=told):
+    with pytest.raises(SettingsError, match=expected):
         block(tmp_path, text, **environment)
 
 
 def test_a_path_with_a_line_break_is_refused() -> None:
-    """The marks around a block are one line each."""
+    """The markers around a block are one line each."""
     with pytest.raises(SettingsError, match="can't be written into a crontab"):
         replace_block("", Path("/a\nb"), "")
 
@@ -143,7 +143,7 @@ OTHER_LINES = st.lists(st.text(st.characters(codec="utf-8", exclude_characters="
 
 @given(OTHER_LINES, OTHER_LINES)
 def test_all_other_lines_stay_as_they_are(before: list[str], after: list[str]) -> None:
-    """Putting in, replacing and taking out change the block alone, wherever it stands, odd bytes and all."""
+    """Adding, replacing and removing change only the block, wherever it is, odd bytes and all."""
     head, tail = ("".join(f"{line}\n" for line in lines) for lines in (before, after))
     old = BLOCK.replace("beat\n", "old\n* * * * * older\n")
     assert replace_block(head, FILE, BLOCK) == head + BLOCK
@@ -154,7 +154,7 @@ def test_all_other_lines_stay_as_they_are(before: list[str], after: list[str]) -
     assert replace_block("no newline", FILE, BLOCK) == "no newline\n" + BLOCK
 
 
-def test_two_files_live_side_by_side() -> None:
+def test_each_file_has_its_own_block() -> None:
     """Each file has a block of its own, also when one path begins with the other."""
     other = BLOCK.replace("agents.toml", "agents.toml2")
     both = replace_block(replace_block("", FILE, BLOCK), Path("/fleet/agents.toml2"), other)
@@ -165,7 +165,7 @@ def test_two_files_live_side_by_side() -> None:
 @pytest.mark.parametrize("damaged", [0, 2])
 @pytest.mark.parametrize("new", [BLOCK, ""])
 def test_a_damaged_block_is_left_alone(damaged: int, new: str) -> None:
-    """A begin without an end, an end without a begin, or two of one: an error, as what is whose can't be known."""
+    """A begin without an end, an end without a begin, or two of one raise an error, and nothing is changed."""
     lines = BLOCK.splitlines(keepends=True)
     lost = "".join(lines[:damaged] + lines[damaged + 1 :])
     doubled = BLOCK + lines[damaged]
@@ -174,8 +174,8 @@ def test_a_damaged_block_is_left_alone(damaged: int, new: str) -> None:
             replace_block(crontab, FILE, new)
 
 
-def test_a_heartbeat_looks_at_its_agents_clock(producer_redis: FakeRedis, tmp_path: Path) -> None:
-    """With --only-at nothing is sent or logged unless the expression means this minute; a bad one exits 2."""
+def test_a_heartbeat_is_sent_only_at_its_time(producer_redis: FakeRedis, tmp_path: Path) -> None:
+    """With --only-at nothing is sent or logged unless the expression matches this minute; a bad one exits 2."""
     log = tmp_path / "log"
     words = ["heartbeat", "--agent", "torv", "--log-file", str(log), "--json", "--only-at"]
     never = f"{(datetime.now(UTC).minute + 30) % 60} * * * *"
@@ -210,8 +210,8 @@ def run(*arguments: str) -> Result:
     return result
 
 
-def test_install_shows_and_writes_once(crontab: Path) -> None:
-    """The first install shows the difference and writes; the second has nothing to do; remove takes all of it out."""
+def test_install_and_remove(crontab: Path) -> None:
+    """The first install shows the difference and writes; the second has nothing to do; remove removes all of it."""
     crontab.write_bytes(b"MAILTO=me\n# caf\xe9\n5 4 * * * ls\n")
     printed = run("print", "agents.toml").stdout
     result = run("install", "agents.toml", "--yes")
@@ -230,18 +230,18 @@ def test_install_shows_and_writes_once(crontab: Path) -> None:
 def test_each_command_has_json(crontab: Path) -> None:
     """With --json there is one object, also without a crontab and when there is nothing to do."""
     printed = json.loads(run("print", "agents.toml", "--json").stdout)
-    told = [
+    results = [
         json.loads(run(command, "agents.toml", "--yes", "--json").stdout)
         for command in ("install", "install", "remove", "remove")
     ]
     assert printed["lines"][0].startswith("# fleetbeat begin /")
-    assert [each["changed"] for each in told] == [True, False, True, False]
-    assert [f"+{line}" for line in printed["lines"]] == told[0]["difference"][-3:]
-    assert all(each["ok"] and each["file"] == str(Path("agents.toml").absolute()) for each in [printed, *told])
+    assert [each["changed"] for each in results] == [True, False, True, False]
+    assert [f"+{line}" for line in printed["lines"]] == results[0]["difference"][-3:]
+    assert all(each["ok"] and each["file"] == str(Path("agents.toml").absolute()) for each in [printed, *results])
     assert crontab.read_text() == ""
 
 
-def test_nothing_is_written_when_nobody_can_be_asked(crontab: Path) -> None:
+def test_nothing_is_written_without_confirmation(crontab: Path) -> None:
     """Without a terminal and without --yes it exits 2 and says so."""
     result = run("install", "agents.toml")
     assert result.exit_code == 2
@@ -250,7 +250,7 @@ def test_nothing_is_written_when_nobody_can_be_asked(crontab: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("script", "told"),
+    ("script", "expected"),
     [
         (
             "echo 'you (me) are not allowed' >&2; exit 1",
@@ -261,10 +261,10 @@ def test_nothing_is_written_when_nobody_can_be_asked(crontab: Path) -> None:
         (None, "There is no crontab command on PATH."),
     ],
 )
-def test_a_crontab_that_refuses_is_told(
-    crontab: Path, monkeypatch: pytest.MonkeyPatch, script: str | None, told: str
+def test_a_failure_of_crontab_is_reported(
+    crontab: Path, monkeypatch: pytest.MonkeyPatch, script: str | None, expected: str
 ) -> None:
-    """What the crontab command said is in the sentence, and the exit status is 1."""
+    """The sentence quotes the crontab command, and the exit status is 1."""
     program = crontab.parent / "crontab"
     if script is None:
         monkeypatch.setenv("PATH", "/nowhere")
@@ -273,4 +273,4 @@ def test_a_crontab_that_refuses_is_told(
     result = run("install", "agents.toml", "--yes")
     assert result.exit_code == 1
     assert result.stderr.startswith("Error: The")
-    assert told in result.stderr
+    assert expected in result.stderr

@@ -18,8 +18,8 @@ def read(folder: Path, text: str) -> FleetFile:
     return read_fleet_file(path)
 
 
-def test_the_example_is_a_fleet_of_four() -> None:
-    """docs/agents.toml says who beats when, with a summary and a status for each."""
+def test_the_example_file_has_four_agents() -> None:
+    """docs/agents.toml lists four agents with their intervals and schedules, each with a summary and a status."""
     agents = read_fleet_file(EXAMPLE).agents
     promised = [(agent.name, agent.registration.interval_seconds, agent.registration.schedule) for agent in agents]
     assert promised == [
@@ -33,8 +33,8 @@ def test_the_example_is_a_fleet_of_four() -> None:
     assert [agent.registration.session_id for agent in agents] == [stable_session_id(agent.name) for agent in agents]
 
 
-def test_an_agents_own_keys_go_before_the_defaults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each key reaches its field; paths lie beside the file or at home; text is cleaned as in messages."""
+def test_an_agents_own_keys_override_the_defaults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each key reaches its field; paths are relative to the file or to home; text is cleaned as in messages."""
     monkeypatch.setenv("HOME", "/home/somebody")
     fleet = read(
         tmp_path,
@@ -88,17 +88,17 @@ def test_an_agents_own_keys_go_before_the_defaults(tmp_path: Path, monkeypatch: 
     promised = two.registration
     assert (promised.interval_seconds, promised.time_zone, promised.grace_seconds) == (5400, None, 10)
     assert (promised.project, promised.work, promised.metadata) == ("own", "w", {"model": "small"})
-    said = two.heartbeat
-    assert (said.status, said.progress, said.work_item_id) == ("busy", "p", "W-1")
-    assert re.fullmatch(r"two +lines", said.summary or "")
-    assert (said.open_tasks, said.stale_tasks) == (3, 0)
+    heartbeat = two.heartbeat
+    assert (heartbeat.status, heartbeat.progress, heartbeat.work_item_id) == ("busy", "p", "W-1")
+    assert re.fullmatch(r"two +lines", heartbeat.summary or "")
+    assert (heartbeat.open_tasks, heartbeat.stale_tasks) == (3, 0)
 
 
 ONE = '[[agents]]\nname = "torv"\n'
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "expected"),
     [
         ("", r"top level: agents: there are none; write \[\[agents\]\]"),
         ("agents = 3", "top level: agents: there are none"),
@@ -136,16 +136,16 @@ ONE = '[[agents]]\nname = "torv"\n'
         ),
     ],
 )
-def test_a_mistake_is_told_with_file_agent_and_key(tmp_path: Path, text: str, told: str) -> None:
-    """Whatever is wrong, the sentence says where it stands and what would be right."""
-    with pytest.raises(SettingsError, match=told) as caught:
+def test_an_error_names_file_agent_and_key(tmp_path: Path, text: str, expected: str) -> None:
+    """Whatever is wrong, the sentence says where, and what would be right."""
+    with pytest.raises(SettingsError, match=expected) as caught:
         read(tmp_path, text)
     assert str(caught.value).startswith(f"{tmp_path / 'agents.toml'}")
     assert "\n" not in str(caught.value)
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
-    """A file that isn't there, or is no text, ends in a sentence with its path."""
+    """A file that doesn't exist, or isn't text, is reported with its path."""
     with pytest.raises(SettingsError, match=r"gone\.toml can't be read: No such file"):
         read_fleet_file(tmp_path / "gone.toml")
     (tmp_path / "agents.toml").write_bytes(b"\xff\xfe")

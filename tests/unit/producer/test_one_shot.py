@@ -21,8 +21,8 @@ def settings(tmp_path: Path) -> Settings:
     return Settings(spool_dir=tmp_path / "spool", redis_timeout_seconds=0.2)
 
 
-def test_a_name_that_is_looked_up_for_ever(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What no socket's timeout bounds, as the resolver, doesn't hold the call up either."""
+def test_a_hanging_name_lookup_is_abandoned(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hang that no socket timeout limits, such as the resolver's, doesn't delay the call."""
     for_ever = threading.Event()
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_arguments: for_ever.wait(600) and [])
     one_shot = OneShot(settings.model_copy(update={"redis_url": "redis://me:hunter2@redis.example/0"}))
@@ -31,10 +31,10 @@ def test_a_name_that_is_looked_up_for_ever(settings: Settings, monkeypatch: pyte
     for_ever.set()
 
 
-def test_each_batch_has_the_whole_time(
+def test_each_batch_gets_the_whole_timeout(
     settings: Settings, producer_redis: FakeRedis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A spool that takes longer to send than the timeout gets through, as long as Redis answers each batch in time."""
+    """Draining a spool may take longer than the timeout, as long as Redis answers each batch in time."""
     monkeypatch.setattr(spool, "BATCH_SIZE", 1)
     one_shot = OneShot(settings)
     for _ in range(6):
@@ -51,7 +51,7 @@ def test_each_batch_has_the_whole_time(
     assert one_shot.warnings == []
 
 
-def test_no_thread_to_be_had(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_thread_that_cannot_start_counts_as_redis_away(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     """A process that may start no thread fails as if Redis were away."""
 
     def refuse(_thread: threading.Thread) -> None:

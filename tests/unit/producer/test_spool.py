@@ -23,7 +23,7 @@ DAY = 86_400.0
 
 
 class Clock:
-    """The clocks of a machine, which a test may move or start anew."""
+    """The clocks of a machine, which a test may move or reboot."""
 
     def __init__(self) -> None:
         self.wall, self.boot, self.boot_id = 1_700_000_000.0, 5000.0, "first"
@@ -36,8 +36,8 @@ class Clock:
         """Let time go by on both clocks."""
         self.wall, self.boot = self.wall + number, self.boot + number
 
-    def start_again(self, uptime: float) -> None:
-        """Start the machine again, so long ago."""
+    def reboot(self, uptime: float) -> None:
+        """Reboot the machine, so long ago."""
         self.boot, self.boot_id = uptime, "second"
 
 
@@ -62,7 +62,7 @@ class Inbox:
 
     @property
     def waited(self) -> list[float | None]:
-        """Return how long each message says that it waited."""
+        """Return the waiting time that each message carries."""
         return [message.buffered_seconds for message in self.messages]
 
 
@@ -99,8 +99,8 @@ def kept(directory: Path) -> list[str]:
     return sorted(path.name for path in directory.iterdir() if path.suffix == ".json")
 
 
-def test_what_waits_is_sent_oldest_first_with_how_long_it_waited(spool: Spool, clock: Clock, inbox: Inbox) -> None:
-    """Each message comes out once, in order, without its wish for an answer, and with the time since it was kept."""
+def test_messages_are_sent_oldest_first_with_their_waiting_time(spool: Spool, clock: Clock, inbox: Inbox) -> None:
+    """Each message comes out once, in order, asks for no reply, and carries the time since it was spooled."""
     messages = put(spool, 3)
     clock.pass_seconds(90)
     messages += put(spool, 1)
@@ -126,38 +126,38 @@ def test_what_waits_is_sent_oldest_first_with_how_long_it_waited(spool: Spool, c
             ClockReading(100, 50, "a"),
             ClockReading(120, 110, "b"),
             110,
-        ),  # it was before this start, whatever the wall clock says
+        ),  # it was before this start, whatever the wall clock shows
         (ClockReading(100, 50, "a"), ClockReading(1, 110, "b"), 110),
         (ClockReading(100, None, None), ClockReading(160, None, None), 60),  # no boot clock
         (ClockReading(100, None, None), ClockReading(1, None, None), 0),
         (ClockReading(100, None, "a"), ClockReading(160, 500, "a"), 60),
     ],
 )
-def test_how_long_something_took(then: ClockReading, now: ClockReading, waited: float) -> None:
-    """The boot clock counts within one start of the machine, else the wall clock as far as it can be right."""
+def test_elapsed_time(then: ClockReading, now: ClockReading, waited: float) -> None:
+    """The boot clock counts within one boot, otherwise the wall clock as far as it can be right."""
     assert elapsed_seconds(then, now) == waited
 
 
-def test_this_machine_has_clocks() -> None:
+def test_the_clocks_of_this_machine_go_forward() -> None:
     """The clocks of this machine go forward together."""
     first, second = read_clocks(), read_clocks()
     assert 0 <= elapsed_seconds(first, second) < 60
     assert first.boot_id == second.boot_id
 
 
-def test_a_message_that_outlived_its_machine_goes_by_the_wall_clock(spool: Spool, clock: Clock, inbox: Inbox) -> None:
-    """After a restart a message has waited at least since the machine came up, and else as long as the clock says."""
+def test_the_wall_clock_counts_after_a_reboot(spool: Spool, clock: Clock, inbox: Inbox) -> None:
+    """After a reboot a message has waited at least since the boot, and otherwise as long as the wall clock shows."""
     put(spool, 1)
     clock.wall += 600
-    clock.start_again(uptime=30)
+    clock.reboot(uptime=30)
     put(spool, 1)
     clock.wall -= 10_000
     spool.drain(inbox)
     assert inbox.waited == [30, 0]
 
 
-def test_what_is_too_old_is_dropped_and_told(spool: Spool, clock: Clock, inbox: Inbox, directory: Path) -> None:
-    """A message older than a week is never sent, be it found when another is kept or when Redis is back."""
+def test_old_messages_are_dropped_and_counted(spool: Spool, clock: Clock, inbox: Inbox, directory: Path) -> None:
+    """A message older than a week is never sent, whether another is spooled or the spool is drained."""
     put(spool, 2)
     clock.pass_seconds(MAX_AGE_SECONDS + 1)
     spool.put(heartbeat(uuid4()))
@@ -170,10 +170,10 @@ def test_what_is_too_old_is_dropped_and_told(spool: Spool, clock: Clock, inbox: 
 
 
 @pytest.mark.parametrize(("limit", "most"), [("MAX_FILES", 3), ("MAX_BYTES", 1024)])
-def test_the_oldest_goes_when_there_is_no_room(
+def test_the_oldest_is_dropped_when_the_spool_is_full(
     spool: Spool, inbox: Inbox, monkeypatch: pytest.MonkeyPatch, limit: str, most: int
 ) -> None:
-    """The spool is bounded by number and by bytes; what had to go is counted."""
+    """The spool is limited in number and bytes; dropped messages are counted."""
     monkeypatch.setattr(spool_module, limit, most)
     messages = put(spool, 3)
     last = heartbeat(uuid4(), progress="x" * 400 if limit == "MAX_BYTES" else "x")
@@ -189,7 +189,7 @@ def test_the_oldest_goes_when_there_is_no_room(
 def test_redis_going_away_in_the_middle_keeps_the_rest(
     spool: Spool, inbox: Inbox, directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What Redis acknowledged is gone from the disk, what it refused and what comes after it stays, in order."""
+    """Acknowledged messages are removed from the disk; a refused one and those after it stay, in order."""
     monkeypatch.setattr(spool_module, "BATCH_SIZE", 4)
     messages = put(spool, 10)
     inbox.room = 6
@@ -202,7 +202,7 @@ def test_redis_going_away_in_the_middle_keeps_the_rest(
 
 
 def test_an_exception_while_sending_keeps_the_batch(spool: Spool, directory: Path) -> None:
-    """If nobody knows what arrived, all of it stays to be sent again."""
+    """If it is unknown which messages arrived, all stay to be sent again."""
     put(spool, 2)
 
     def hang_up(_wires: list[bytes]) -> list[RedisUnavailable | None]:
@@ -213,8 +213,8 @@ def test_an_exception_while_sending_keeps_the_batch(spool: Spool, directory: Pat
     assert len(kept(directory)) == 2
 
 
-def test_files_that_are_no_messages(spool: Spool, inbox: Inbox, directory: Path) -> None:
-    """Broken files are dropped and counted, other people's are left alone, and neither stops the good ones."""
+def test_unreadable_and_foreign_files(spool: Spool, inbox: Inbox, directory: Path) -> None:
+    """Broken files are dropped and counted, foreign files are left alone, and neither stops the valid ones."""
     (good,) = put(spool, 1)
     record = json.loads((directory / kept(directory)[0]).read_text())
     broken = [b"", b"{", b"\xff\x00", b"[]", b"x" * 100_000, json.dumps(record | {"wall_seconds": "inf"}).encode()]
@@ -234,10 +234,10 @@ def test_files_that_are_no_messages(spool: Spool, inbox: Inbox, directory: Path)
     assert len(left) == len(foreign) + 2
 
 
-def test_what_a_killed_writer_left(
+def test_the_file_of_a_killed_writer(
     spool: Spool, inbox: Inbox, directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A file whose writer was killed is never sent; it goes when no writer can be at it any more."""
+    """A file whose writer was killed is never sent; it is removed when no writer can be using it any more."""
     with monkeypatch.context() as patched:
         patched.setattr(os, "fsync", lambda _descriptor: die())
         assert end_of(fork(lambda: spool.put(heartbeat(uuid4())))) == -signal.SIGKILL
@@ -254,7 +254,7 @@ def test_what_a_killed_writer_left(
 
 
 @pytest.mark.parametrize("umask", [0o000, 0o377])
-def test_nobody_else_can_read_or_write(spool: Spool, directory: Path, umask: int) -> None:
+def test_only_the_user_can_read_or_write(spool: Spool, directory: Path, umask: int) -> None:
     """The directory is 0700 and its files are 0600, whatever the umask."""
     directory.parent.mkdir()
     before = os.umask(umask)
@@ -270,7 +270,7 @@ def test_nobody_else_can_read_or_write(spool: Spool, directory: Path, umask: int
 def test_a_directory_that_others_may_write_to_is_refused(
     spool: Spool, inbox: Inbox, directory: Path, mode: int
 ) -> None:
-    """Neither keeping nor sending touches a spool in which somebody else may have put something."""
+    """A spool that other users may write to is used neither for spooling nor for sending."""
     put(spool, 1)
     directory.chmod(mode)
     for use in (lambda: spool.put(heartbeat(uuid4())), lambda: spool.drain(inbox)):
@@ -280,9 +280,7 @@ def test_a_directory_that_others_may_write_to_is_refused(
     directory.chmod(0o700)
 
 
-def test_a_directory_of_somebody_else_is_refused(
-    spool: Spool, directory: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_directory_of_another_user_is_refused(spool: Spool, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A spool that another user owns isn't used."""
     put(spool, 1)
     monkeypatch.setattr(os, "geteuid", lambda: directory.stat().st_uid + 1)
@@ -290,15 +288,15 @@ def test_a_directory_of_somebody_else_is_refused(
         spool.put(heartbeat(uuid4()))
 
 
-def test_a_directory_that_cannot_be_made(tmp_path: Path, clock: Clock) -> None:
-    """A place that can't hold a directory is told with the variable to set."""
+def test_a_directory_that_cannot_be_created(tmp_path: Path, clock: Clock) -> None:
+    """A path that can't be a directory is reported with the variable to set."""
     (tmp_path / "file").write_text("")
     with pytest.raises(SpoolUnusable, match="FLEETBEAT_SPOOL_DIR"):
         Spool(tmp_path / "file" / "spool", clock).put(heartbeat(uuid4()))
 
 
 def test_a_full_disk(spool: Spool, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A message that can't be written to its end leaves nothing behind, and that is told."""
+    """A message that can't be written completely leaves no file behind, and that is reported."""
     put(spool, 1)
 
     def full(_descriptor: int) -> None:
@@ -310,8 +308,8 @@ def test_a_full_disk(spool: Spool, directory: Path, monkeypatch: pytest.MonkeyPa
     assert len(list(directory.iterdir())) == 1
 
 
-def test_one_sends_at_a_time(spool: Spool, inbox: Inbox, directory: Path) -> None:
-    """Whoever finds another process sending leaves it to that, and doesn't wait."""
+def test_one_process_sends_at_a_time(spool: Spool, inbox: Inbox, directory: Path) -> None:
+    """A process that finds another one sending leaves it to that, and doesn't wait."""
     put(spool, 2)
     with (directory / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -321,22 +319,22 @@ def test_one_sends_at_a_time(spool: Spool, inbox: Inbox, directory: Path) -> Non
     assert len(inbox.messages) == 2
 
 
-def test_no_spool_is_no_error(spool: Spool, inbox: Inbox, directory: Path) -> None:
-    """Where nothing was ever kept there is nothing to send, and no directory is made."""
+def test_a_missing_spool_is_no_error(spool: Spool, inbox: Inbox, directory: Path) -> None:
+    """Where nothing was ever spooled there is nothing to send, and no directory is created."""
     spool.drain(inbox)
     assert not directory.exists()
 
 
-def test_the_largest_heartbeat_is_kept_whole(spool: Spool, inbox: Inbox) -> None:
-    """Text that isn't ASCII is as long in the spool as it travels, and is sent all the same."""
+def test_the_largest_heartbeat_is_spooled(spool: Spool, inbox: Inbox) -> None:
+    """Text other than ASCII is as long in the spool as in Redis, and is sent all the same."""
     large = heartbeat(uuid4(), error="\U0001f600" * 2000, summary="\U0001f600" * 500, progress="\U0001f600" * 500)
     spool.put(large)
     spool.drain(inbox)
     assert ([m.id for m in inbox.messages], spool.dropped) == ([large.id], Dropped())
 
 
-def test_what_cannot_be_read_now_stays(spool: Spool, inbox: Inbox, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Trouble of the moment, as with no descriptor left, drops nothing; the next call sends it."""
+def test_a_file_that_cannot_be_read_now_stays(spool: Spool, inbox: Inbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A temporary failure, such as no free file descriptor, drops nothing; the next call sends the message."""
     (waiting,) = put(spool, 1)
     whole = os.open
 

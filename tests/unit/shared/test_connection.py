@@ -26,15 +26,15 @@ from fleetbeat_shared.errors import RedisUnavailable, SettingsError
         "redis+sentinel://:canary@one/fleet?ssl_ca_certs=/ca.pem",
     ],
 )
-def test_a_url_that_cant_be_used_is_told_at_once(url: str) -> None:
-    """A wrong scheme or option is a sentence when the client is made, without the password; never a later TypeError."""
+def test_an_unusable_url_is_refused_at_once(url: str) -> None:
+    """A wrong scheme or option is an error when the client is made, without the password; never a later TypeError."""
     with pytest.raises(SettingsError, match="FLEETBEAT_REDIS_URL") as found:
         connect(url, timeout_seconds=1)
     assert "canary" not in str(found.value)
 
 
 def test_a_urls_certificates_reach_the_connection() -> None:
-    """A CA and a client's certificate stand in the URL, as redis-py calls them; nothing connects yet."""
+    """A CA and a client's certificate are options of the URL, as redis-py names them; nothing connects yet."""
     url = "rediss://queue:6380/2?ssl_ca_certs=/ca.pem&ssl_certfile=/agent.pem&ssl_keyfile=/agent.key"
     given = connect(url, timeout_seconds=1, name="torv").connection_pool.connection_kwargs
     found = {name: given[name] for name in ("host", "port", "db", "ssl_ca_certs", "ssl_certfile", "ssl_keyfile")}
@@ -42,8 +42,8 @@ def test_a_urls_certificates_reach_the_connection() -> None:
     assert (given["socket_timeout"], given["client_name"]) == (1, "torv")
 
 
-def test_a_url_of_sentinels_names_them_the_service_and_both_logins() -> None:
-    """Hosts with and without port, the database, the servers' password and the Sentinels' own go where they belong."""
+def test_a_url_of_sentinels_is_parsed() -> None:
+    """Hosts with and without port, the database, the servers' password and the Sentinels' own are all applied."""
     url = "redis+sentinel://agent:p%40ss@one:26380,[::1],two/fleet/3?sentinel_password=theirs"
     pool: Any = connect(url, timeout_seconds=1, name="torv").connection_pool
     given = pool.connection_kwargs
@@ -55,7 +55,7 @@ def test_a_url_of_sentinels_names_them_the_service_and_both_logins() -> None:
 
 
 @pytest.mark.parametrize(
-    ("url", "told"),
+    ("url", "expected"),
     [
         ("redis://agent:canary@queue:6379/0", "redis://queue:6379/0"),
         ("rediss://agent:canary@queue/0?ssl_ca_certs=/ca.pem&ssl_password=canary", "rediss://queue/0"),
@@ -70,13 +70,13 @@ def test_a_url_of_sentinels_names_them_the_service_and_both_logins() -> None:
         ("redis://:can/ary@queue:6379/0", "queue:6379/0"),
     ],
 )
-def test_a_place_holds_no_secret(url: str, told: str) -> None:
-    """What errors and logs show of a URL has its host and database, and neither user, password nor options."""
-    assert place(url) == told
+def test_a_shown_url_holds_no_secret(url: str, expected: str) -> None:
+    """A URL in errors and logs has its host and database, and neither user, password nor options."""
+    assert place(url) == expected
 
 
-def test_a_missing_socket_is_told_as_such() -> None:
-    """An error of Redis's becomes a sentence with the place, the reason and what to do."""
+def test_a_missing_socket_is_reported() -> None:
+    """Redis's error becomes a sentence with the address, the reason and what to do."""
     url = "unix://:canary@/does/not/exist.sock"
     client = connect(url, timeout_seconds=1)
     with pytest.raises(RedisUnavailable, match="named in the URL can't be opened") as found, redis_errors(url):

@@ -58,13 +58,13 @@ FULL = [
 
 
 @pytest.mark.parametrize("message", FULL, ids=lambda message: message.kind)
-def test_messages_survive_the_wire(message: Register | Heartbeat | Deregister) -> None:
-    """What is sent is what is read, of every kind and with every field."""
+def test_messages_round_trip(message: Register | Heartbeat | Deregister) -> None:
+    """A message of any kind with any field is parsed back equal."""
     assert parse_message(message.to_wire()) == message
 
 
 def test_a_plain_heartbeat_is_small() -> None:
-    """What isn't said isn't sent: a typical heartbeat has at most 250 bytes on the wire."""
+    """Absent fields aren't encoded: a typical heartbeat has at most 250 bytes."""
     assert len(heartbeat(progress="reading the inbox", work_item_id="W-12").to_wire()) <= 250
 
 
@@ -115,21 +115,21 @@ def test_bad_messages_are_refused_with_a_reason(raw: bytes, reason: Reason) -> N
 
 
 @given(st.binary(max_size=200) | st.text().map(str.encode) | st.from_regex(rb'\{"kind": ?"(heartbeat|register)".*\}'))
-def test_any_bytes_are_a_message_or_refused(raw: bytes) -> None:
-    """Nothing but InvalidMessage ever comes out of bad bytes."""
+def test_any_bytes_are_refused_with_invalid_message(raw: bytes) -> None:
+    """Bad bytes raise InvalidMessage and no other error."""
     with pytest.raises(InvalidMessage):
         parse_message(raw)
 
 
-def test_field_names_of_strangers_are_cleaned_in_the_detail() -> None:
-    """An unknown field's name with escape sequences doesn't reach a terminal through the error."""
+def test_unknown_field_names_are_cleaned_in_the_detail() -> None:
+    """Escape sequences in an unknown field's name don't reach a terminal through the error."""
     with pytest.raises(InvalidMessage) as caught:
         parse_message(wire(**{"\x1b[31mred\n": 1}))
     assert caught.value.detail.startswith("red")
 
 
-def test_text_is_cleaned_where_it_enters() -> None:
-    """Escape sequences, NUL and line breaks are gone from every text, on the wire as in Python."""
+def test_text_is_cleaned() -> None:
+    """Escape sequences, NUL and line breaks are removed from every text, in JSON as in Python."""
     dirty = "\x1b[31mone\x00\r\ntwo\u202e"
     names = ("progress", "work_item_id", "status", "summary", "error")
     for message in (heartbeat(**dict.fromkeys(names, dirty)), parse_message(wire(**dict.fromkeys(names, dirty)))):
@@ -137,7 +137,7 @@ def test_text_is_cleaned_where_it_enters() -> None:
 
 
 def test_metadata_is_cleaned_in_keys_and_values() -> None:
-    """Controls hide neither in keys, nor deep down, nor behind JSON's escapes."""
+    """Control characters are found in keys, in nested values and behind JSON's escapes."""
     dirty = {"k\x1b[1m\x00ey": ["a\x7fb", {"c": "d\ne", "n": 1}], "bidi\u202e": "x\u2066y", "c1": "\x9bz"}
     clean = {"key": ["ab", {"c": "d e", "n": 1}], "bidi": "xy", "c1": "z"}
     assert heartbeat(metadata=dirty).metadata == clean
@@ -147,26 +147,26 @@ def test_metadata_is_cleaned_in_keys_and_values() -> None:
 @pytest.mark.parametrize(
     "point", [*range(0x20), *range(0x7F, 0xA0), 0x61C, 0x200E, 0x202E, 0x2028, 0x2066, 0xFEFF, 0xFFF9]
 )
-def test_one_control_character_is_enough_to_be_cleaned(point: int) -> None:
-    """Each character that text is stripped of is found in metadata also when it is the only one there."""
+def test_a_single_control_character_is_cleaned(point: int) -> None:
+    """Each control character is found in metadata also when it is the only one."""
     assert heartbeat(metadata={"a": f"x{chr(point)}"}).metadata == {"a": "x"}
 
 
-def test_bytes_are_no_text() -> None:
-    """Bytes would pass the cleaning by, so they are refused."""
+def test_bytes_are_refused_as_text() -> None:
+    """Bytes would bypass the cleaning, so they are refused."""
     with pytest.raises(ValidationError, match="valid string"):
         heartbeat(progress=b"\x1b[31m")
 
 
 def test_lone_surrogates_in_python_texts_are_dropped() -> None:
-    """A file name that is no UTF-8 can be reported, and reaches the wire without what JSON can't carry."""
+    """A file name that is not UTF-8 can be reported, without the bytes that JSON can't hold."""
     message = heartbeat(progress="reading caf\udce9.txt")
     assert parse_message(message.to_wire()).progress == "reading caf.txt"
 
 
 @pytest.mark.parametrize("length", [MAX_METADATA_BYTES - 8, MAX_METADATA_BYTES - 7])
 def test_metadata_is_limited_in_bytes_of_json(length: int) -> None:
-    """4 KiB of JSON are accepted and one byte more is not; letters count with their UTF-8 bytes."""
+    """4 KiB of JSON are accepted and one byte more is not; characters count with their UTF-8 bytes."""
     for value in ("x" * length, "ü" * (length // 2) + "x" * (length % 2)):
         metadata = {"a": value}
         if len(json.dumps(metadata, ensure_ascii=False).encode()) <= MAX_METADATA_BYTES:
@@ -177,13 +177,13 @@ def test_metadata_is_limited_in_bytes_of_json(length: int) -> None:
 
 
 @pytest.mark.parametrize("value", [{1, 2}, object(), datetime.now(UTC), float("nan"), b"x"])
-def test_metadata_is_json(value: object) -> None:
-    """What JSON doesn't know is refused when the message is made."""
+def test_metadata_other_than_json_is_refused(value: object) -> None:
+    """A value that JSON can't hold is refused when the message is composed."""
     with pytest.raises(ValidationError, match="is not a JSON object"):
         heartbeat(metadata={"a": value})
 
 
-def test_names_have_one_spelling() -> None:
+def test_names_are_normalised() -> None:
     """A name written with combining characters is the same agent as the composed one, with one stable id."""
     composed = "Åse"
     apart = unicodedata.normalize("NFD", composed)
@@ -193,7 +193,7 @@ def test_names_have_one_spelling() -> None:
 
 
 def test_stable_ids_never_change() -> None:
-    """The id derived from a name is a UUIDv5 that is the same for ever, and differs from name to name."""
+    """The id derived from a name is always the same UUIDv5, and differs from name to name."""
     assert stable_session_id("hint") == UUID("ec5a595f-bd66-5fd5-97db-77340b94cf1c")
     assert stable_session_id("hint").version == 5
     assert stable_session_id("hint") != stable_session_id("Hint")
@@ -209,7 +209,7 @@ def test_bad_names_are_refused(name: str) -> None:
 
 
 def test_a_name_is_never_turned_into_another_agents() -> None:
-    """On the wire too, a name with an escape sequence is refused, instead of stored without it."""
+    """In JSON too, a name with an escape sequence is refused, instead of stored without it."""
     wire = registration(agent_name="evNAMEil", parallel=True).to_wire().replace(b"NAME", rb"\u001b[31m")
     with pytest.raises(InvalidMessage, match=r"agent_name: it has characters that can't be printed \(U\+001B\)"):
         parse_message(wire)
@@ -217,7 +217,7 @@ def test_a_name_is_never_turned_into_another_agents() -> None:
 
 @given(st.text(max_size=70))
 def test_an_accepted_name_is_printable_and_its_own_normal_form(name: str) -> None:
-    """Whatever is accepted as a name has 1 to 64 printable characters and is accepted again unchanged."""
+    """An accepted name has 1 to 64 printable characters and is accepted again unchanged."""
     try:
         accepted = registration(agent_name=name).agent_name
     except ValidationError:
@@ -248,14 +248,14 @@ def test_an_accepted_name_is_printable_and_its_own_normal_form(name: str) -> Non
     ],
     ids=str,
 )
-def test_a_promise_is_one_and_possible(fields: dict[str, Any]) -> None:
-    """A registration promises either an interval or a schedule, within the limits, and has no odd parent."""
+def test_an_invalid_promise_is_refused(fields: dict[str, Any]) -> None:
+    """A registration has either an interval or a schedule, within the limits, and isn't its own parent."""
     with pytest.raises(ValidationError):
         registration(**fields)
 
 
-def test_messages_do_not_change() -> None:
-    """A message is what was sent: its fields can't be set."""
+def test_messages_are_immutable() -> None:
+    """A message's fields can't be set."""
     with pytest.raises(ValidationError):
         heartbeat().progress = "other"
 

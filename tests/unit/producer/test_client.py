@@ -32,12 +32,12 @@ SESSION = UUID("3d6f6917-efad-4b03-b9bf-d8e124b2e8bb")
 
 
 def sent(redis: FakeRedis) -> list[Message]:
-    """Return what the inbox holds, in order, once all that was said has arrived."""
+    """Return what the inbox holds, in order, once all messages have arrived."""
     assert flush(10)
     return sent_messages(redis)
 
 
-def test_register_sends_what_was_promised(producer_redis: FakeRedis) -> None:
+def test_register_sends_every_field(producer_redis: FakeRedis) -> None:
     """A registration with an interval reaches the inbox with every field, and its ids are returned."""
     parent = uuid4()
     made = register(
@@ -71,14 +71,14 @@ def test_register_sends_what_was_promised(producer_redis: FakeRedis) -> None:
 
 
 def test_register_takes_a_schedule(producer_redis: FakeRedis) -> None:
-    """A cron schedule with its zone goes instead of an interval."""
+    """A cron schedule with its time zone replaces the interval."""
     register("nightly", schedule="15  8 * * *", time_zone="Europe/Berlin")
     (message,) = sent(producer_redis)
     assert (message.schedule, message.time_zone, message.interval_seconds) == ("15 8 * * *", "Europe/Berlin", None)
 
 
 def test_session_ids_are_random_given_or_stable(producer_redis: FakeRedis) -> None:
-    """Each run gets an id of its own, unless the caller gives one or wants the one of the name."""
+    """Each run gets a random session id, unless the caller gives one or asks for the stable one of the name."""
     first, second = register("hint", interval_seconds=30), register("hint", interval_seconds=30)
     assert first.session_id != second.session_id
     assert register("hint", interval_seconds=30, session_id=str(SESSION)).session_id == SESSION
@@ -88,8 +88,8 @@ def test_session_ids_are_random_given_or_stable(producer_redis: FakeRedis) -> No
     assert len(sent(producer_redis)) == 4
 
 
-def test_heartbeat_says_what_it_was_given(producer_redis: FakeRedis) -> None:
-    """A heartbeat's fields reach the inbox, and what was left out isn't there."""
+def test_heartbeat_sends_the_given_fields(producer_redis: FakeRedis) -> None:
+    """A heartbeat's fields reach the inbox, and omitted ones are absent."""
     result = send_heartbeat(SESSION, "reading\n", "W-1", status="busy", open_tasks=3, stale_tasks=0, metadata={"a": 1})
     (message,) = sent(producer_redis)
     assert message.model_dump(exclude={"id", "sent_at", "version"}, exclude_none=True) == {
@@ -108,8 +108,8 @@ def test_heartbeat_says_what_it_was_given(producer_redis: FakeRedis) -> None:
     assert abs((datetime.now(UTC) - result.timestamp).total_seconds()) < 60
 
 
-def test_deregister_says_goodbye(producer_redis: FakeRedis) -> None:
-    """The end of a session carries its error and exit status."""
+def test_deregister_sends_error_and_exit_status(producer_redis: FakeRedis) -> None:
+    """A deregistration carries its error and exit status."""
     deregister(str(SESSION), error="out of tokens", exit_status=3)
     (message,) = sent(producer_redis)
     assert (message.kind, message.session_id, message.error, message.exit_status) == (
@@ -147,10 +147,8 @@ def test_deregister_says_goodbye(producer_redis: FakeRedis) -> None:
         (lambda: deregister(SESSION, exit_status=2**40), "exit_status"),
     ],
 )
-def test_a_bad_argument_is_a_value_error_at_once(
-    producer_redis: FakeRedis, call: Callable[[], Any], named: str
-) -> None:
-    """What the workers would set aside never leaves: one sentence names the argument, and nothing is sent."""
+def test_a_bad_argument_raises_at_once(producer_redis: FakeRedis, call: Callable[[], Any], named: str) -> None:
+    """What the workers would reject is never sent: one sentence names the argument, and nothing is sent."""
     with pytest.raises(ValueError, match=named) as caught:
         call()
     assert isinstance(caught.value, InvalidMessage)
@@ -160,7 +158,7 @@ def test_a_bad_argument_is_a_value_error_at_once(
 
 
 def test_metadata_that_workers_could_not_read_is_refused(producer_redis: FakeRedis) -> None:
-    """Nesting that Python can write but the workers' JSON parser refuses is a ValueError, not a message set aside."""
+    """Nesting that Python can encode but the workers' JSON parser refuses raises a ValueError, and nothing is sent."""
     deep: dict[str, Any] = {}
     inner = deep
     for _ in range(250):
@@ -171,8 +169,8 @@ def test_metadata_that_workers_could_not_read_is_refused(producer_redis: FakeRed
     assert sent(producer_redis) == []
 
 
-def test_redis_away_reaches_no_caller(producer_redis: FakeRedis, redis_server: FakeServer) -> None:
-    """With Redis away each call returns, and what was said arrives when Redis is there again."""
+def test_calls_return_while_redis_is_away(producer_redis: FakeRedis, redis_server: FakeServer) -> None:
+    """With Redis away each call returns, and the messages arrive when Redis is back."""
     redis_server.connected = False
     made = register("hint", interval_seconds=5)
     send_heartbeat(made.session_id)
@@ -184,16 +182,16 @@ def test_redis_away_reaches_no_caller(producer_redis: FakeRedis, redis_server: F
 
 
 @pytest.mark.usefixtures("producer_redis")
-def test_who_waits_is_told_that_redis_is_away(redis_server: FakeServer) -> None:
-    """Only a call that asked for an answer raises, with Redis's place and the cause kept."""
+def test_a_waiting_call_raises_while_redis_is_away(redis_server: FakeServer) -> None:
+    """Only a call that waits for a reply raises, with Redis's address and the cause."""
     redis_server.connected = False
     with pytest.raises(RedisUnavailable, match=r"redis://127\.0\.0\.1:6390/0") as caught:
         send_heartbeat(SESSION, wait_seconds=0.1)
     assert caught.value.__cause__ is not None
 
 
-def test_nobody_listening_is_told_without_the_password(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A real refused connection gives a sentence with the place; user and password stay out of it and its repr."""
+def test_a_refused_connection_is_reported_without_the_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A refused connection gives a sentence with the address; user and password are in neither it nor the repr."""
     settings = Settings(redis_url="redis://me:hunter2@127.0.0.1:1/0", redis_timeout_seconds=0.5)
     monkeypatch.setattr("fleetbeat_producer.client.process_transport", lambda: Transport(settings))
     with pytest.raises(RedisUnavailable) as caught:
@@ -203,7 +201,7 @@ def test_nobody_listening_is_told_without_the_password(monkeypatch: pytest.Monke
 
 
 def test_the_environment_is_read_at_the_first_call(monkeypatch: pytest.MonkeyPatch, producer_redis: FakeRedis) -> None:
-    """A bad setting is told by its variable at the first call; once it is put right the calls work."""
+    """A bad setting is reported by its variable at the first call; once it is corrected the calls work."""
     monkeypatch.setenv("FLEETBEAT_REDIS_TIMEOUT_SECONDS", "soon")
     with pytest.raises(SettingsError, match="FLEETBEAT_REDIS_TIMEOUT_SECONDS"):
         send_heartbeat(SESSION)
@@ -214,7 +212,7 @@ def test_the_environment_is_read_at_the_first_call(monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.usefixtures("producer_redis")
 def test_a_forked_child_makes_its_own_connection(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Within a process the transport is shared, and another process id gets another one."""
+    """Within a process the transport is shared; another process id gets another one."""
     first = process_transport()
     assert process_transport() is first
     monkeypatch.setattr(os, "getpid", lambda: -1)
@@ -231,6 +229,6 @@ def test_importing_the_producer_is_cheap() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_the_public_names_are_there() -> None:
-    """Everything that __all__ promises can be imported."""
+def test_all_public_names_can_be_imported() -> None:
+    """Everything in __all__ can be imported."""
     assert all(hasattr(fleetbeat_producer, name) for name in fleetbeat_producer.__all__)

@@ -16,8 +16,8 @@ HANDLERS = {
 
 
 @pytest.mark.parametrize("handler", HANDLERS)
-def test_sigterm_at_any_line_of_ours(redis: Redis, redis_url: str, handler: str) -> None:
-    """Whatever a call is at when SIGTERM comes, all that was said arrives, and the exit status is as ever.
+def test_sigterm_at_any_line_of_a_call(redis: Redis, redis_url: str, handler: str) -> None:
+    """Wherever SIGTERM interrupts a call, all earlier messages arrive, and the exit status is unchanged.
 
     A signal finds the buffer's lock held about one time in ten, hence the number of processes.
     """
@@ -26,27 +26,27 @@ def test_sigterm_at_any_line_of_ours(redis: Redis, redis_url: str, handler: str)
 import redis, tempfile, threading  # redis here, once for all
 {set_up}
 fleetbeat.flush_on_sigterm()
-said = tempfile.TemporaryFile(buffering=0)
-said.write(b"%8d" % 0 * 30)
+counts = tempfile.TemporaryFile(buffering=0)
+counts.write(b"%8d" % 0 * 30)
 for child in range(30):
     if os.fork() == 0:
         threading.Timer(0.03, os.kill, (os.getpid(), 15)).start()
         for n in range(1, 1_000_000):
             session.progress(f"{{child}}")
-            os.pwrite(said.fileno(), b"%8d" % n, child * 8)
+            os.pwrite(counts.fileno(), b"%8d" % n, child * 8)
     assert os.waitstatus_to_exitcode(os.wait()[1]) == {status}
-said.seek(0)
-print(said.read().decode())
+counts.seek(0)
+print(counts.read().decode())
 """
-    told = [int(number) for number in run(code, redis_url).split()]
+    counted = [int(number) for number in run(code, redis_url).split()]
     arrived = Counter(map(int, progress(redis)))
-    assert len(told) == 30
+    assert len(counted) == 30
     # The call that was broken off may have put its message into the buffer, and wasn't counted.
-    assert all(told[child] <= arrived[child] <= told[child] + 1 for child in range(30)), (told, arrived)
+    assert all(counted[child] <= arrived[child] <= counted[child] + 1 for child in range(30)), (counted, arrived)
 
 
-def test_what_is_said_while_the_interpreter_ends(redis: Redis, redis_url: str) -> None:
-    """An exit handler is heard, even one that was there before our first call; later calls raise and hang nowhere."""
+def test_calls_while_the_interpreter_exits(redis: Redis, redis_url: str) -> None:
+    """The message of an exit handler is sent, even of an early one; later calls neither raise nor hang."""
     code = """
 import atexit
 atexit.register(session.progress, "in an exit handler")
@@ -65,8 +65,8 @@ session.start()
     assert progress(redis) == ["in an exit handler"]
 
 
-def test_an_exit_handler_older_than_ours_is_heard(redis: Redis, redis_url: str, tmp_path: Path) -> None:
-    """A framework that registered its exit handler before the agent imported us may still speak through us."""
+def test_an_exit_handler_registered_before_the_import(redis: Redis, redis_url: str, tmp_path: Path) -> None:
+    """A framework that registered its exit handler before the agent imported the producer can still send."""
     agent = tmp_path / "agent.py"
     agent.write_text("""
 import atexit
@@ -79,8 +79,8 @@ session.start()
     assert progress(redis) == ["last words"]
 
 
-def test_daemon_threads_may_speak_to_the_last(redis_url: str) -> None:
-    """An interpreter that ends threads where they stand finds none in pydantic, which would crash the process."""
+def test_daemon_threads_may_send_until_the_exit(redis_url: str) -> None:
+    """An interpreter that ends threads at its exit finds none in pydantic, which would crash the process."""
     code = """
 import threading
 statuses = []
@@ -91,17 +91,17 @@ for _ in range(20):
 else:
     print(statuses)
     sys.exit()
-def speak():
+def send():
     while True:
         session.status("busy")
 for _ in range(3):
-    threading.Thread(target=speak, daemon=True).start()
+    threading.Thread(target=send, daemon=True).start()
 time.sleep(0.03)
 """
     assert run(code, redis_url) == f"{[0] * 20}\n"
 
 
 def test_the_first_call_may_come_from_an_exit_handler(redis_url: str) -> None:
-    """A process that speaks for the first time while it ends isn't told of what is impossible by then."""
+    """A process that makes its first call while it exits gets no error, though nothing can be sent any more."""
     code = "import atexit\natexit.register(session.start)\natexit.register(fleetbeat.stats)"
     assert run(code, redis_url) == ""

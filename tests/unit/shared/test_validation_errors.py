@@ -1,4 +1,4 @@
-"""What pydantic finds is told in our words: of every field, whatever is wrong with it."""
+"""Validation errors of every field, whatever is wrong with it, are in our words."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fleetbeat_shared.messages import Deregister, Heartbeat, Register, describe,
 from fleetbeat_shared.time_text import parse_duration
 
 PYDANTIC = ("Input", "Value should", "String should", "Field required", "Extra inputs", "unable to", "tag")
-"""Words of its sentences."""
+"""Phrases of its errors."""
 
 BAD: tuple[Any, ...] = (
     -1,
@@ -36,8 +36,8 @@ BAD: tuple[Any, ...] = (
 )
 
 
-def found(kind: type[Register | Heartbeat | Deregister], /, **fields: object) -> str:
-    """Return what is said of a message with these fields; nothing if it is fine."""
+def errors_of(kind: type[Register | Heartbeat | Deregister], /, **fields: object) -> str:
+    """Describe the errors of a message with these fields; empty if it is valid."""
     head = {"id": new_message_id(), "session_id": uuid4(), "sent_at": datetime.now(UTC)}
     promise = {"agent_name": "torv", "interval_seconds": 5} if kind is Register else {}
     try:
@@ -49,17 +49,17 @@ def found(kind: type[Register | Heartbeat | Deregister], /, **fields: object) ->
 
 @pytest.mark.parametrize("kind", [Register, Heartbeat, Deregister])
 @pytest.mark.parametrize("bad", BAD, ids=lambda bad: type(bad).__name__)
-def test_no_field_is_told_in_the_words_of_pydantic(kind: type[Register | Heartbeat | Deregister], bad: object) -> None:
-    """Each field of each message with each kind of nonsense: the sentence names it, and is ours."""
+def test_no_error_has_the_words_of_pydantic(kind: type[Register | Heartbeat | Deregister], bad: object) -> None:
+    """Each field of each message with each kind of invalid value: the sentence is ours, short and printable."""
     for field in kind.model_fields:
-        said = found(kind, **{field: bad})
-        assert not any(word in said for word in PYDANTIC), said
-        assert said.isprintable()
-        assert len(said) <= 500
+        text = errors_of(kind, **{field: bad})
+        assert not any(word in text for word in PYDANTIC), text
+        assert text.isprintable()
+        assert len(text) <= 500
 
 
 @pytest.mark.parametrize(
-    ("wire", "says"),
+    ("wire", "expected"),
     [
         (b"3", "3 is not a JSON object"),
         (b"{", "it is not JSON: EOF"),
@@ -74,23 +74,23 @@ def test_no_field_is_told_in_the_words_of_pydantic(kind: type[Register | Heartbe
         ),
     ],
 )
-def test_what_is_no_message_is_told_in_our_words(wire: bytes, says: str) -> None:
-    """What agents in other languages send is set aside with a reason that their makers understand."""
+def test_an_invalid_message_is_described(wire: bytes, expected: str) -> None:
+    """An agent in another language gets a reason that its author can understand."""
     with pytest.raises(InvalidMessage) as caught:
         parse_message(wire)
-    assert says in caught.value.detail
+    assert expected in caught.value.detail
 
 
-def test_a_duration_is_told_as_it_was_typed() -> None:
-    """Who typed `32d` reads it again, with limits in the same words; who gave seconds reads seconds."""
-    assert found(Register, interval_seconds=parse_duration(" 1h 45D ")) == (
+def test_a_duration_is_quoted_as_it_was_typed() -> None:
+    """An error about `32d` quotes it and shows limits as durations; one about seconds shows seconds."""
+    assert errors_of(Register, interval_seconds=parse_duration(" 1h 45D ")) == (
         "interval_seconds: 1h 45D is too large; 1s to 31d is allowed"
     )
-    assert found(Register, interval_seconds=0.5) == "interval_seconds: 0.5 is too small; 1 to 2678400 is allowed"
+    assert errors_of(Register, interval_seconds=0.5) == "interval_seconds: 0.5 is too small; 1 to 2678400 is allowed"
 
 
-def test_what_concerns_several_fields_has_their_other_names() -> None:
-    """An error about two fields names the options that they came from."""
+def test_an_error_about_several_fields_uses_their_labels() -> None:
+    """An error about two fields names the options that set them."""
     with pytest.raises(ValidationError) as caught:
         Register.model_validate(
             {

@@ -42,7 +42,7 @@ TROUBLES = {
     ),
     "full": (("CONFIG", "SET", "maxmemory", "1"), ("CONFIG", "SET", "maxmemory", "0"), "its memory is full"),
 }
-"""What makes a server refuse an agent's messages, what puts it right, and how an agent is told."""
+"""Commands that make a server refuse an agent's messages, commands that repair it, and the reported reason."""
 
 
 @pytest.fixture
@@ -57,9 +57,9 @@ def agents_url(redis: Redis, redis_url: str) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("trouble", TROUBLES)
-def test_what_redis_refuses_is_kept_until_it_is_put_right(redis: Redis, agents_url: str, trouble: str) -> None:
-    """A server that refuses costs no message: it is told in words without the password, and put right all arrives."""
-    break_it, put_right, words = TROUBLES[trouble]
+def test_refused_messages_are_kept_until_redis_accepts_them(redis: Redis, agents_url: str, trouble: str) -> None:
+    """A server that refuses loses no message: the reason is logged without the password, and later all arrive."""
+    break_it, repair, words = TROUBLES[trouble]
     if break_it[:2] == ("ACL", "SETUSER"):
         redis.execute_command("ACL", "DELUSER", "agent")
     redis.execute_command(*break_it)
@@ -67,7 +67,7 @@ def test_what_redis_refuses_is_kept_until_it_is_put_right(redis: Redis, agents_u
         try:
             assert agent.stdout
             assert agent.stdout.readline() == f"51 0 0 {words}\n"
-            redis.execute_command(*put_right)
+            redis.execute_command(*repair)
             printed, errors = agent.communicate("\n", timeout=60)
         finally:
             agent.kill()

@@ -35,8 +35,8 @@ NIGHTS = [
         (86_400, "0 0 * * *"),
     ],
 )
-def test_an_even_interval_is_a_schedule_as_even(seconds: float, schedule: str) -> None:
-    """What divides an hour or a day becomes an expression whose slots are that far apart."""
+def test_an_even_interval_becomes_a_schedule(seconds: float, schedule: str) -> None:
+    """An interval that divides an hour or a day becomes an expression whose slots are that far apart."""
     assert schedule_of_interval(seconds) == schedule
     slots = slots_after(schedule, "UTC", NOW)
     first, second = next(slots), next(slots)
@@ -47,7 +47,7 @@ def test_an_even_interval_is_a_schedule_as_even(seconds: float, schedule: str) -
     ("seconds", "nearest"), [(30, "1m"), (420, "6m"), (5400, "1h"), (25_200, "6h"), (172_800, "1d")]
 )
 def test_an_uneven_interval_is_refused_with_the_nearest(seconds: float, nearest: str) -> None:
-    """What a crontab can't say evenly raises a ValueError that names what it can."""
+    """An interval that a crontab can't express evenly raises a ValueError that names the nearest possible one."""
     with pytest.raises(ValueError, match=f'every = "{nearest}", or cron = '):
         schedule_of_interval(seconds)
 
@@ -75,15 +75,15 @@ def test_an_uneven_interval_is_refused_with_the_nearest(seconds: float, nearest:
         ("0 8 */2 * 1", "UTC", "UTC", "0 * * * *", True),
     ],
 )
-def test_a_line_looks_at_the_time_where_clocks_differ(
+def test_a_line_checks_the_time_where_zones_differ(
     schedule: str, zone: str, machine: str, fields: str, *, must_look: bool
 ) -> None:
-    """The schedule's own fields where both clocks show the same for years, else its minutes at each hour."""
+    """The schedule's own fields where both zones agree for years, otherwise its minutes at each hour."""
     assert line_fields(schedule, zone, [ZoneInfo(machine)], NOW) == (fields, must_look)
 
 
-def test_a_line_suits_every_zone_that_cron_may_go_by() -> None:
-    """With TZ set, which cron may not know, the line starts when either clock would have it start."""
+def test_a_line_suits_every_zone_that_cron_may_use() -> None:
+    """With TZ set, which cron may not know, the line starts at the minutes of both zones."""
     zones = [ZoneInfo("UTC"), ZoneInfo("Asia/Kolkata")]
     assert line_fields("15 8 * * *", "UTC", zones, NOW) == ("15,45 * * * *", True)
 
@@ -99,24 +99,24 @@ def test_a_line_suits_every_zone_that_cron_may_go_by() -> None:
         ("Australia/Lord_Howe", "Europe/Berlin"),
     ],
 )
-def test_beats_are_the_slots_whatever_the_machine_is_in(schedule: str, zone: str, machine: str) -> None:
-    """In the nights in which either clock is set, the line beats at each slot, and at nothing else."""
+def test_heartbeats_match_the_slots_in_every_zone(schedule: str, zone: str, machine: str) -> None:
+    """In the nights in which either clock changes, the line sends at each slot, and at no other minute."""
     fields, must_look = line_fields(schedule, zone, [ZoneInfo(machine)], NOW)
     assert must_look
     started = set(croniter(fields).expanded[0])
     for begin in NIGHTS:
         minutes = [begin + MINUTE * number for number in range(24 * 60)]
-        beats = [
+        sent = [
             minute
             for minute in minutes
             if minute.astimezone(ZoneInfo(machine)).minute in started and is_slot(schedule, zone, minute)
         ]
         slots = slots_after(schedule, zone, begin - MINUTE)
-        assert beats == list(takewhile(minutes[-1].__ge__, slots))
+        assert sent == list(takewhile(minutes[-1].__ge__, slots))
 
 
-def test_the_machines_zone_is_its_own_and_the_variables(tmp_path: Path) -> None:
-    """/etc/localtime says it, also as a copy without a name; TZ may say another; without either it is UTC."""
+def test_machine_zones_come_from_localtime_and_tz(tmp_path: Path) -> None:
+    """/etc/localtime gives one, also as a copy without a name; TZ may give another; without either it is UTC."""
     localtime = tmp_path / "localtime"
     assert machine_zones({}, localtime) == [UTC]
     localtime.write_text("no zone")
@@ -130,8 +130,8 @@ def test_the_machines_zone_is_its_own_and_the_variables(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["CET-1CEST,M3.5.0,M10.5.0/3", "/nowhere/zone"])
-def test_a_variable_that_names_no_zone_is_told(tmp_path: Path, name: str) -> None:
-    """A TZ whose clock can't be known ends in a sentence that names it."""
+def test_an_unknown_tz_is_reported(tmp_path: Path, name: str) -> None:
+    """A TZ that is not a known zone is reported in a sentence that quotes it."""
     with pytest.raises(SettingsError, match=r"^TZ is '.*', which is not a time zone\. Unset it"):
         machine_zones({"TZ": name}, tmp_path / "localtime")
 

@@ -33,9 +33,8 @@ def answer(redis: FakeRedis, message: Heartbeat, *replies: Reply | bytes) -> Non
         redis.rpush(redis_keys.reply_key(message.id), reply if isinstance(reply, bytes) else reply.model_dump_json())
 
 
-def wait(message: Heartbeat, seconds: float, sent_at: float | None = None) -> Reply:
-    transport = Transport(Settings(redis_timeout_seconds=0.1))
-    return transport.wait_for_reply(message, seconds, time.monotonic() if sent_at is None else sent_at)
+def wait(message: Heartbeat, seconds: float) -> Reply:
+    return Transport(Settings(redis_timeout_seconds=0.1)).wait_for_reply(message, seconds, time.monotonic())
 
 
 @pytest.fixture
@@ -45,7 +44,7 @@ def message() -> Heartbeat:
 
 @pytest.fixture
 def worker(producer_redis: FakeRedis) -> Iterator[Callable[..., None]]:
-    """Return a function that starts a worker which answers the first message of the inbox in these words."""
+    """Return a function that starts a worker which sends these replies to the first message of the inbox."""
     threads: list[threading.Thread] = []
 
     def work(*replies: Reply | bytes) -> None:
@@ -67,14 +66,14 @@ def worker(producer_redis: FakeRedis) -> Iterator[Callable[..., None]]:
         thread.join()
 
 
-def test_a_waiting_heartbeat_returns_what_sql_says(worker: Callable[..., None]) -> None:
-    """The result is the worker's answer, not what was sent."""
+def test_a_waiting_heartbeat_returns_the_reply(worker: Callable[..., None]) -> None:
+    """The result is the worker's reply, not what was sent."""
     worker(STORED)
     assert send_heartbeat(SESSION, "other", wait_seconds=10) == HeartbeatResult(SESSION, "hint", SEEN, "reading")
 
 
 @pytest.mark.parametrize(
-    ("code", "error", "says"),
+    ("code", "error", "expected"),
     [
         ("unknown_session", UnknownSession, "Register the agent first"),
         ("session_ended", SessionEnded, r"has ended\. Register the agent again"),
@@ -83,19 +82,19 @@ def test_a_waiting_heartbeat_returns_what_sql_says(worker: Callable[..., None]) 
         (None, MessageRejected, "no reason given"),
     ],
 )
-def test_a_refusal_is_told_at_once(
-    worker: Callable[..., None], code: str | None, error: type[Exception], says: str
+def test_a_refusal_raises_at_once(
+    worker: Callable[..., None], code: str | None, error: type[Exception], expected: str
 ) -> None:
-    """Each reason of the workers becomes its error, long before the wait is over."""
+    """Each reason for a rejection raises its error, long before the wait is over."""
     worker(Reply(ok=False, code=code, session_id=SESSION))
     started = time.monotonic()
-    with pytest.raises(error, match=says):
+    with pytest.raises(error, match=expected):
         send_heartbeat(SESSION, wait_seconds=60)
     assert time.monotonic() - started < 30
 
 
-def test_silence_is_not_confirmed_in_time(producer_redis: FakeRedis) -> None:
-    """Without workers the call returns after its time, and says that the message stays in the inbox."""
+def test_no_reply_in_time_raises_not_confirmed(producer_redis: FakeRedis) -> None:
+    """Without workers the call returns after its wait, and says that the message stays in the inbox."""
     started = time.monotonic()
     with pytest.raises(NotConfirmed, match=r"within 0\.1s.*stays in the inbox"):
         send_heartbeat(SESSION, wait_seconds=0.1)
@@ -104,7 +103,7 @@ def test_silence_is_not_confirmed_in_time(producer_redis: FakeRedis) -> None:
 
 
 def test_a_wait_may_be_longer_than_one_blocking_read(producer_redis: FakeRedis, message: Heartbeat) -> None:
-    """An answer that comes after several empty reads is still heard."""
+    """A reply that comes after several empty reads is still received."""
     timer = threading.Timer(0.2, answer, (producer_redis, message, STORED))
     timer.start()
     assert wait(message, 10) == STORED
@@ -112,19 +111,19 @@ def test_a_wait_may_be_longer_than_one_blocking_read(producer_redis: FakeRedis, 
 
 
 @pytest.mark.parametrize("garbage", [b"", b"hello", b"{}", b'{"ok": "maybe"}'])
-def test_an_answer_of_another_version_confirms_nothing(
+def test_an_unreadable_reply_raises_not_confirmed(
     producer_redis: FakeRedis, message: Heartbeat, garbage: bytes
 ) -> None:
-    """An answer that can't be read is NotConfirmed, not a traceback."""
+    """A reply that can't be read raises NotConfirmed, not a parser's error."""
     answer(producer_redis, message, garbage)
     with pytest.raises(NotConfirmed, match="one version"):
         wait(message, 10)
 
 
-def test_redis_lost_while_waiting_leaves_it_unconfirmed(
+def test_redis_lost_while_waiting_raises_not_confirmed(
     producer_redis: FakeRedis, redis_server: FakeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Once the message is in the inbox, a Redis that goes away means not confirmed: it may still be stored."""
+    """Once the message is in the inbox, a lost Redis means not confirmed: it may still be stored."""
     add = producer_redis.xadd
 
     def add_and_go_away(*arguments: object) -> object:

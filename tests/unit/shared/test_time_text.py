@@ -21,13 +21,13 @@ from fleetbeat_shared.time_text import format_duration, parse_duration
         ("0.5", 0.5),
     ],
 )
-def test_durations_are_read_as_people_write_them(text: str, seconds: float) -> None:
+def test_durations_are_parsed(text: str, seconds: float) -> None:
     """Units, sums of units, decimals and bare seconds are understood."""
     assert parse_duration(text) == seconds
 
 
 @pytest.mark.parametrize("text", ["", "s", "-5s", "5 apples", "1h30", "nan", "inf", "1e3", "٣s", "5s\n5"])
-def test_what_is_no_duration_is_refused_with_an_example(text: str) -> None:
+def test_an_invalid_duration_is_refused_with_examples(text: str) -> None:
     """A bad duration raises a ValueError that shows how to write one."""
     with pytest.raises(ValueError, match="30s, 5m, 6h, 1d"):
         parse_duration(text)
@@ -47,13 +47,13 @@ def test_what_is_no_duration_is_refused_with_an_example(text: str) -> None:
         (-45, "45s"),
     ],
 )
-def test_durations_are_told_in_two_units(seconds: float, text: str) -> None:
-    """The two largest units are enough, and zeros are left out."""
+def test_durations_are_formatted_in_two_units(seconds: float, text: str) -> None:
+    """Only the two largest units are shown, and zeros are omitted."""
     assert format_duration(seconds) == text
 
 
 @given(st.integers(min_value=0, max_value=59), st.integers(min_value=0, max_value=59))
-def test_short_durations_survive_the_way_there_and_back(minutes: int, seconds: int) -> None:
-    """What is told with two units is read back as the same number of seconds."""
+def test_short_durations_round_trip(minutes: int, seconds: int) -> None:
+    """A duration formatted in two units is parsed back to the same number of seconds."""
     total = minutes * 60 + seconds
     assert parse_duration(format_duration(total)) == total

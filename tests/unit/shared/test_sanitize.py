@@ -27,14 +27,14 @@ ANY_TEXT = st.text(st.characters(codec=None, exclude_categories=()), max_size=80
         ("naïve \U0001f600 日本", "naïve \U0001f600 日本"),
     ],
 )
-def test_clean_keeps_what_is_text_and_drops_what_steers(dirty: str, expected: str) -> None:
-    """Escape sequences, controls, bidirectional marks and lone surrogates go; line breaks become a space."""
+def test_clean_keeps_text_and_drops_control_characters(dirty: str, expected: str) -> None:
+    """Escape sequences, controls, bidirectional marks and lone surrogates are removed; line breaks become a space."""
     assert clean(dirty) == expected
 
 
 @given(ANY_TEXT)
-def test_clean_text_is_inert_and_stays_as_it_is(text: str) -> None:
-    """Whatever comes in, what goes out is one line of UTF-8 without controls, and cleaning it again changes nothing."""
+def test_clean_text_is_safe_and_stable(text: str) -> None:
+    """Any text becomes one line of UTF-8 without controls, and cleaning it again changes nothing."""
     cleaned = clean(text)
     assert clean(cleaned) == cleaned
     assert len(cleaned.splitlines()) <= 1

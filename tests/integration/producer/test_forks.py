@@ -59,7 +59,7 @@ def server(
     ("server", "loaded"), [(["--preload"], 1), (["--threads", "4"], 3)], ids=["preload", "threads"], indirect=["server"]
 )
 def test_a_pre_fork_server(redis: Redis, server: tuple[subprocess.Popen[bytes], int], loaded: int) -> None:
-    """What each worker of gunicorn says arrives once, up to its stop, and what the parent said isn't said again."""
+    """Each worker of gunicorn sends its messages once, up to its stop, and the parent's message isn't repeated."""
     process, port = server
     with ThreadPoolExecutor(6) as pool:
         workers = set(pool.map(lambda number: ask(port, f"/{number}"), range(REQUESTS)))
@@ -95,14 +95,14 @@ if __name__ == "__main__":
 
 
 def test_children_of_multiprocessing(redis: Redis, redis_url: str, tmp_path: Path) -> None:
-    """However multiprocessing starts its children, each message arrives once, also what was said right at the end."""
+    """However multiprocessing starts its children, each message arrives once, also one sent right at the end."""
     script = tmp_path / "agent.py"
     script.write_text(BEGIN + CHILDREN, encoding="utf-8")
     run(script, redis_url)
-    said = [
+    expected = [
         f"{method}{pool} {n}" for method in ("fork", "forkserver", "spawn") for pool in ("", " pool") for n in range(3)
     ]
-    assert Counter(progress(redis)) == Counter(["parent", *said])
+    assert Counter(progress(redis)) == Counter(["parent", *expected])
 
 
 FORKS = """
@@ -141,11 +141,11 @@ assert not any(statuses), statuses
 
 
 def test_forks_at_any_time(redis: Redis, redis_url: str) -> None:
-    """A child can speak and end, and repeats nothing of its parent's, whenever and by whichever thread it is forked."""
+    """A child can send and exit, and repeats no message of its parent, whenever it is forked, in any thread."""
     run(FORKS, redis_url)
-    said = Counter(progress(redis))
-    said.pop("never sent", None)  # os._exit gives it 10 ms less than it takes
+    arrived = Counter(progress(redis))
+    arrived.pop("never sent", None)  # os._exit gives it 10 ms less than it takes
     expected = Counter([f"burst {n}" for n in range(3000)] * 2)
     expected.update(f"while it sends {n}" for n in range(8))
     expected.update(["before the first call", "parent", "while the thread imports redis", "in a thread"])
-    assert said == expected
+    assert arrived == expected
