@@ -150,7 +150,7 @@ def sent_messages(client: Redis) -> list[Message]:
     """Return what is in both streams, in the order in which it was sent."""
     found = [entry for stream in (INBOX, SESSIONS) for entry in client.xrange(stream)]
     messages = [(int(entry_id.partition(b"-")[0]), parse_message(fields[FIELD.encode()])) for entry_id, fields in found]
-    return [message for _, message in sorted(messages, key=lambda sent: (sent[0], sent[1].id))]
+    return [message for _, message in sorted(messages, key=lambda sent: (sent[0], sent[1].sent_at))]
 
 
 @contextmanager
