@@ -128,7 +128,10 @@ def _list_text(view: FleetView, *, filtered: bool) -> RenderableType:
 )
 @common_options
 def show_agent(*, settings: Settings, name_or_session: str, event_limit: int, as_json: bool) -> None:
-    """Show one agent in full: the newest session of a name, or the session with an ID."""
+    """Show one agent in full.
+
+    Of a name this is the newest session, of a session's ID that session.
+    """
     with open_database(settings) as engine, open_redis(settings) as client:
         report = read_agent(settings, engine, client, _session_id(name_or_session) or name_or_session, event_limit)
         if report is None:

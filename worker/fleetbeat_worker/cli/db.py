@@ -33,7 +33,7 @@ def db() -> None:
 @db.command(epilog=example("fleetbeat db upgrade", "fleetbeat db upgrade --database-url postgresql://fleet@db/fleet"))
 @common_options
 def upgrade(*, settings: Settings, as_json: bool) -> None:
-    """Bring the database to this version's schema; safe to repeat and to run several times at once."""
+    """Upgrade the database to this version's schema. It is safe to repeat, and to run several times at once."""
     engine = open_engine(settings.sql_url)
     try:
         changed = schema.upgrade(engine)
@@ -49,7 +49,7 @@ def upgrade(*, settings: Settings, as_json: bool) -> None:
 @db.command(epilog=example("fleetbeat db check"))
 @common_options
 def check(*, settings: Settings, as_json: bool) -> None:
-    """Check that the database has this version's schema; exit status 1 if not."""
+    """Check the schema of the database. Exit status 1 if it isn't this version's."""
     with open_database(settings) as engine:
         where = place(engine)
     if as_json:
@@ -61,7 +61,7 @@ def check(*, settings: Settings, as_json: bool) -> None:
 @db.command(epilog=example("fleetbeat db stats", "fleetbeat db stats --json | jq .tables"))
 @common_options
 def stats(*, settings: Settings, as_json: bool) -> None:
-    """Show each table's number of rows, size, and oldest and newest row."""
+    """Show size, number of rows and age of each table."""
     with open_database(settings) as engine:
         where = place(engine)
         with reading(engine) as connection:
@@ -108,10 +108,10 @@ def _bytes(number: float) -> str:
 @dry_run_option
 @common_options
 def prune(*, settings: Settings, older_than: timedelta | None, dry_run: bool, as_json: bool) -> None:
-    """Remove old rows now; workers do the same in the background, a little at a time.
+    """Remove old rows now.
 
-    It blocks nothing, and can be stopped with Ctrl-C at any time. Live sessions stay, whatever their age, and so does
-    what verdicts need. Exit status 1 if anything old is left.
+    Workers do the same in the background, a little at a time. It blocks nothing, and can be stopped with Ctrl-C at any
+    time. Live sessions stay, whatever their age, and so does what verdicts need. Exit status 1 if anything old is left.
     """
     with open_database(settings) as engine:
         cutoffs = Cutoffs.of(engine, settings, datetime.now(UTC), older_than)

@@ -31,8 +31,8 @@ SLOTS_COMPARED = 100
 def maintenance() -> None:
     """Manage maintenance windows, one-off or recurring.
 
-    No agent is flagged in a window, and at its end every agent's deadline restarts. Of a recurring window only the
-    first time restarts deadlines; later ones extend them by the window's length.
+    No agent is flagged in a window, and at its end every agent's deadline restarts. Of recurring windows only the first
+    restarts deadlines; each later one extends them by its length.
     """
 
 
@@ -91,7 +91,7 @@ def start(  # noqa: PLR0913 - one parameter per option
 @click.option("--all", "show_all", is_flag=True, help="Include past maintenance.")
 @common_options
 def list_maintenance(*, settings: Settings, show_all: bool, as_json: bool) -> None:
-    """List running and planned maintenance, with --all past maintenance too."""
+    """List running and planned maintenance."""
     now = read_redis_time(settings)
     with open_database(settings) as engine, reading(engine) as connection:
         rules = read_rules(connection, None if show_all else now)
@@ -107,9 +107,9 @@ def list_maintenance(*, settings: Settings, show_all: bool, as_json: bool) -> No
 @click.argument("number", type=ROW_ID, required=False, metavar="[ID]")
 @common_options
 def end(*, settings: Settings, number: int | None, as_json: bool) -> None:
-    """End the running maintenance; with an ID end that one for good, running or planned.
+    """End the running maintenance, or that with an ID.
 
-    Without an ID, recurring maintenance runs again at its next time.
+    With an ID it ends for good, running or planned. Without one, recurring maintenance runs again at its next time.
     """
     now = read_redis_time(settings)
     with open_database(settings) as engine, writing(engine) as connection:

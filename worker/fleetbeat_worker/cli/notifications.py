@@ -109,9 +109,8 @@ def _result_text(row: Row[Any], now: datetime) -> Text:
 
 
 def _row_json(row: Row[Any]) -> dict[str, Any]:
-    return {name: value for name, value in row._mapping.items() if name != "delivered"} | {  # noqa: SLF001 - SQLAlchemy's public name
-        "delivered_to": len(row.delivered or {})
-    }
+    columns = {name: value for name, value in row._mapping.items() if name != "delivered"}  # noqa: SLF001 - public
+    return columns | {"delivered_to": len(row.delivered or {})}
 
 
 @notifications.command(epilog=example("fleetbeat notifications retry 12 13", "fleetbeat notifications retry --dead"))
@@ -119,9 +118,10 @@ def _row_json(row: Row[Any]) -> dict[str, Any]:
 @click.option("--dead", "take_dead", is_flag=True, help="All that could not be delivered.")
 @common_options
 def retry(*, settings: Settings, ids: tuple[int, ...], take_dead: bool, as_json: bool) -> None:
-    """Have the workers send notifications again: now, and for up to a day if that fails.
+    """Have the workers send notifications again.
 
-    Targets that already have one are left out. Exit status 1 if a notification doesn't exist, or was sent.
+    They try for up to a day. Targets that already have one are left out. Exit status 1 if a notification doesn't exist,
+    or was sent.
     """
     if bool(ids) == take_dead:
         message = "Give IDs, or --dead."
@@ -156,9 +156,10 @@ def _refuse_unfit(ids: Sequence[int], states: dict[int, NoticeState]) -> None:
 @notifications.command(epilog=example("fleetbeat notifications test"))
 @common_options
 def test(*, settings: Settings, as_json: bool) -> None:
-    """Send a test message to each target in FLEETBEAT_NOTIFY_URLS, and report the results.
+    """Send a test message to each target.
 
-    It needs neither Redis nor the database. Exit status 1 if it could not be delivered to a target.
+    The targets are those of FLEETBEAT_NOTIFY_URLS. It needs neither Redis nor the database. Exit status
+    1 if a target could not be reached.
     """
     outcomes = _send_test(settings.notify_urls)
     if as_json:

@@ -36,10 +36,10 @@ from fleetbeat_worker.store.sessions import agent_is_known, read_session
 def pause(
     *, settings: Settings, asked: str | UUID, length: timedelta | None, reason: str | None, as_json: bool
 ) -> None:
-    """Pause an agent: its heartbeats are stored, and it isn't flagged until the pause is over.
+    """Pause an agent, so that it isn't flagged.
 
-    Its deadline restarts then. All live sessions of the name are paused; one that is paused already gets the new end
-    and reason. A pause also ends with its session.
+    Its heartbeats are stored, and its deadline restarts when the pause is over. All live sessions of the name are
+    paused; one that is paused already gets the new end and reason. A pause also ends with its session.
     """
     now = read_redis_time(settings)
     until = now + length if length is not None else None
@@ -61,7 +61,7 @@ def pause(
 @name_or_session
 @common_options
 def resume(*, settings: Settings, asked: str | UUID, as_json: bool) -> None:
-    """End an agent's pause; its deadline restarts now, whatever it was before."""
+    """End an agent's pause. Its deadline restarts now, whatever it was before."""
     now = read_redis_time(settings)
     with open_database(settings) as engine, writing(engine) as connection:
         resumed = pauses.resume(connection, asked, now, settings.missed_intervals)

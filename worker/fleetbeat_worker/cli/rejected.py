@@ -71,7 +71,7 @@ def _filter_options(command: Callable[..., _T]) -> Callable[..., _T]:
 
 def _choice_options(command: Callable[..., _T]) -> Callable[..., _T]:
     """Give a command IDs, `--all` and the filters, and call it with `ids`, `take_all` and `choice`."""
-    command = click.option("--all", "take_all", is_flag=True, help="All that the other options choose.")(
+    command = click.option("--all", "take_all", is_flag=True, help="All, or all that the other options choose.")(
         _filter_options(command)
     )
     return click.argument("ids", metavar="[ID]...", type=ROW_ID, nargs=-1)(command)
@@ -89,7 +89,7 @@ def rejected() -> None:
 @limit_option
 @common_options
 def list_rejected(*, settings: Settings, choice: Choice, limit: int, as_json: bool) -> None:
-    """List the latest rejected messages, newest last, and count all of them by reason."""
+    """List the latest rejected messages, newest last, then the number of all by reason."""
     with open_database(settings) as engine, reading(engine) as connection:
         counts = count_rejected(connection)
         found = latest_rejected(connection, limit, choice)
@@ -126,7 +126,7 @@ def _by_reason(counts: dict[str, int]) -> str:
 @click.argument("rejected_id", metavar="ID", type=ROW_ID)
 @common_options
 def show(*, settings: Settings, rejected_id: int, as_json: bool) -> None:
-    r"""Show one rejected message; bytes that can't be printed are written as \x1b and the like."""
+    r"""Show one rejected message. Bytes that can't be printed are written as \x1b and the like."""
     with open_database(settings) as engine, reading(engine) as connection:
         row = rejected_message(connection, rejected_id)
     if row is None:
@@ -168,10 +168,11 @@ def _row_json(row: Row[Any]) -> dict[str, Any]:
 @_choice_options
 @common_options
 def requeue(*, settings: Settings, ids: tuple[int, ...], take_all: bool, choice: Choice, as_json: bool) -> None:
-    """Try to store rejected messages again, as of the time at which they were received.
+    """Try to store rejected messages again.
 
-    A message that is accepted now leaves the list in the transaction that stores it; the others stay. Exit status 1 if
-    any stays. It can be stopped at any time and run again.
+    They count as of the time at which they were first received. A message that is accepted now leaves the list in the
+    transaction that stores it; the others stay. Exit status 1 if any stays. It can be stopped at any time and run
+    again.
     """
     from fleetbeat_worker.ingest.requeue import apply_again  # it brings RQ
 
@@ -215,7 +216,7 @@ def _requeue_summary(outcomes: Sequence[tuple[int, str]], chosen: int) -> str:
 def purge(  # noqa: PLR0913 - one argument for each option
     *, settings: Settings, ids: tuple[int, ...], take_all: bool, yes: bool, choice: Choice, as_json: bool
 ) -> None:
-    """Delete rejected messages for good, after asking; exit status 1 if the answer is no."""
+    """Delete rejected messages for good, after asking. Exit status 1 if the answer is no."""
     with open_database(settings) as engine:
         chosen = _choose(engine, ids, choice, take_all=take_all)
         what = counted(len(chosen), "rejected message")

@@ -90,7 +90,7 @@ def list_tasks(*, settings: Settings, agent: str, state: str | None, as_json: bo
 @click.argument("agent", type=NameType())
 @common_options
 def counts(*, settings: Settings, agent: str, as_json: bool) -> None:
-    """Count an agent's tasks: open (not done), and of these stale (not updated for long)."""
+    """Count an agent's tasks. Open ones aren't done; of these, stale ones were not updated for long."""
     before = datetime.now(UTC) - timedelta(seconds=settings.stale_task_seconds)
     with open_database(settings) as engine, reading(engine) as connection:
         found = count_tasks(connection, before, agent).get(agent, TaskCounts())

@@ -42,8 +42,8 @@ from fleetbeat_worker.workers.pool import Pool
 def up(*, data_dir: Path | None, port: int, workers: int, bounds: Bounds) -> None:
     """Start Valkey, SQLite, workers and the dispatcher, until Ctrl-C.
 
-    Queued messages survive a restart, also after a crash. While it runs, fleetbeat workers scale changes the number of
-    workers.
+    Queued messages survive a restart, also after a crash. While it runs, `fleetbeat workers scale` changes the number
+    of workers.
     """
     settings = Settings.from_environment(os.environ)
     if data_dir is not None:

@@ -51,7 +51,7 @@ def worker(*, settings: Settings, workers: int, bounds: Bounds, burst: bool) -> 
     """Run RQ workers and a dispatcher until Ctrl-C or SIGTERM.
 
     Redis or the database may be unavailable, at the start or later: the workers log that and wait. While they run,
-    fleetbeat workers scale changes their number.
+    `fleetbeat workers scale` changes their number.
     """
     set_up(settings.log_level)
     # An invalid URL is reported here once; otherwise each child would fail with it again and again.
