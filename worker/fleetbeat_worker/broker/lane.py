@@ -78,15 +78,19 @@ class Lane:
 
     def remove(self, entries: list[Entry]) -> None:
         """Remove entries that are stored, and count them."""
-        self._suspects = max(0, self._suspects - len(entries))
         self._client.execute_command(*take_out_command(SESSIONS, [entry.id for entry in entries], self._consumer))
+        if not self._suspects:
+            return
+        self._suspects = max(0, self._suspects - len(entries))
         if not self._suspects:
             self._client.delete(SESSIONS_IN_HAND)
             return
-        self.release()
         with suppress(OutOfMemoryError):  # then some more than need be are taken one by one
             self._client.hset(SESSIONS_IN_HAND, "suspects", self._suspects)
 
     def release(self) -> None:
-        """Give back what is in hand: it couldn't be stored now, and that is no fault of it."""
-        self._client.hdel(SESSIONS_IN_HAND, "in_hand")
+        """Erase the note: the entries in hand are stored, or couldn't be stored now, which is no fault of theirs."""
+        if self._suspects:
+            self._client.hdel(SESSIONS_IN_HAND, "in_hand")
+        else:
+            self._client.delete(SESSIONS_IN_HAND)

@@ -54,6 +54,8 @@ def _apply_piece(lane: Lane, engine: Engine, settings: Settings) -> tuple[Piece,
             lock_lane(connection)
             piece = lane.take()
             changesets = store_piece(connection, piece, settings)
+            # Under the lock: another worker that gets it before the entries are removed must not count a death.
+            lane.release()
         flush(engine)
     except Exception:
         if piece is not None:  # without it another worker has the lane
