@@ -70,7 +70,7 @@ def refusals(place: Place) -> dict[tuple[str, str], int]:
 
 
 def test_both_users_can_do_their_work(place: Place) -> None:
-    """With the printed rights agents register, beat and hear answers, workers store, and every look at it works."""
+    """With the printed rights agents register, beat and get replies, workers store, and all commands work."""
     refusals(place)
     agents_url = url(place, "agent")
     agent = ("fleetbeat-agent",)
@@ -94,8 +94,8 @@ def test_both_users_can_do_their_work(place: Place) -> None:
     assert refusals(place) == {}
 
 
-def test_a_producer_makes_no_worker_call_a_function(place: Place) -> None:
-    """What would be a job elsewhere is a bad message in the inbox or the lane, where alone a producer may write to."""
+def test_a_producer_cant_make_a_worker_call_a_function(place: Place) -> None:
+    """A job that a producer writes is a rejected message: it may only add to the inbox and the lane."""
     canary = place.directory / "canary"
     call = json.dumps(["os.mkdir", None, [str(canary)], {}])
     with client(place, "agent") as agent:
@@ -148,7 +148,7 @@ def test_a_producer_makes_no_worker_call_a_function(place: Place) -> None:
     ],
 )
 def test_the_producer_is_refused_everything_else(place: Place, command: tuple[str, ...]) -> None:
-    """Reading the inbox, other keys, RQ's queue, scripts, channels and the server's settings are out of its reach."""
+    """Reading the inbox, other keys, RQ's queue, scripts, channels and the server's settings are refused."""
     with client(place, "agent") as agent, pytest.raises(NoPermissionError):
         agent.execute_command(*command)
 
@@ -183,8 +183,8 @@ def test_workers_are_kept_to_their_keys_and_from_the_server(place: Place, comman
         worker.execute_command(*command)
 
 
-def test_nobody_logs_in_before_a_password_is_set(place: Place) -> None:
-    """The printed lines hold no password, and a user made of them has none to log in with, nor is it open to all."""
+def test_no_user_logs_in_before_a_password_is_set(place: Place) -> None:
+    """The printed lines have no password: a user made of them can't log in, with or without one."""
     for user in place.json("fleetbeat", "acl", "--producer-user", "new-agent", "--worker-user", "new-worker")["users"]:
         with client(place, "default") as admin:
             admin.execute_command("ACL", "SETUSER", user["name"], *user["rules"])
@@ -194,13 +194,13 @@ def test_nobody_logs_in_before_a_password_is_set(place: Place) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "two words", "línea", "a\nuser"])
-def test_a_name_that_is_no_word_is_refused(place: Place, name: str) -> None:
+def test_a_name_that_is_not_a_word_is_refused(place: Place, name: str) -> None:
     """A name can't add a rule or a line of its own."""
     assert "is not a user name" in place.run("fleetbeat", "acl", "--producer-user", name, exits=2).stderr
 
 
-def test_both_sides_cant_be_one_user(place: Place) -> None:
-    """One name for both would give agents the rights of workers, or the other way round."""
+def test_agents_and_workers_cant_share_a_user(place: Place) -> None:
+    """With one name for both agents would have the rights of workers."""
     place.run("fleetbeat", "acl", "--producer-user", "one", "--worker-user", "one", exits=2)
 
 

@@ -45,7 +45,7 @@ def observed(counters: Counters, metric: Histogram) -> tuple[float, float]:
 
 
 def test_what_is_stored_is_counted_once(redis: Redis, database: Engine, quick: Settings, counters: Counters) -> None:
-    """By kind and by reason; what is delivered again, or sent twice, adds nothing."""
+    """By kind and by reason; a message that is delivered or sent twice adds nothing."""
     message = register()
     beats = [heartbeat(message.session_id) for _ in range(70)]
     wires = [message, *beats, beats[0], b"hello", heartbeat(new_message_id()), deregister(message.session_id)]
@@ -71,7 +71,7 @@ def test_what_is_stored_is_counted_once(redis: Redis, database: Engine, quick: S
 def test_a_batch_whose_worker_died_after_the_commit(
     redis: Redis, database: Engine, quick: Settings, counters: Counters
 ) -> None:
-    """It was counted by the dead one; whoever takes it over counts that, and no message again."""
+    """The dead worker counted its messages; the next one counts that it took them over, and no message twice."""
     (session_id,) = enrol(redis, database, quick, "torv")
     send(redis, *[heartbeat(session_id) for _ in range(20)])
     database.dispose()
@@ -89,7 +89,7 @@ def test_a_batch_whose_worker_died_after_the_commit(
 def test_sweeps_and_verdicts_are_counted(
     redis: Redis, database: Engine, quick: Settings, counters: Counters, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Flagged, heard of again, and how the sweeps ended; one that only looks isn't counted."""
+    """Degraded agents, recovered ones, and the results of sweeps are counted; a dry run isn't."""
     (session_id, _) = enrol(redis, database, quick, "kami", "rams", interval_seconds=1.0, grace_seconds=0)
     sweep(redis, database, quick)
     let_pass(database, 20)
@@ -111,7 +111,7 @@ def failing(*_arguments: object, **_options: object) -> None:
 
 
 def test_what_redis_and_sql_hold(redis: Redis, database: Engine, quick: Settings) -> None:
-    """The gauges are what the two say; with one of them away, the other's are still there."""
+    """The gauges show both; with one of them away, those of the other are still there."""
     enrol(redis, database, quick, "torv", "hint")
     sweep(redis, database, quick)
     send(redis, b"x", b"y", b"z")
@@ -133,7 +133,7 @@ def test_what_redis_and_sql_hold(redis: Redis, database: Engine, quick: Settings
 
 
 def test_rq_keys_that_are_broken(redis: Redis, database: Engine, quick: Settings) -> None:
-    """Whatever stands in Redis where RQ keeps its workers, the scrape goes on with what SQL says."""
+    """With other data in RQ's keys, the scrape still has the gauges of SQL."""
     enrol(redis, database, quick, "torv")
     redis.set(f"rq:workers:{QUEUE}", "nonsense")
     readings = Sources(quick).read()
@@ -143,7 +143,7 @@ def test_rq_keys_that_are_broken(redis: Redis, database: Engine, quick: Settings
 def test_a_lost_race_is_counted(
     redis: Redis, database: Engine, quick: Settings, counters: Counters, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A transaction that lost against another is counted, and its messages are, once it got through."""
+    """A transaction that lost against another is counted, and its messages once it has succeeded."""
     races = iter([True, True])
     write = transactions.write_changes
 
@@ -154,6 +154,8 @@ def test_a_lost_race_is_counted(
 
     monkeypatch.setattr(transactions, "write_changes", lose_twice)
     monkeypatch.setattr(transactions, "rolled_back_by_conflict", lambda _error: True)
-    enrol(redis, database, quick, "torv")
+    (session_id,) = enrol(redis, database, quick, "torv")
+    send(redis, heartbeat(session_id))
+    drain(redis, database, quick)
     assert counted(counters, metrics.DATABASE_RETRIES) == {"": 2}
-    assert counted(counters, metrics.INGESTED) == {"register": 1}
+    assert counted(counters, metrics.INGESTED) == {"heartbeat": 1, "register": 1}

@@ -120,7 +120,7 @@ def known_life(engine: Engine) -> Any:
 
 
 def test_workers_wait_for_redis_at_the_start(place: Place, sqlite: Engine, settings: Settings) -> None:
-    """Started before Redis is there, workers wait, and go to work when it comes."""
+    """Workers that are started before Redis wait for it, and then work."""
     with pool(settings, sqlite) as running:
         place.kill()
         before = {child.pid for child in children(running)}
@@ -132,7 +132,7 @@ def test_workers_wait_for_redis_at_the_start(place: Place, sqlite: Engine, setti
 
 
 def test_a_redis_that_was_killed_keeps_what_it_acknowledged(place: Place, sqlite: Engine, settings: Settings) -> None:
-    """Killed in the middle with its log on disk, Redis comes back and all is stored, each once, and nobody flagged."""
+    """Redis is killed with its log on disk and restarted: each message is stored once, and no agent is flagged."""
     always = {"appendonly": "yes", "appendfsync": "always"}
     place.start(**always)
     message = register()
@@ -150,7 +150,7 @@ def test_a_redis_that_was_killed_keeps_what_it_acknowledged(place: Place, sqlite
 
 
 def test_what_is_acknowledged_is_on_the_disk(place: Place) -> None:
-    """With `appendfsync always` each message is synced when it is acknowledged, and there after a kill -9 at once."""
+    """With `appendfsync always` each acknowledged message is on disk, also after a kill -9 right then."""
     always = {"appendonly": "yes", "appendfsync": "always"}
     place.start(**always)
     sent = []
@@ -164,10 +164,10 @@ def test_what_is_acknowledged_is_on_the_disk(place: Place) -> None:
     assert [entry_id.decode() for entry_id, _ in place.client.xrange(INBOX)] == sent
 
 
-def test_a_redis_without_its_replica_takes_nothing(
+def test_a_redis_without_its_replica_accepts_nothing(
     place: Place, sqlite: Engine, settings: Settings, tmp_path: Path
 ) -> None:
-    """With `min-replicas-to-write` messages are refused in words while no replica is there, and taken when one is."""
+    """With `min-replicas-to-write` messages are refused with a reason while no replica is there."""
     place.start(**{"min-replicas-to-write": 1, "repl-diskless-sync-delay": 0})
     sender, message = Transport(settings), register()
     with pytest.raises(RedisUnavailable, match=REFUSED):
@@ -206,7 +206,7 @@ def has_replica(master: Place) -> bool:
 
 
 def test_a_redis_that_lost_everything_is_worked_with_again(place: Place, sqlite: Engine, settings: Settings) -> None:
-    """After a restart without persistence the workers go on by themselves, and sweep; the loss is told once."""
+    """After a restart without persistence the workers continue and sweep; the loss is reported once."""
     place.start()
     message = register()
     send(place.client, message)
@@ -227,7 +227,7 @@ def test_a_redis_that_lost_everything_is_worked_with_again(place: Place, sqlite:
 
 
 def test_a_flushed_redis_is_worked_with_again(place: Place, sqlite: Engine, settings: Settings) -> None:
-    """FLUSHALL takes the group, the queue and the lock away; all are made anew."""
+    """FLUSHALL removes the group, the queue and the lock; all are made again."""
     place.start()
     message = register()
     send(place.client, message)
@@ -242,7 +242,7 @@ def test_a_flushed_redis_is_worked_with_again(place: Place, sqlite: Engine, sett
 
 
 def test_a_redis_that_stands_still_is_waited_for(place: Place, sqlite: Engine, settings: Settings) -> None:
-    """While Redis is stopped nothing breaks; when it runs on, so do the workers."""
+    """While Redis is suspended nothing breaks; when it continues, so do the workers."""
     place.start()
     message = register()
     send(place.client, message)
@@ -261,7 +261,7 @@ def test_a_redis_that_stands_still_is_waited_for(place: Place, sqlite: Engine, s
 
 
 def test_a_full_redis_is_drained_without_rq(place: Place, sqlite: Engine, settings: Settings) -> None:
-    """When Redis takes no more, senders are told and the inbox is drained all the same; then RQ comes back."""
+    """When Redis is full, senders get an error and the inbox is still drained; with free memory RQ continues."""
     place.start()
     message = register()
     Inbox(place.client).create_group()  # of an earlier run
@@ -278,7 +278,7 @@ def test_a_full_redis_is_drained_without_rq(place: Place, sqlite: Engine, settin
 
 
 def test_a_full_redis_is_drained_though_jobs_wait(place: Place, sqlite: Engine, settings: Settings) -> None:
-    """No worker can take a job out of a full Redis: that some wait there is no reason to leave the inbox to them."""
+    """No worker can take a job out of a full Redis: the dispatcher drains the inbox although jobs wait."""
     place.start()
     gives_up_at = time.monotonic() + 20
     asked = 0
@@ -298,15 +298,15 @@ def test_a_full_redis_is_drained_though_jobs_wait(place: Place, sqlite: Engine, 
 
 
 def fill(client: Redis, message: Register) -> None:
-    """Send a registration and 300 heartbeats to a Redis that takes nothing more after them."""
+    """Send a registration and 300 heartbeats to a Redis that is full after them."""
     client.set("ballast", b"x" * 4_000_000)
     send(client, message, *[heartbeat(message.session_id) for _ in range(300)])
     client.config_set("maxmemory-policy", "noeviction")
     client.config_set("maxmemory", "1mb")
 
 
-def test_nobody_is_flagged_while_redis_refuses_heartbeats(place: Place, sqlite: Engine, settings: Settings) -> None:
-    """Nobody can be heard in a full Redis; afterwards those that beat are fine, and those that died are flagged."""
+def test_no_agent_is_flagged_while_redis_refuses_heartbeats(place: Place, sqlite: Engine, settings: Settings) -> None:
+    """A full Redis accepts no heartbeat; afterwards agents that beat are ok, and those that died are flagged."""
     place.start()
     well, dead = register("well", interval_seconds=1.0), register("dead", interval_seconds=1.0)
     send(place.client, well)
@@ -325,10 +325,10 @@ def test_nobody_is_flagged_while_redis_refuses_heartbeats(place: Place, sqlite: 
 
 
 @pytest.mark.parametrize("still_seconds", [3.0, 8.0])
-def test_nobody_is_flagged_for_a_redis_that_stood_still(
+def test_no_agent_is_flagged_for_a_suspended_redis(
     place: Place, sqlite: Engine, settings: Settings, still_seconds: float
 ) -> None:
-    """For seconds, as when it is moved to another host: no outage, but too long for who beats each second."""
+    """For seconds, as when it is moved to another host: no outage, but too long for agents that beat each second."""
     place.start()
     well, dead = register("well", interval_seconds=1.0), register("dead", interval_seconds=1.0)
     send(place.client, well, dead)
@@ -356,7 +356,7 @@ def agent_of(place: Place, session: UUID) -> Iterator[None]:
         yield
 
 
-def test_a_redis_that_may_evict_is_told_of(
+def test_a_redis_that_may_evict_is_warned_of(
     place: Place, settings: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The elected dispatcher and `check` warn of a maxmemory-policy that may evict messages, and of no other."""
@@ -365,14 +365,14 @@ def test_a_redis_that_may_evict_is_told_of(
         monkeypatch.setenv(f"FLEETBEAT_{name.upper()}", getattr(settings, name))
     assert _warnings(place, settings, caplog) == ("", None)
     place.client.config_set("maxmemory-policy", "allkeys-lru")
-    assert _warnings(place, settings, caplog) == ("", None)  # without a limit nothing is thrown away
+    assert _warnings(place, settings, caplog) == ("", None)  # without a limit nothing is evicted
     place.client.config_set("maxmemory", "100mb")
-    logged, told = _warnings(place, settings, caplog)
-    assert told == (
+    logged, checked = _warnings(place, settings, caplog)
+    assert checked == (
         "Redis may evict queued messages when its memory is full: its maxmemory-policy is allkeys-lru. "
         "Set it to noeviction."
     )
-    assert told in logged
+    assert checked in logged
 
 
 def _warnings(place: Place, settings: Settings, caplog: pytest.LogCaptureFixture) -> tuple[str, str | None]:

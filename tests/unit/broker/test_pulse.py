@@ -29,15 +29,15 @@ def span(start: float, end: float) -> tuple[int, int]:
 
 
 @pytest.mark.parametrize(
-    ("pulse", "unheard"),
+    ("pulse", "gaps"),
     [
         (Pulse(), []),
         (Pulse(ms(99)), []),
         (Pulse(ms(98.75)), []),
         (Pulse(ms(98)), [span(98.5, 100)]),
-        (Pulse(ms(70)), [span(93.75, 100)]),  # the sweep before, at 95, knew of what was late then
-        (Pulse(ms(65)), [span(93.75, 100)]),  # it may be Redis, since that sweep
-        (Pulse(ms(64.9)), []),  # nobody is there to write it
+        (Pulse(ms(70)), [span(93.75, 100)]),  # the sweep at 95 knew of what was late then
+        (Pulse(ms(65)), [span(93.75, 100)]),  # Redis may be away since that sweep
+        (Pulse(ms(64.9)), []),  # no pool runs that could write it
         (Pulse(ms(101)), []),
         (Pulse(ms(100), (span(40, 90), span(96, 99))), [span(96, 99)]),
         (Pulse(ms(100), (span(94, 99),)), [span(94, 99)]),
@@ -45,13 +45,13 @@ def span(start: float, end: float) -> tuple[int, int]:
         (Pulse(ms(103), (span(99, 103),)), []),  # of before the clock was set back
     ],
 )
-def test_what_a_pulse_says_of_the_time_since_the_last_sweep(pulse: Pulse, unheard: list[tuple[int, int]]) -> None:
-    """Gaps that no sweep knew of, and a pulse that is late; but not one that nobody writes any more."""
-    assert pulse.new_gaps(ms(95), ms(100), LONGEST) == unheard
+def test_gaps_that_are_new_since_the_last_sweep(pulse: Pulse, gaps: list[tuple[int, int]]) -> None:
+    """Gaps that no sweep knew of, and a late pulse; but not one that no pool writes any more."""
+    assert pulse.new_gaps(ms(95), ms(100), LONGEST) == gaps
 
 
-def test_a_redis_that_stands_still_for_almost_an_outage(memory: Engine) -> None:
-    """The sweep right after it comes too early for an outage, and before the next pulse: the last one was of before."""
+def test_a_redis_that_is_away_for_almost_an_outage(memory: Engine) -> None:
+    """The sweep right after it is too early for an outage, and before the next pulse: the last one is old."""
     fleet = Simulation(memory)
     session = fleet.register("torv", 0)
     fleet.sweep(10, pulse=Pulse(ms(9.9)))
@@ -61,7 +61,7 @@ def test_a_redis_that_stands_still_for_almost_an_outage(memory: Engine) -> None:
 
 
 def test_a_pulse_that_comes_in_time_leaves_no_gap(redis: FakeRedis) -> None:
-    """Each one is written down; the first ever leaves a gap that began nobody knows when."""
+    """Each pulse is stored; the very first one leaves a gap of unknown start."""
     writer = PulseWriter(redis)
     writer.write()
     first = read_pulse(redis)
@@ -74,7 +74,7 @@ def test_a_pulse_that_comes_in_time_leaves_no_gap(redis: FakeRedis) -> None:
 
 
 def test_a_late_pulse_leaves_a_gap(redis: FakeRedis) -> None:
-    """From when the next one was due to when it came, whoever wrote the one before."""
+    """From when the next one was due to when it came, also if another pool wrote the one before."""
     PulseWriter(redis).write()
     last = int(redis.get(PULSE)) - 5 * GAP_MILLISECONDS
     redis.set(PULSE, last)
@@ -83,8 +83,8 @@ def test_a_late_pulse_leaves_a_gap(redis: FakeRedis) -> None:
     assert found.gaps[1:] == ((last + 500, found.at),)
 
 
-def test_a_redis_that_lost_its_data_is_told_of_the_last_pulse(redis: FakeRedis) -> None:
-    """The one who wrote it knows, and otherwise the last sweep."""
+def test_the_last_pulse_survives_the_loss_of_data(redis: FakeRedis) -> None:
+    """The writer remembers its last pulse, and SQL has the one of the last sweep."""
     writer = PulseWriter(redis)
     writer.write()
     redis.flushall()
@@ -95,31 +95,31 @@ def test_a_redis_that_lost_its_data_is_told_of_the_last_pulse(redis: FakeRedis) 
     assert Pulse().or_last_known(None) == Pulse()
 
 
-def test_pulses_go_on_until_it_is_enough(redis: FakeRedis) -> None:
-    """A thread writes them, also after Redis failed it."""
-    enough = threading.Event()
+def test_pulses_are_written_until_asked_to_stop(redis: FakeRedis) -> None:
+    """A thread writes them, and continues after Redis has failed."""
+    stop = threading.Event()
     redis.set(PULSE_GAPS, "no list")  # so that the first ones fail
     redis.set(PULSE, 1)
-    thread = threading.Thread(target=PulseWriter(redis).run, args=(enough,))
+    thread = threading.Thread(target=PulseWriter(redis).run, args=(stop,))
     thread.start()
     time.sleep(0.7)
     redis.delete(PULSE, PULSE_GAPS)
     ends_at = time.monotonic() + 10
     while not redis.get(PULSE) and time.monotonic() < ends_at:
         time.sleep(0.02)
-    enough.set()
+    stop.set()
     thread.join()
     assert read_pulse(redis).at
 
 
-def test_a_redis_that_takes_what_is_sent_refuses_nothing(redis: FakeRedis) -> None:
-    """And the question leaves no trace."""
+def test_a_redis_that_accepts_writes_gives_no_reason(redis: FakeRedis) -> None:
+    """The probe leaves no key."""
     assert read_write_refusal(redis) is None
     assert redis.keys() == []
 
 
-def test_a_gap_counts_for_nobody(memory: Engine) -> None:
-    """In 18 s in which Redis stood still nobody falls due; that is written down once, and the silent get it back."""
+def test_a_gap_is_excluded_from_deadlines(memory: Engine) -> None:
+    """No agent is flagged for 18 s without Redis; the gap is stored once, and deadlines of silent agents move by it."""
     fleet = Simulation(memory)
     well, dead, _ = (fleet.register(name, 0) for name in ("well", "dead", "gone"))
     fleet.sweep(0.1, pulse=Pulse(ms(0)))
@@ -128,7 +128,7 @@ def test_a_gap_counts_for_nobody(memory: Engine) -> None:
     for session in (well, dead):
         fleet.beat(session, 18)
     assert fleet.sweep(22, pulse=Pulse(ms(22))).degraded == ["gone"]
-    # From 26 to 44 it stands still; well and dead are due at 39.
+    # Redis is away from 26 to 44; well and dead are due at 39.
     assert fleet.sweep(44.2, pulse=Pulse(ms(26))).degraded == []
     assert outages_of(memory) == [span(26.5, 44.2)]
     assert due(memory, dead) == at(18 + 21 + 17.7)
@@ -143,7 +143,7 @@ def test_a_gap_counts_for_nobody(memory: Engine) -> None:
 
 
 def test_a_gap_counts_while_a_clock_that_was_set_back_is_behind_the_last_sweep(memory: Engine) -> None:
-    """Two minutes back: who is registered then, and is due in the gap, gets the time back as ever."""
+    """Two minutes back: the deadline of an agent that is registered then, and due in the gap, moves by it as ever."""
     fleet = Simulation(memory)
     fleet.sweep(300, pulse=Pulse(ms(300)))
     session = fleet.register("new", 181)  # from 185 to 203 Redis stands still; it is due at 202
@@ -154,8 +154,8 @@ def test_a_gap_counts_while_a_clock_that_was_set_back_is_behind_the_last_sweep(m
     assert outages_of(memory) == [span(185.5, 203)]
 
 
-def test_an_outage_holds_its_gaps(memory: Engine) -> None:
-    """What was no sweep's time is written down as one outage, and moves each deadline once."""
+def test_an_outage_includes_its_gaps(memory: Engine) -> None:
+    """A time without sweeps is stored as one outage, and moves each deadline once."""
     fleet = Simulation(memory)
     session = fleet.register("torv", 0)
     fleet.sweep(1, pulse=Pulse(ms(1)))
@@ -169,7 +169,7 @@ def test_an_outage_holds_its_gaps(memory: Engine) -> None:
 
 
 def test_a_fleet_without_pulses_is_judged_as_before(memory: Engine) -> None:
-    """Workers without a pool write none: after a while their absence says nothing of Redis."""
+    """Workers without a pool write no pulse: after a while its absence says nothing of Redis."""
     fleet = Simulation(memory)
     fleet.register("torv", 0)
     fleet.sweep(0.1, pulse=Pulse(ms(0)))

@@ -32,7 +32,7 @@ def job_named(redis: FakeRedis) -> FleetbeatJob:
 
 @pytest.mark.parametrize("function", [jobs.ingest, jobs.sweep, jobs.prune])
 def test_our_own_jobs_are_run(redis: FakeRedis, function: Any) -> None:
-    """What the dispatcher enqueues is restored as it is."""
+    """A job that the dispatcher enqueues is restored unchanged."""
     queue = Queue(QUEUE, connection=redis, serializer="json")
     queued = queue.enqueue_call(f"{function.__module__}.{function.__name__}", job_id="some-job", result_ttl=0)
     job = job_named(redis)
@@ -111,8 +111,8 @@ def test_a_malformed_field_is_no_crash(redis: FakeRedis, field: dict[bytes, byte
     assert "can't be read" in job.args[0]
 
 
-def test_a_job_without_data_is_none(redis: FakeRedis) -> None:
-    """A hash without data is what RQ calls no job, and passes over."""
+def test_a_hash_without_data_is_no_job(redis: FakeRedis) -> None:
+    """RQ skips a hash without data."""
     with pytest.raises(NoSuchJobError):
         job_named(redis).restore({b"status": b"queued"})
 
@@ -121,7 +121,7 @@ def test_a_job_without_data_is_none(redis: FakeRedis) -> None:
 def test_a_signal_while_a_job_is_read_is_no_fault_of_the_job(
     redis: FakeRedis, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    """RQ's request to stop, and a lost connection, pass through: the job is good, and the worker must hear them."""
+    """RQ's request to stop, and a lost connection, are raised to the worker: the job is good."""
 
     def restore(_self: Job, _raw: object) -> None:
         raise error
@@ -140,7 +140,7 @@ def signals() -> Iterator[None]:
 
 
 class AsksToStop:
-    """Sends the worker its signal from a destructor, out of which no exception comes."""
+    """Sends the worker its signal from a destructor, which no exception leaves."""
 
     def __del__(self) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
@@ -149,7 +149,7 @@ class AsksToStop:
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.usefixtures("signals")
 @pytest.mark.parametrize("moment", ["at housekeeping", "while it waits"])
-def test_a_request_to_stop_is_heard_whatever_it_interrupts(
+def test_a_request_to_stop_takes_effect_whatever_it_interrupts(
     redis: FakeRedis, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
     """A signal that comes while Python destroys an object stops the worker, too."""

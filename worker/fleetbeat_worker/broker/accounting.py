@@ -30,7 +30,7 @@ from redis.exceptions import ResponseError
 
 from fleetbeat_shared.identifiers import new_message_id
 from fleetbeat_shared.redis_keys import ACCOUNT, GROUP, INBOX, SESSIONS, STORED
-from fleetbeat_worker.broker.server import milliseconds_of
+from fleetbeat_worker.broker.server import as_text, milliseconds_of
 from fleetbeat_worker.rules.spans import from_milliseconds
 
 SHORTEST_SECONDS = 0.5
@@ -129,7 +129,7 @@ def read_account(client: Redis) -> Account:
     redis: Any = client  # redis-py's hints can't tell its sync answers from its async ones
     time, life, lost = redis.eval(_READ, 3, INBOX, SESSIONS, ACCOUNT, GROUP)
     read_at = from_milliseconds(milliseconds_of(time))
-    return Account(read_at, None, 0) if life is None else Account(read_at, _text(life), lost)
+    return Account(read_at, None, 0) if life is None else Account(read_at, as_text(life), lost)
 
 
 def open_account(client: Redis) -> None:
@@ -167,29 +167,6 @@ class Sample:
     workers: dict[str, int]
     """What each worker took out, by its name."""
 
-    def to_json(self) -> dict[str, Any]:
-        """Return what `from_json` reads."""
-        return {
-            "at_seconds": self.at_seconds,
-            "life": self.life,
-            "added": self.added,
-            "taken": self.taken,
-            "workers": self.workers,
-        }
-
-    @staticmethod
-    def from_json(value: Mapping[str, Any]) -> Sample:
-        """Read what `to_json` wrote. Raises KeyError, TypeError, ValueError when it is something else."""
-        workers = {str(name): int(count) for name, count in dict(value["workers"]).items()}
-        life = value["life"]
-        return Sample(
-            float(value["at_seconds"]),
-            None if life is None else str(life),
-            int(value["added"]),
-            int(value["taken"]),
-            workers,
-        )
-
 
 @dataclass(frozen=True, slots=True)
 class Flow:
@@ -216,15 +193,15 @@ def read_sample(client: Redis) -> Sample:
         pipe.hgetall(STORED)
         pipe.xinfo_stream(INBOX)
         pipe.xinfo_stream(SESSIONS)
-        (whole, micro), (life, taken), workers, *streams = pipe.execute(raise_on_error=False)
+        time, (life, taken), workers, *streams = pipe.execute(raise_on_error=False)
     # An error is "no such key": nothing ever came.
     added = [int(stream.get("entries-added", 0)) for stream in streams if not isinstance(stream, ResponseError)]
     return Sample(
-        at_seconds=whole + micro / 1_000_000,
-        life=None if life is None else _text(life),
+        at_seconds=milliseconds_of(time) / 1000,
+        life=None if life is None else as_text(life),
         added=sum(added),
         taken=int(taken or 0),
-        workers={_text(name): int(count) for name, count in workers.items()},
+        workers={as_text(name): int(count) for name, count in workers.items()},
     )
 
 
@@ -249,7 +226,3 @@ def flow(before: Sample, after: Sample) -> Flow:
 
 def _rate(difference: int, seconds: float) -> float | None:
     return None if difference < 0 else difference / seconds
-
-
-def _text(value: bytes | str) -> str:
-    return value.decode(errors="backslashreplace") if isinstance(value, bytes) else value
