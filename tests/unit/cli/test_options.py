@@ -120,7 +120,7 @@ def test_database_without_schema_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("args", "code", "says"),
     [
-        (["dashboard", "--database-url", "mysql://u:secret@h/x"], 2, "FLEETBEAT_DATABASE_URL is no URL"),
+        (["dashboard", "--database-url", "mysql://u:secret@h/x"], 2, "FLEETBEAT_DATABASE_URL is not a database URL"),
         (["queue", "--redis-url", "http://u:secret@h"], 2, "FLEETBEAT_REDIS_URL is not a Redis URL"),
         (
             ["queue", "--redis-url", "redis://u:secret@127.0.0.1:1/0"],
@@ -128,7 +128,7 @@ def test_database_without_schema_is_refused(tmp_path: Path) -> None:
             "Redis at redis://127.0.0.1:1/0 can't be used",
         ),
         (["events", "--database-url", "postgresql://u:secret@127.0.0.1:1/x"], 75, "postgresql://127.0.0.1:1/x"),
-        (["check", "--database-url", "mysql://u:secret@h/x"], 2, "FLEETBEAT_DATABASE_URL is no URL"),
+        (["check", "--database-url", "mysql://u:secret@h/x"], 2, "FLEETBEAT_DATABASE_URL is not a database URL"),
     ],
 )
 def test_errors_are_one_sentence_without_secrets(args: list[str], code: int, says: str) -> None:
