@@ -137,7 +137,7 @@ def _without_pauses(registered_at: int, last_seen_at: int | None, _resumed_at: i
 @pytest.mark.parametrize(
     ("seed", "rule", "broken", "found"),
     [
-        (3, "simulation.memory_store.outage_between", _never, "false_flags"),
+        (1, "simulation.memory_store.outage_between", _never, "false_flags"),
         (8, "simulation.memory_store.running", _never, "false_flags"),
         (3, "fleetbeat_worker.rules.deadlines.allowed_silence_seconds", _no_grace, "false_flags"),
         (3, "fleetbeat_worker.rules.deadlines.allowed_silence_seconds", _one_too_many, "missed_flags"),
