@@ -134,13 +134,18 @@ def redis_time(client: Redis) -> datetime:
     return datetime.fromtimestamp(whole, UTC) + timedelta(microseconds=micro)
 
 
-def send(client: Redis, *messages: Register | Heartbeat | Deregister | bytes, at: datetime | None = None) -> list[str]:
-    """Add messages to their streams; with `at`, as if they had arrived then. Return the entries' ids."""
+def send(
+    client: Redis,
+    *messages: Register | Heartbeat | Deregister | bytes,
+    at: datetime | None = None,
+    stream: str = INBOX,
+) -> list[str]:
+    """Add messages to their streams, and bytes to `stream`; with `at`, as if they had arrived then. Return the ids."""
     entry_id = "*" if at is None else f"{to_milliseconds(at)}-*"
     with client.pipeline(transaction=False) as pipe:
         for message in messages:
             if isinstance(message, bytes):
-                pipe.xadd(INBOX, {FIELD: message}, id=entry_id)
+                pipe.xadd(stream, {FIELD: message}, id=entry_id)
             else:
                 pipe.xadd(stream_of(message.kind), {FIELD: message.to_wire()}, id=entry_id)
         return [found.decode() for found in pipe.execute()]

@@ -9,7 +9,7 @@ from uuid import uuid4
 from redis import Redis
 
 from acceptance.place import PATIENCE_SECONDS, Place
-from fleetbeat_shared.redis_keys import FIELD, INBOX
+from fleetbeat_shared.redis_keys import FIELD, INBOX, SESSIONS
 from fleetbeat_worker.broker.embedded_valkey import find_free_port
 from helpers import eventually, heartbeat, redis_time, register, send
 
@@ -72,7 +72,7 @@ def test_the_dashboard_with_redis_away_is_held(fleet: Place) -> None:
     assert "HELD as of 2" in shown
     assert "held" in shown
     assert f"Redis at redis://127.0.0.1:{port}/0 can't be used" in shown
-    assert "Pipeline  Redis away" in shown
+    assert "Pipeline  Redis unavailable" in shown
     assert fleet.json("fleetbeat", "agents", "list", *away)["held"] is True
     assert fleet.run("fleetbeat", "check", *away, exits=3).stdout.startswith("PIPELINE: ")
     refused = fleet.run("fleetbeat", "queue", *away, exits=75)
@@ -83,7 +83,7 @@ def test_no_data_yet(place: Place) -> None:
     """Commands that look say how to begin where nothing has ever run, and make no file."""
     for words, status in ((["dashboard"], 1), (["events"], 1), (["check"], 3)):
         done = place.run("fleetbeat", *words, exits=status)
-        assert "Begin with: fleetbeat up" in done.all
+        assert "Start with: fleetbeat up" in done.all
     assert not (place.directory / ".fleetbeat").exists()
 
 
@@ -155,7 +155,8 @@ def test_escape_sequences_are_inert_everywhere(pipeline: Place, redis: Redis) ->
     metadata = heartbeat(session_id, metadata={"WORD": ["WORD"]})
     wires = (wire, beat.to_wire(), metadata.to_wire())
     messages = [wire.replace(b'"WORD"', evil.encode()) for wire in wires]
-    send(redis, *messages, named, EVIL.encode(), b'{"kind": ' + evil.encode() + b"}", at=at)
+    send(redis, messages[0], named, at=at, stream=SESSIONS)
+    send(redis, *messages[1:], EVIL.encode(), b'{"kind": ' + evil.encode() + b"}", at=at)
     for fields in ({FIELD: EVIL.encode("utf-16")}, {EVIL: EVIL}):
         redis.xadd(INBOX, fields)
     logs = pipeline.run("fleetbeat", "worker", "--burst", FLEETBEAT_LOG_LEVEL="DEBUG")

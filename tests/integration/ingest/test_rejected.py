@@ -9,12 +9,11 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 from redis import Redis
-from sqlalchemy import Engine, update
+from sqlalchemy import Engine
 
 from fleetbeat_shared.settings import Settings
 from fleetbeat_worker.cli import main
-from fleetbeat_worker.database.engine import reading, writing
-from fleetbeat_worker.database.tables import RejectedMessage
+from fleetbeat_worker.database.engine import reading
 from fleetbeat_worker.ingest.rejected import rejected_ids
 from helpers import (
     count_heartbeats,
@@ -50,7 +49,6 @@ def test_a_killed_requeue_loses_and_doubles_nothing(redis: Redis, database: Engi
     with reading(database) as connection:
         ids = rejected_ids(connection)
     assert len(ids) == 1000
-    _forget_awaited(database)
     send(redis, message)
     drain(redis, database, quick)
     assert count_heartbeats(database) == 0
@@ -64,12 +62,6 @@ def test_a_killed_requeue_loses_and_doubles_nothing(redis: Redis, database: Engi
     assert (result.exit_code, result.output) == (0, f"{left:,} messages stored, 0 still rejected.\n")
     assert stored_ids(database) == sorted(beat.id for beat in beats)
     assert json.loads(run("list", "--json").output) == {"counts": {}, "rejected": []}
-
-
-def _forget_awaited(engine: Engine) -> None:
-    """Let so much time pass that no registration puts right any more what was set aside."""
-    with writing(engine) as connection:
-        connection.execute(update(RejectedMessage).values(awaits_session_id=None))
 
 
 def test_thousands_are_purged_by_what_they_are(redis: Redis, database: Engine, quick: Settings) -> None:

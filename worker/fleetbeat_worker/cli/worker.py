@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable
 from contextlib import closing
+from typing import TYPE_CHECKING
 
 import click
 
@@ -21,11 +22,13 @@ from fleetbeat_worker.database.engine import open_engine
 from fleetbeat_worker.notifications.job import notify
 from fleetbeat_worker.rules.backoff import backoff
 from fleetbeat_worker.sweep.job import sweep
-from fleetbeat_worker.telemetry.exporter import Exporter
 from fleetbeat_worker.telemetry.log import logger, set_up
 from fleetbeat_worker.telemetry.problems import ProblemReporter
 from fleetbeat_worker.workers.autoscale import Bounds
 from fleetbeat_worker.workers.pool import Pool
+
+if TYPE_CHECKING:
+    from fleetbeat_worker.telemetry.exporter import Exporter  # it imports an HTTP server
 
 POLL_SECONDS = 1.0
 """How often the pool is looked after."""
@@ -80,6 +83,7 @@ def open_exporter(settings: Settings) -> Exporter | None:
     if settings.metrics_port is None:
         return None
     from fleetbeat_worker.fleet.gauges import Sources
+    from fleetbeat_worker.telemetry.exporter import Exporter
 
     return Exporter(settings, settings.metrics_port, lambda settings: Sources(settings).read)
 

@@ -23,6 +23,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkProcess
+from typing import TYPE_CHECKING
 
 from redis.exceptions import RedisError
 
@@ -30,7 +31,6 @@ from fleetbeat_shared.settings import Settings
 from fleetbeat_worker.broker.server import connect_worker
 from fleetbeat_worker.jobs import sigterm_flag
 from fleetbeat_worker.rules.backoff import backoff, backoff_seconds
-from fleetbeat_worker.telemetry.exporter import Exporter
 from fleetbeat_worker.telemetry.log import logger
 from fleetbeat_worker.telemetry.metrics import RESTARTS, count
 from fleetbeat_worker.telemetry.problems import ProblemLog, ProblemReporter, report_through
@@ -39,6 +39,9 @@ from fleetbeat_worker.workers.controller import RunningWorkers, TargetCount, new
 from fleetbeat_worker.workers.dispatcher import REDIS_IS_BACK, describe_redis_failure, run_dispatcher
 from fleetbeat_worker.workers.rq_worker import run_worker
 from fleetbeat_worker.workers.warmup import warm_up
+
+if TYPE_CHECKING:
+    from fleetbeat_worker.telemetry.exporter import Exporter  # it imports an HTTP server
 
 LIVED_LONG_SECONDS = 10.0
 """A child that lived this long is restarted at once."""
