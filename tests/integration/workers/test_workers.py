@@ -73,15 +73,13 @@ def queue(redis: Redis) -> Queue:
 def test_a_pool_stores_and_sweeps(redis: Redis, database: Engine, quick: Settings) -> None:
     """From the inbox to SQL through RQ, on either database: stored, swept, flagged, and the workers are seen by RQ."""
     message = register("silent", interval_seconds=1.0, grace_seconds=0)
-    send(redis, message)
     database.dispose()
     with running_pool(quick, workers=2):
-        send(redis, heartbeat(message.session_id, progress="once"))
-        eventually(lambda: state(database, message.session_id) == "ok")
+        send(redis, message, heartbeat(message.session_id, progress="once"))
         eventually(lambda: len(Worker.all(queue=queue(redis))) == 2)
         eventually(lambda: state(database, message.session_id) == "degraded")
         send(redis, heartbeat(message.session_id))
-        eventually(lambda: state(database, message.session_id) == "ok")
+        eventually(lambda: events(database, "recovered"))  # the state may be another again on a busy machine
         database.dispose()
     kinds = [event.type for event in events(database)]
     assert kinds[:4] == ["registered", "heartbeat", "degraded", "recovered"]
