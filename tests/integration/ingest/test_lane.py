@@ -162,6 +162,19 @@ def test_trouble_that_a_worker_survives_is_no_death(
     assert len(events(database, "registered")) == 1
 
 
+def test_a_worker_that_has_not_removed_what_it_stored_is_not_dead(
+    redis: Redis, database: Engine, quick: Settings
+) -> None:
+    """Others get the lock between a worker's commit and its removal of the entries, and count no death."""
+    send(redis, register("torv"))
+    for number in range(broker_lane.DEATHS_ALONE + 2):
+        worker = Lane(redis, f"worker-{number}")
+        piece, _ = lane._apply_piece(worker, database, quick)  # noqa: SLF001 - up to the removal
+        assert (len(piece.entries), piece.is_poison) == (1, False)
+    assert (len(events(database, "registered")), reasons(database)) == (1, [])
+    assert redis.exists(SESSIONS_IN_HAND) == 0
+
+
 def test_what_belongs_to_the_other_stream_is_set_aside(redis: Redis, database: Engine, quick: Settings) -> None:
     """A heartbeat in the lane and a registration in the inbox are refused; ops may apply them all the same."""
     message = register("torv")
